@@ -1,0 +1,88 @@
+"""The checkpoint file: weights and where they came from, loadable with ``weights_only=True``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.config import TrainingConfig
+from training.model import Classifier
+
+SCHEMA_VERSION = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or written by another version of this project."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model with its provenance.
+
+    Attributes:
+        model: The classifier, in evaluation mode, on the CPU.
+        config: How it was trained.
+        metrics: Test metrics of ``training.evaluate.evaluate``, and ``train_seconds``.
+        dataset_sha256: Digest of each split that was used.
+        versions: Library versions that trained it.
+        source_commit: Commit of this repository, or ``unknown``; ``-dirty`` when modified.
+    """
+
+    model: Classifier
+    config: TrainingConfig
+    metrics: dict[str, Any]
+    dataset_sha256: dict[str, str]
+    versions: dict[str, str]
+    source_commit: str
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes the file atomically: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "weights": checkpoint.model.state_dict(),
+            "config": checkpoint.config.to_dict(),
+            "metrics": checkpoint.metrics,
+            "dataset_sha256": checkpoint.dataset_sha256,
+            "versions": checkpoint.versions,
+            "source_commit": checkpoint.source_commit,
+        },
+        temporary,
+    )
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint without unpickling arbitrary objects.
+
+    Raises:
+        CheckpointError: Naming what is wrong with the file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; run 'make train' first")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        found = stored["schema_version"]
+        if found != SCHEMA_VERSION:
+            raise CheckpointError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {found}")
+        config = TrainingConfig(**stored["config"])
+        model = Classifier(config.arch)
+        model.load_state_dict(stored["weights"])
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch.load raises many types on damaged files
+        raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
+    return Checkpoint(
+        model=model.eval(),
+        config=config,
+        metrics=stored["metrics"],
+        dataset_sha256=stored["dataset_sha256"],
+        versions=stored["versions"],
+        source_commit=stored["source_commit"],
+    )
