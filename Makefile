@@ -1,0 +1,56 @@
+# Everything runs in .venv; a target installs what it needs, once, and again when pyproject changes.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+# Where a test or a training run finds data sets; torchvision downloads them when they are absent.
+export DIGITS_DATA ?= data
+INPUTS := pyproject.toml hatch_build.py proto/digits/v1/digits.proto
+
+.DEFAULT_GOAL := help
+.PHONY: help serve classify test lint format train export bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.venv/serve.stamp: $(INPUTS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cpu,native]'
+	@touch $@
+
+.venv/export.stamp: .venv/serve.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[export,native]'
+	@touch $@
+
+.venv/dev.stamp: .venv/export.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+serve: .venv/serve.stamp ## Serve the default model; ARGS="--grpc-port 0" passes flags
+	@exec $(BIN)/digits serve $(ARGS)
+
+classify: .venv/serve.stamp ## Classify IMAGES="a.png b.png" with a running server
+	@$(BIN)/digits classify $(IMAGES) $(ARGS)
+
+test: .venv/dev.stamp ## Run the tests
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/dev.stamp ## Check style, types and the proto
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint && $(BIN)/buf format -d --exit-code
+
+format: .venv/dev.stamp ## Format the code
+	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format . && $(BIN)/buf format -w
+
+train: .venv/export.stamp ## Train on MNIST; writes runs/default/checkpoint.pt (ARCH=, ARGS=)
+	$(BIN)/python -m training $(if $(ARCH),--arch $(ARCH)) $(ARGS)
+
+export: .venv/export.stamp ## Prove and write the trained model as the next version in models/digits
+	$(BIN)/python -m export $(ARGS)
+
+bench: .venv/dev.stamp ## Measure throughput against raw onnxruntime (needs h2load)
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+clean: ## Remove the environment, caches and runs
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist runs benchmarks/results
+	rm -f proto/digits/v1/*_pb2*.py proto/digits/v1/*_pb2*.pyi

@@ -1,0 +1,1 @@
+"""The gRPC server. Imports no torch and nothing from ``training`` or ``export``."""

@@ -1,0 +1,178 @@
+"""The model artifact's format, and its verification. Shared by the exporter and the server.
+
+A version is a folder ``<repository>/<N>/`` with the files below; ``manifest.json`` holds the
+SHA-256 of every other one. See docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+GOLDEN = "golden.npz"
+PARITY = "parity.json"
+FILES = (MODEL, GOLDEN, PARITY)
+
+OPSET = 20
+INPUT: dict[str, Any] = {"name": "image", "dtype": "uint8", "shape": ["batch", 28, 28]}
+LABELS = [str(digit) for digit in range(10)]
+MIN_GOLDEN = 32
+# Kernels differ between CPUs (AVX2, AVX-512) in the last bits; far below what a caller can see.
+GOLDEN_TOLERANCE = 1e-5
+MANIFEST_FIELDS = (
+    "name", "version", "precision", "files", "labels", "input", "opset", "training", "dataset",
+    "accuracy", "parity", "tools", "source_commit", "created",
+)  # fmt: skip
+
+
+class ArtifactError(RuntimeError):
+    """An artifact does not hold what it promises; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Digits whose answers are known.
+
+    Attributes:
+        images: uint8[N, 28, 28].
+        labels: int64[N], the digits that must be predicted.
+        probabilities: float32[N, 10], what the exported model answered.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+
+    def check(self, answered: npt.NDArray[np.float32]) -> None:
+        """Compares probabilities float32[N, 10] with the expected ones.
+
+        Raises:
+            ArtifactError: If a label differs, or a probability by more than the tolerance.
+        """
+        wrong = int((answered.argmax(axis=1) != self.labels).sum())
+        if wrong:
+            raise ArtifactError(f"golden digits: {wrong} of {len(self.labels)} labels are wrong")
+        error = float(np.abs(answered - self.probabilities).max())
+        if not error <= GOLDEN_TOLERANCE:
+            raise ArtifactError(
+                f"golden digits: expected probabilities within {GOLDEN_TOLERANCE:g}, "
+                f"got a difference of {error:g}"
+            )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One verified version.
+
+    Attributes:
+        manifest: The parsed manifest.
+        manifest_json: The same, word for word.
+        model: The bytes of model.onnx.
+        golden: The golden digits.
+    """
+
+    manifest: dict[str, Any]
+    manifest_json: str
+    model: bytes
+    golden: Golden
+
+    @property
+    def version(self) -> str:
+        """The version, a number in text."""
+        return str(self.manifest["version"])
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_artifact(folder: Path) -> Artifact:
+    """Reads a version and verifies all that can be verified without running it.
+
+    Raises:
+        ArtifactError: Naming the first thing that does not hold.
+    """
+    manifest_json = _read(folder / MANIFEST).decode("utf-8", errors="replace")
+    try:
+        manifest = json.loads(manifest_json)
+    except ValueError as error:
+        raise ArtifactError(f"{MANIFEST}: not JSON: {error}") from None
+    _check_manifest(manifest, folder.name)
+    contents = {name: _read(folder / name) for name in FILES}
+    for name, data in contents.items():
+        expected, got = manifest["files"].get(name), sha256(data)
+        if got != expected:
+            raise ArtifactError(f"{name}: expected sha256 {expected}, got {got}")
+    golden = read_golden(contents[GOLDEN])
+    return Artifact(manifest, manifest_json, contents[MODEL], golden)
+
+
+def _check_manifest(manifest: Any, version: str) -> None:
+    def require(field: str, expected: Any, got: Any) -> None:
+        if got != expected:
+            raise ArtifactError(f"{MANIFEST}: {field}: expected {expected!r}, got {got!r}")
+
+    if not isinstance(manifest, dict):
+        raise ArtifactError(f"{MANIFEST}: expected an object, got {type(manifest).__name__}")
+    require("schema_version", SCHEMA_VERSION, manifest.get("schema_version"))
+    missing = [field for field in MANIFEST_FIELDS if field not in manifest]
+    if missing:
+        raise ArtifactError(f"{MANIFEST}: missing {', '.join(missing)}")
+    require("version", version, str(manifest["version"]))
+    require("opset", OPSET, manifest["opset"])
+    require("input", INPUT, manifest["input"])
+    require("labels", LABELS, manifest["labels"])
+    if not isinstance(manifest["files"], dict):
+        raise ArtifactError(f"{MANIFEST}: files: expected an object")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path.name}: {error.strerror}") from None
+
+
+def write_golden(golden: Golden) -> bytes:
+    """The bytes of golden.npz; equal content gives equal bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, images=golden.images, labels=golden.labels, probabilities=golden.probabilities)
+    return buffer.getvalue()
+
+
+def read_golden(data: bytes) -> Golden:
+    """Parses golden.npz.
+
+    Raises:
+        ArtifactError: If arrays are missing, or of another type, shape or number.
+    """
+    expected: dict[str, tuple[type, tuple[int, ...]]] = {
+        "images": (np.uint8, (28, 28)),
+        "labels": (np.int64, ()),
+        "probabilities": (np.float32, (10,)),
+    }
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            loaded = {name: arrays[name] for name in expected}
+    except Exception as error:  # numpy and zipfile raise many types on damaged files
+        raise ArtifactError(f"{GOLDEN}: unreadable: {error}") from None
+    count = len(loaded["labels"])
+    for name, (dtype, shape) in expected.items():
+        array = loaded[name]
+        if array.dtype != dtype or array.shape != (count, *shape):
+            got = f"{array.dtype}{list(array.shape)}"
+            raise ArtifactError(f"{GOLDEN}: {name}: expected {dtype.__name__}, got {got}")
+    if count < MIN_GOLDEN:
+        raise ArtifactError(f"{GOLDEN}: expected at least {MIN_GOLDEN} digits, got {count}")
+    return Golden(loaded["images"], loaded["labels"], loaded["probabilities"])

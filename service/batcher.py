@@ -1,0 +1,364 @@
+"""Owns the queue: one deque, one condition, N slots. Knows neither gRPC nor onnxruntime.
+
+Timer-free: a free slot takes everything that waits, up to ``max_batch_size`` images. A second
+slot wakes only when a full batch is waiting, so small calls gather into larger batches behind
+one slot while bulk calls use every core.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class Refusal(enum.Enum):
+    """Why a job was not run."""
+
+    QUEUE_FULL = "queue_full"
+    DEADLINE_UNREACHABLE = "deadline_unreachable"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class BoundedCount:
+    """A number that threads raise up to a limit; an amount above the limit is let in alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def add(self, amount: int) -> bool:
+        """Adds ``amount``, or returns False where that would exceed the limit."""
+        with self._lock:
+            if self._count and self._count + amount > self._limit:
+                return False
+            self._count += amount
+            return True
+
+    def remove(self, amount: int) -> None:
+        """Takes ``amount`` back."""
+        with self._lock:
+            self._count -= amount
+
+
+class Job:
+    """Images of one caller, waiting for or going through inference.
+
+    Attributes:
+        images: Rows that ``run`` understands; sliced by ``image_bytes`` when it must be split.
+        count: Number of images.
+        deadline: Clock value after which nobody waits for the answer, or None.
+        cancelled: Set by the transport, from any thread, when the caller has left.
+        enqueued: Clock value of admission.
+        started: Clock value at which the first batch with one of its images started.
+        inference_s: Seconds of inference, summed over its batches.
+        batch_images: Images of the largest batch that held one of its images.
+        pieces: Results in the order of the images; complete when ``missing`` is 0.
+        refusal: Why it was not run, or None.
+        retry_after_s: With ``QUEUE_FULL`` or ``DEADLINE_UNREACHABLE``, when the queue will have
+            drained.
+    """
+
+    __slots__ = (
+        "batch_images",
+        "cancelled",
+        "count",
+        "deadline",
+        "enqueued",
+        "images",
+        "inference_s",
+        "missing",
+        "pieces",
+        "refusal",
+        "retry_after_s",
+        "started",
+        "taken",
+    )
+
+    def __init__(self, images: memoryview, count: int, deadline: float | None) -> None:
+        self.images = images
+        self.count = count
+        self.deadline = deadline
+        self.cancelled = False
+        self.enqueued = 0.0
+        self.started = 0.0
+        self.inference_s = 0.0
+        self.batch_images = 0
+        self.taken = 0
+        self.missing = count
+        self.pieces: list[Any] = []
+        self.refusal: Refusal | None = None
+        self.retry_after_s = 0.0
+
+
+@dataclass(slots=True)
+class Batch:
+    """One trip through the engine.
+
+    Attributes:
+        parts: The jobs in it, each with its first image and its number of images.
+        images: Images in all parts.
+        finished: Jobs to answer now: complete, failed, or dropped before inference.
+        seconds: Duration of inference; 0 when nothing was run.
+        error: What ``run`` raised, or None.
+    """
+
+    parts: list[tuple[Job, int, int]] = field(default_factory=list)
+    images: int = 0
+    finished: list[Job] = field(default_factory=list)
+    seconds: float = 0.0
+    error: Exception | None = None
+
+
+class Batcher:
+    """Gathers jobs of many callers into batches.
+
+    Thread-safe. Every admitted job is handed to ``complete`` exactly once.
+
+    Args:
+        run: Takes the images of a batch as a list of memoryviews and their number; returns
+            something that slices by image. Called from slot threads, outside the lock.
+        complete: Takes a batch with its ``finished`` jobs, on the slot thread.
+        image_bytes: Bytes of one image.
+        slots: Batches that may run at the same time.
+        max_batch_size: Images in a batch at most; larger jobs are split and rejoined.
+        max_queue_images: Images that may wait. A job that is larger is admitted to an empty queue.
+        max_queue_delay_s: How long a batch that is not full may wait for more, in seconds.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[memoryview], int], Any],
+        complete: Callable[[Batch], None],
+        *,
+        image_bytes: int,
+        slots: int,
+        max_batch_size: int,
+        max_queue_images: int,
+        max_queue_delay_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run
+        self._complete = complete
+        self._image_bytes = image_bytes
+        self._slots = slots
+        self._max_batch_size = max_batch_size
+        self._max_queue_images = max_queue_images
+        self._max_queue_delay_s = max_queue_delay_s
+        self._clock = clock
+        self._condition = threading.Condition(threading.Lock())
+        self._queue: deque[Job] = deque()
+        self._queued_images = 0
+        self._running = 0
+        self._idle = 0
+        self._stopping = False
+        self._threads: list[threading.Thread] = []
+        # Seconds one more image adds to the wait; 0 until measured, which admits every deadline.
+        self.seconds_per_image = 0.0
+
+    @property
+    def queued_images(self) -> int:
+        """Images that wait, cancelled ones included until a batch passes them over."""
+        return self._queued_images
+
+    def start(self) -> None:
+        """Starts the slot threads."""
+        for number in range(self._slots):
+            thread = threading.Thread(target=self._serve_slot, name=f"slot-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, grace_s: float) -> bool:
+        """Refuses new jobs, finishes those admitted; True if all were answered within the grace."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        give_up = time.monotonic() + grace_s
+        for thread in self._threads:
+            thread.join(max(0.0, give_up - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def submit(self, jobs: Sequence[Job]) -> list[Job]:
+        """Admits jobs in order, under one lock for the whole burst.
+
+        Returns:
+            Those that were refused, with ``refusal`` set; they are not handed to ``complete``.
+        """
+        refused = []
+        with self._condition:
+            now = self._clock()
+            for job in jobs:
+                job.enqueued = now
+                job.refusal = self._admission(job, now)
+                if job.refusal is None:
+                    self._queue.append(job)
+                    self._queued_images += job.count
+                else:
+                    refused.append(job)
+            if self._idle and self._wanted():
+                self._condition.notify()
+        return refused
+
+    def _admission(self, job: Job, now: float) -> Refusal | None:
+        if self._stopping:
+            return Refusal.STOPPED
+        waiting = self._queued_images
+        if waiting and waiting + job.count > self._max_queue_images:
+            job.retry_after_s = waiting * self.seconds_per_image
+            return Refusal.QUEUE_FULL
+        wait = (waiting + job.count) * self.seconds_per_image
+        if job.deadline is not None and now + wait > job.deadline:
+            job.retry_after_s = waiting * self.seconds_per_image
+            return Refusal.DEADLINE_UNREACHABLE
+        return None
+
+    def _wanted(self) -> bool:
+        """The second-slot rule: an idle slot is needed for a first batch or for a full one."""
+        if self._running == 0:
+            return bool(self._queue)
+        return self._queued_images >= self._max_batch_size
+
+    def _serve_slot(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            try:
+                self.run_batch(batch)
+            except Exception:
+                logger.exception("answering a batch failed; this is a bug")
+            with self._condition:
+                self._running -= 1
+
+    def _next_batch(self) -> Batch | None:
+        """Waits for work; None when stopped and drained."""
+        with self._condition:
+            while True:
+                if self._wanted():
+                    delay = self._delay_left()
+                    if delay <= 0:
+                        break
+                elif self._stopping and not self._queue:
+                    self._condition.notify_all()
+                    return None
+                else:
+                    delay = None
+                self._idle += 1
+                self._condition.wait(delay)
+                self._idle -= 1
+            self._running += 1
+            batch = self.form_batch()
+            if self._idle and self._queue and self._wanted():
+                self._condition.notify()
+            return batch
+
+    def _delay_left(self) -> float:
+        """Seconds that the oldest job may still wait for company, counted from its arrival."""
+        if self._stopping or self._queued_images >= self._max_batch_size:
+            return 0.0
+        return self._queue[0].enqueued + self._max_queue_delay_s - self._clock()
+
+    def form_batch(self) -> Batch:
+        """Takes waiting images up to ``max_batch_size``; the lock must be held.
+
+        Jobs nobody waits for any more are passed over and put straight into ``finished``.
+        """
+        batch = Batch()
+        now = self._clock()
+        while self._queue and batch.images < self._max_batch_size:
+            job = self._queue[0]
+            job.refusal = self._dead(job, now)
+            if job.refusal is not None:
+                self._queue.popleft()
+                self._queued_images -= job.count - job.taken
+                batch.finished.append(job)
+                continue
+            if job.taken == 0:
+                job.started = now
+            taken = min(job.count - job.taken, self._max_batch_size - batch.images)
+            batch.parts.append((job, job.taken, taken))
+            batch.images += taken
+            job.taken += taken
+            self._queued_images -= taken
+            if job.taken == job.count:
+                self._queue.popleft()
+        return batch
+
+    def _dead(self, job: Job, now: float) -> Refusal | None:
+        if job.cancelled:
+            return Refusal.CANCELLED
+        if job.deadline is not None and now >= job.deadline:
+            return Refusal.EXPIRED
+        return None
+
+    def run_batch(self, batch: Batch) -> None:
+        """Runs a batch and answers its jobs; an error fails only the jobs in it."""
+        if batch.images:
+            started = self._clock()
+            try:
+                result = self._run(self._gather(batch), batch.images)
+            except Exception as error:
+                batch.error = error
+                result = None
+            batch.seconds = self._clock() - started
+            self._distribute(batch, result)
+        self._complete(batch)
+
+    def _gather(self, batch: Batch) -> list[memoryview]:
+        size = self._image_bytes
+        return [
+            job.images if count == job.count else job.images[first * size : (first + count) * size]
+            for job, first, count in batch.parts
+        ]
+
+    def _distribute(self, batch: Batch, result: Any) -> None:
+        """Gives each job its rows; the jobs that are complete by that go to ``finished``."""
+        position = 0
+        for job, first, count in batch.parts:
+            rows = None if batch.error else result[position : position + count]
+            position += count
+            if count == job.count:
+                job.batch_images = batch.images
+                job.inference_s = batch.seconds
+                if batch.error:
+                    job.refusal = Refusal.FAILED
+                else:
+                    job.pieces.append(rows)
+                batch.finished.append(job)
+            elif self._add_piece(batch, job, first, rows, count):
+                batch.finished.append(job)
+
+    def _add_piece(self, batch: Batch, job: Job, first: int, rows: Any, count: int) -> bool:
+        """Adds a piece of a split job, whose other pieces may be finishing in another slot.
+
+        Returns:
+            Whether this piece decided the job.
+        """
+        with self._condition:
+            job.batch_images = max(job.batch_images, batch.images)
+            job.inference_s += batch.seconds
+            job.missing -= count
+            if job.refusal is not None:
+                return False  # an earlier piece failed, or the rest was dropped: already answered
+            if batch.error:
+                job.refusal = Refusal.FAILED
+                # The part that still waits, if any, is passed over here, not at its turn:
+                # the job has its answer.
+                if job.taken < job.count:
+                    self._queue.remove(job)
+                    self._queued_images -= job.count - job.taken
+                return True
+            job.pieces.append((first, rows))
+            if job.missing:
+                return False
+            job.pieces = [piece for _, piece in sorted(job.pieces, key=lambda item: item[0])]
+            return True

@@ -1,0 +1,53 @@
+"""One RPC, whatever carried it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from service.batcher import Job
+from service.status import Status
+
+
+class Call(Job):
+    """A Classify call, or one item of a stream: its request, its caller, and the way back.
+
+    The transport that made it implements ``respond`` and ``fail``; exactly one of them is called,
+    once, from any thread. Before admission the inherited image fields are empty.
+
+    Attributes:
+        request: Serialised ClassifyRequest.
+        received: Monotonic seconds of arrival.
+        metadata: Request metadata.
+        peer: The caller's address, as gRPC spells it.
+        is_rpc: Whether it counts as an RPC of its own; an item of a stream does not.
+    """
+
+    __slots__ = ("metadata", "peer", "received", "request")
+    is_rpc: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        request: bytes,
+        *,
+        received: float,
+        deadline: float | None,
+        metadata: Sequence[Any] = (),
+        peer: str = "",
+    ) -> None:
+        super().__init__(_NO_IMAGES, 0, deadline)
+        self.request = request
+        self.received = received
+        self.metadata = metadata
+        self.peer = peer
+
+    def respond(self, response: bytes) -> bool:
+        """Sends the serialised ClassifyResponse; False if the caller has left."""
+        raise NotImplementedError
+
+    def fail(self, status: Status) -> bool:
+        """Ends the call with a status other than OK; False if the caller has left."""
+        raise NotImplementedError
+
+
+_NO_IMAGES = memoryview(b"")

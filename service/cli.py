@@ -1,0 +1,69 @@
+"""The ``digits`` command. Imports little, so that ``serve`` can take signals before it loads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USAGE = """\
+usage: digits COMMAND ...
+
+  digits serve [FLAG ...]        serve the model over gRPC; digits serve --help lists the flags
+  digits classify FILE ...       ask a server about image files; digits classify --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 failed, 2 misused."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command == "serve":
+        return _serve(rest)
+    if command == "classify":
+        from service.classify_command import classify_files
+
+        return classify_files(rest)
+    asked = command in ("-h", "--help", "help")
+    print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+def _serve(argv: list[str]) -> int:
+    started = time.monotonic()
+    # As PID 1 a process without a handler ignores SIGTERM; the imports below take a while, and
+    # nothing has to be cleaned up yet.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    from service.config import ConfigError, help_text, load_config
+
+    if "-h" in argv or "--help" in argv:
+        print(f"usage: digits serve [FLAG ...]\n\n{help_text()}")
+        return 0
+    try:
+        config = load_config(argv, os.environ)
+    except ConfigError as error:
+        for line in error.errors:
+            print(f"digits serve: {line}", file=sys.stderr)
+        return 2
+    try:
+        from service.logs import configure_logging
+        from service.server import serve
+    except ImportError as error:
+        print(
+            f"digits serve: {error.name} is not installed: pip install 'digits-serving[cpu]' "
+            "(or [gpu])",
+            file=sys.stderr,
+        )
+        return 1
+    configure_logging(config.log_format)
+    return serve(config, started)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

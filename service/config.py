@@ -1,0 +1,212 @@
+"""Every setting of the server, declared once: default, bounds, help, flag, variable, README row.
+
+Precedence: default < environment variable < flag. Unknown names are errors; all errors are
+reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+ENV_PREFIX = "DIGITS_"
+# Variables with our prefix that belong to training and tests, not to the server.
+FOREIGN_VARIABLES = frozenset({"DIGITS_DATA"})
+
+
+class ConfigError(ValueError):
+    """One or more settings are wrong; ``errors`` holds a message for each."""
+
+    def __init__(self, errors: Sequence[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = list(errors)
+
+
+def _setting(
+    default: Any,
+    meaning: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    metadata = {"help": meaning, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The settings of one server process; see each field's help."""
+
+    host: str = _setting("127.0.0.1", "address to listen on, for gRPC and HTTP")
+    grpc_port: int = _setting(
+        50051, "gRPC port; 0 picks a free one and prints it", minimum=0, maximum=65535
+    )
+    http_port: int = _setting(
+        8080, "HTTP port of /metrics and /healthz; 0 picks a free one", minimum=0, maximum=65535
+    )
+    model_repository: str = _setting("models/digits", "folder that holds the model's versions")
+    model_version: int = _setting(
+        0, "version to pin; 0 serves the highest valid one", minimum=0, maximum=2**31 - 1
+    )
+    device: str = _setting(
+        "auto",
+        "where inference runs; cuda fails to start without a working CUDA provider",
+        choices=("auto", "cpu", "cuda"),
+    )
+    transport: str = _setting(
+        "auto",
+        "what carries Classify; auto is native when it is installed and host is loopback",
+        choices=("auto", "native", "grpcio"),
+    )
+    max_batch_size: int = _setting(64, "images in one batch at most", minimum=1, maximum=4096)
+    max_queue_delay_ms: float = _setting(
+        0.0, "how long a batch that is not full may wait for more", minimum=0, maximum=10_000
+    )
+    max_queue_images: int = _setting(
+        2048, "images that may wait; more are refused", minimum=1, maximum=1_000_000
+    )
+    max_images_per_request: int = _setting(
+        4096, "images in one request at most", minimum=1, maximum=100_000
+    )
+    intra_op_threads: int = _setting(1, "threads inside one inference", minimum=1, maximum=256)
+    instances: int = _setting(
+        0, "inferences at the same time; 0 takes the CPU quota", minimum=0, maximum=256
+    )
+    drain_delay_s: float = _setting(
+        0.0, "seconds between NOT_SERVING and refusing calls", minimum=0, maximum=3600
+    )
+    grace_s: float = _setting(
+        20.0, "seconds that calls in flight get to finish", minimum=0, maximum=3600
+    )
+    log_format: str = _setting("text", "form of the log lines", choices=("text", "json"))
+    reflection: bool = _setting(True, "serve gRPC reflection")
+
+
+def flag_name(setting: Field[Any]) -> str:
+    """``grpc_port`` is ``--grpc-port``."""
+    return "--" + setting.name.replace("_", "-")
+
+
+def variable_name(setting: Field[Any]) -> str:
+    """``grpc_port`` is ``DIGITS_GRPC_PORT``."""
+    return ENV_PREFIX + setting.name.upper()
+
+
+def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
+    """Builds the configuration from flags and environment variables.
+
+    Args:
+        argv: Flags, as ``--name value``, ``--name=value``, ``--switch`` or ``--no-switch``.
+        environ: Environment variables; those without our prefix are ignored.
+
+    Raises:
+        ConfigError: Naming every unknown name and every bad value at once.
+    """
+    settings = fields(ServerConfig)
+    errors: list[str] = []
+    given: dict[str, tuple[str, str]] = {}  # field name -> (where it was said, text)
+    by_variable = {variable_name(s): s for s in settings}
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or name in FOREIGN_VARIABLES:
+            continue
+        if name in by_variable:
+            given[by_variable[name].name] = (name, environ[name])
+        else:
+            errors.append(f"{name}: unknown variable{_kubernetes_hint(environ[name])}")
+    given.update(_read_flags(argv, errors))
+    values: dict[str, Any] = {}
+    for setting in settings:
+        if setting.name in given:
+            source, text = given[setting.name]
+            try:
+                values[setting.name] = _parse(setting, text)
+            except ValueError as error:
+                errors.append(f"{source}: {error}")
+    if errors:
+        raise ConfigError(errors)
+    return ServerConfig(**values)
+
+
+def _kubernetes_hint(value: str) -> str:
+    if value.startswith(("tcp://", "udp://")):
+        return " (a Kubernetes service link: set enableServiceLinks: false in the pod)"
+    return ""
+
+
+def _read_flags(argv: Sequence[str], errors: list[str]) -> dict[str, tuple[str, str]]:
+    by_flag = {flag_name(s): s for s in fields(ServerConfig)}
+    given: dict[str, tuple[str, str]] = {}
+    tokens = iter(argv)
+    for token in tokens:
+        flag, equals, text = token.partition("=")
+        switched_off = by_flag.get("--" + flag.removeprefix("--no-"))
+        if flag in by_flag:
+            setting = by_flag[flag]
+            if not equals:
+                text = "true" if setting.type == "bool" else next(tokens, "")
+            given[setting.name] = (flag, text)
+        elif flag.startswith("--no-") and switched_off and switched_off.type == "bool":
+            given[switched_off.name] = (flag, "false")
+        else:
+            errors.append(f"{flag}: unknown flag; see digits serve --help")
+    return given
+
+
+def _parse(setting: Field[Any], text: str) -> Any:
+    """The setting's value from text, in its type and bounds, or ValueError."""
+    if setting.type == "bool":
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError(f"expected true or false, got {text!r}")
+        return text.lower() in ("true", "1")
+    if setting.type == "str":
+        choices = setting.metadata["choices"]
+        if choices and text not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}, got {text!r}")
+        if not text:
+            raise ValueError("expected a value, got nothing")
+        return text
+    kind = {"int": int, "float": float}[str(setting.type)]
+    bounds = f"from {setting.metadata['minimum']} to {setting.metadata['maximum']}"
+    noun = "a whole number" if kind is int else "a number"
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError(f"expected {noun} {bounds}, got {text!r}") from None
+    if not setting.metadata["minimum"] <= value <= setting.metadata["maximum"]:
+        raise ValueError(f"expected {noun} {bounds}, got {text}")
+    return value
+
+
+def help_text() -> str:
+    """The settings part of ``digits serve --help``."""
+    lines = []
+    for setting in fields(ServerConfig):
+        flag = flag_name(setting)
+        if setting.type == "bool":
+            flag = f"{flag}/--no-{flag[2:]}"
+        lines.append(f"  {flag}\n      {_described(setting)} [{variable_name(setting)}]")
+    return "\n".join(lines)
+
+
+def markdown_table() -> str:
+    """The README's table of settings."""
+    rows = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
+    for setting in fields(ServerConfig):
+        default = str(setting.default).lower() if setting.type == "bool" else setting.default
+        meaning = setting.metadata["help"] + _choices(setting)
+        rows.append(
+            f"| `{flag_name(setting)}` | `{variable_name(setting)}` | `{default}` | {meaning} |"
+        )
+    return "\n".join(rows)
+
+
+def _described(setting: Field[Any]) -> str:
+    default = str(setting.default).lower() if setting.type == "bool" else setting.default
+    return f"{setting.metadata['help']}{_choices(setting)} (default {default})"
+
+
+def _choices(setting: Field[Any]) -> str:
+    choices = setting.metadata["choices"]
+    return f": {', '.join(choices)}" if choices else ""

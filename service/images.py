@@ -1,0 +1,38 @@
+"""Image files to pixels."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image, UnidentifiedImageError
+
+from service.status import InvalidRequestError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+SIZE = (28, 28)
+
+
+def decode_image(data: bytes, field: str) -> bytes:
+    """Decodes one file to 784 row-major grey values, 0 (background) to 255 (ink).
+
+    Args:
+        data: A PNG, JPEG, WebP or BMP file of 28x28 pixels, light ink on a dark background.
+        field: What to call it in errors.
+
+    Raises:
+        InvalidRequestError: If it is not such a file. The size is checked before any pixel is
+            decoded, so that a small file can not unfold into a large image.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.size != SIZE:
+                got = f"{image.width}x{image.height}"
+                raise InvalidRequestError(field, "an image of 28x28 pixels", got)
+            return image.convert("L").tobytes()
+    except UnidentifiedImageError:
+        got = f"{len(data)} bytes of something else"
+        raise InvalidRequestError(field, "a PNG, JPEG, WebP or BMP file", got) from None
+    except InvalidRequestError:
+        raise
+    except Exception:  # Pillow raises many types on damaged files
+        raise InvalidRequestError(field, "a readable image file", "a damaged one") from None

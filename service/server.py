@@ -1,0 +1,294 @@
+"""The server's life, in reading order: listen, load, serve, drain.
+
+Start here. ``Server`` wires the parts together and owns the order in which they start and stop;
+service/classify.py is where a call goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from digits.v1 import digits_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service import wire
+from service.artifact import ArtifactError
+from service.batcher import Batcher
+from service.classify import Classify
+from service.config import ServerConfig
+from service.cpu import cpu_quota
+from service.engine import DeviceError
+from service.http import HttpServer
+from service.metrics import SERVICE, Metrics
+from service.model import ServedModel, load_best
+from service.servicers import DigitClassifier, MetricsInterceptor
+from service.transports import TransportError, choose_transport, grpcio, socket_address
+
+logger = logging.getLogger(__name__)
+
+# Room in a message beside the pixels of the largest request, and for files.
+MESSAGE_SLACK_BYTES = 2**20
+# What connections get to flush their last bytes once no call is left.
+FLUSH_S = 0.2
+LIVENESS, READINESS = "", SERVICE
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+T = TypeVar("T")
+
+
+class Front(Protocol):
+    """Something of our own that listens, and that is started and closed."""
+
+    port: int
+
+    def start(self) -> None:
+        """Accepts connections."""
+
+    def close(self) -> None:
+        """Stops."""
+
+
+class Server:
+    """One server process. Made and run on its event loop.
+
+    Args:
+        config: The settings.
+        started: Monotonic seconds at which the process began, for the time to SERVING.
+    """
+
+    def __init__(self, config: ServerConfig, started: float) -> None:
+        self._config = config
+        self._started = started
+        self._instances = config.instances or cpu_quota()
+        self._stop = asyncio.Event()
+        self._metrics = Metrics()
+        self._classify = Classify(
+            partial(
+                Batcher,
+                slots=self._instances,
+                max_batch_size=config.max_batch_size,
+                max_queue_images=config.max_queue_images,
+                max_queue_delay_s=config.max_queue_delay_ms / 1000,
+            ),
+            max_images_per_request=config.max_images_per_request,
+            max_queue_images=config.max_queue_images,
+            metrics=self._metrics,
+        )
+        self._metrics.watch_queue(self._classify.batcher)
+        self._servicer = DigitClassifier(self._classify)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._transport, self._transport_reason = choose_transport(config)
+        self._metrics.transport(self._transport, self._transport_reason)
+        self._message_bytes = config.max_images_per_request * wire.IMAGE_BYTES + MESSAGE_SLACK_BYTES
+
+    async def run(self) -> int:
+        """Serves until a signal; returns the exit code.
+
+        Raises:
+            TransportError: If a port can not be had.
+            ArtifactError: If no model version holds.
+            DeviceError: If the device can not serve.
+        """
+        self._handle_signals()
+        with tempfile.TemporaryDirectory(prefix="digits-") as private:
+            await self._listen(Path(private, "grpcio.sock"))
+            model = await self._unless_stopped(_in_daemon_thread(self._load))
+            if model is None:
+                logger.info("stopped while loading")
+                return 0
+            await self._serve(model)
+            await self._stop.wait()
+            return await self._drain()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        if self._stop.is_set():
+            logger.warning("second signal: stopping now")
+            os._exit(128 + number)
+        logger.info("%s: draining", signal.Signals(number).name)
+        self._stop.set()
+
+    async def _listen(self, socket: Path) -> None:
+        """Opens every port; health says NOT_SERVING and calls are refused until a model serves."""
+        config = self._config
+        self._server = grpcio.make_server(self._message_bytes, [MetricsInterceptor(self._metrics)])
+        address = socket_address(config.host, config.grpc_port)
+        self._fronts: list[Front] = []
+        if self._transport == "native":
+            from service.transports.native import NativeTransport  # noqa: PLC0415 - may be absent
+
+            native = NativeTransport(
+                config.host,
+                config.grpc_port,
+                fallback=str(socket),
+                receive=self._classify.receive,
+                metrics=self._metrics,
+                max_message_bytes=self._message_bytes,
+            )
+            self._fronts.append(native)
+            self.grpc_port = native.port
+            grpcio.bind(self._server, f"unix:{socket}")
+        else:
+            handler = grpcio.ClassifyHandler(self._classify.receive, self._metrics)
+            self._server.add_generic_rpc_handlers((handler,))
+            self.grpc_port = grpcio.bind(self._server, address)
+        http = HttpServer(config.host, config.http_port, self._metrics.registry, self._is_ready)
+        self.http_port = http.port
+        self._fronts.append(http)
+        self._add_services()
+        await self._health.set(LIVENESS, SERVING)
+        await self._health.set(READINESS, NOT_SERVING)
+        await self._server.start()
+        self._classify.start()
+        for front in self._fronts:
+            front.start()
+
+    def _add_services(self) -> None:
+        add_classifier = digits_pb2_grpc.add_DigitClassifierServiceServicer_to_server
+        add_classifier(self._servicer, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self._config.reflection:
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    def _load(self) -> ServedModel:
+        config = self._config
+        return load_best(
+            Path(config.model_repository),
+            pinned=config.model_version,
+            device=config.device,
+            intra_op_threads=config.intra_op_threads,
+            max_batch_size=config.max_batch_size,
+            metrics=self._metrics,
+        )
+
+    async def _serve(self, model: ServedModel) -> None:
+        self._classify.open(model)
+        self._metrics.serving(model)
+        await self._health.set(READINESS, SERVING)
+        self._announce(model)
+
+    def _is_ready(self) -> bool:
+        return self._classify.is_open
+
+    async def _drain(self) -> int:
+        """Leaves the balancer first, then finishes what is in flight. 0 if nothing was lost."""
+        await self._health.set(READINESS, NOT_SERVING)
+        await asyncio.sleep(self._config.drain_delay_s)
+        self._classify.close("the server is shutting down")
+        self._servicer.close()
+        began = time.monotonic()
+        stopping = partial(self._classify.stop, self._config.grace_s)
+        drained = await _in_daemon_thread(stopping)
+        left = max(0.0, self._config.grace_s - (time.monotonic() - began))
+        drained = await self._servicer.finished(left) and drained
+        await self._server.stop(FLUSH_S)
+        for front in self._fronts:
+            front.close()
+        if not drained:
+            logger.error("calls were still in flight after %g s of grace", self._config.grace_s)
+            return 1
+        logger.info("drained: every call was answered")
+        return 0
+
+    async def _unless_stopped(self, work: asyncio.Future[T]) -> T | None:
+        """The work's result, or None if a signal came first."""
+        stopped = asyncio.create_task(self._stop.wait())
+        either: set[asyncio.Future[Any]] = {work, stopped}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            return None
+        stopped.cancel()
+        return work.result()
+
+    def _announce(self, model: ServedModel) -> None:
+        """What is served, and how to try it: the first thing a person or a script reads."""
+        anywhere = self._config.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+        host = "127.0.0.1" if anywhere else self._config.host
+        address = socket_address(host, self.grpc_port)
+        fields = {
+            "model": f"{model.ref.name} version {model.ref.version}",
+            "sha256": model.ref.sha256,
+            "precision": model.ref.precision,
+            "provider": f"{model.ref.execution_provider} ({model.engine.reason})",
+            "inference": f"{self._instances} x {self._config.intra_op_threads} thread(s)",
+            "transport": f"{self._transport} ({self._transport_reason})",
+            "grpc": address,
+            "http": f"http://{socket_address(host, self.http_port)}/metrics",
+            "ready_after": f"{time.monotonic() - self._started:.2f} s",
+            "try": f"{_program()} classify --address {address} tests/samples/7.png",
+        }
+        logger.info("SERVING", extra={"fields": fields})
+        if self._config.log_format == "text":
+            print("\n".join(f"{key:>12}  {value}" for key, value in fields.items()), flush=True)
+
+
+def _program() -> str:
+    """How this program was called, if that can be pasted again; else its name."""
+    called = Path(sys.argv[0])
+    try:
+        return str(called.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return "digits"
+
+
+def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Runs blocking work in a thread that can not keep the process from exiting."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:
+            loop.call_soon_threadsafe(settle, None, error)
+        else:
+            loop.call_soon_threadsafe(settle, result, None)
+
+    threading.Thread(target=run, name="worker", daemon=True).start()
+    return future
+
+
+def serve(config: ServerConfig, started: float) -> int:
+    """Runs a server on uvloop where that is installed; returns the exit code."""
+    try:
+        import uvloop  # noqa: PLC0415 - may be absent
+    except ImportError:
+        loop_factory = None
+    else:
+        loop_factory = uvloop.new_event_loop
+
+    async def main() -> int:
+        return await Server(config, started).run()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        try:
+            return runner.run(main())
+        except (TransportError, ArtifactError, DeviceError) as error:
+            logger.error("can not serve: %s", error)
+            return 1

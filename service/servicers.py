@@ -1,0 +1,220 @@
+"""Plain grpcio servicers that feed the same batcher: GetModel and ClassifyStream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from digits.v1 import digits_pb2, digits_pb2_grpc
+
+from service.classify import Classify
+from service.metrics import METHODS, SERVICE, Metrics
+from service.status import Status
+from service.transports.grpcio import AsyncCall, Mailbox
+
+if TYPE_CHECKING:
+    ServicerContext = grpc.aio.ServicerContext[Any, Any]
+    RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
+    ServerInterceptor = grpc.aio.ServerInterceptor[Any, Any]
+else:  # generic in the stubs, not at run time
+    from grpc import RpcMethodHandler
+    from grpc.aio import ServerInterceptor, ServicerContext
+
+# Items of one stream that may be in work or wait for a slow reader: enough to keep every slot
+# busy with messages of a full batch, and a bound on what one stream can hold in memory.
+STREAM_WINDOW = 8
+
+
+class StreamItem(AsyncCall):
+    """An item of a stream, which is not an RPC of its own."""
+
+    __slots__ = ()
+    is_rpc = False
+
+
+class DigitClassifier(digits_pb2_grpc.DigitClassifierServiceServicer):
+    """Everything of the service but Classify, which a transport carries.
+
+    Args:
+        classify: The hot path, and the model in service.
+    """
+
+    def __init__(self, classify: Classify) -> None:
+        self._classify = classify
+        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._closing = asyncio.Event()
+        self._streams: set[asyncio.Task[Any]] = set()
+
+    def close(self) -> None:
+        """Ends streams once what they sent is answered."""
+        self._closing.set()
+
+    async def finished(self, grace_s: float) -> bool:
+        """Waits for streams to end after ``close``; True if all did within the grace."""
+        if self._streams:
+            await asyncio.wait(self._streams, timeout=grace_s)
+        return not self._streams
+
+    async def GetModel(  # noqa: N802 - the method's name in the proto
+        self, _request: digits_pb2.GetModelRequest, context: ServicerContext
+    ) -> digits_pb2.GetModelResponse:
+        """Which model serves; UNAVAILABLE while none does."""
+        model = self._classify.model
+        if model is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the model is loading")
+            raise AssertionError("abort raises; this is a bug")
+        return digits_pb2.GetModelResponse(
+            model=model.ref,
+            labels=model.artifact.manifest["labels"],
+            manifest_json=model.artifact.manifest_json,
+        )
+
+    async def ClassifyStream(  # noqa: N802 - the method's name in the proto
+        self,
+        request_iterator: AsyncIterator[digits_pb2.ClassifyStreamRequest],
+        context: ServicerContext,
+    ) -> AsyncIterator[digits_pb2.ClassifyStreamResponse]:
+        """Answers items in order; at most ``STREAM_WINDOW`` of them are taken in advance."""
+        stream = asyncio.current_task()
+        assert stream is not None
+        self._streams.add(stream)
+        stream.add_done_callback(self._streams.discard)
+        window: asyncio.Queue[StreamItem | None] = asyncio.Queue(STREAM_WINDOW)
+        reader = asyncio.create_task(self._read(request_iterator, context, window))
+        item: StreamItem | None = None
+        try:
+            while (item := await window.get()) is not None:
+                yield _stream_response(await item.outcome)
+            await reader  # raises what ended the stream, if that was an error
+        finally:
+            reader.cancel()
+            for left in (item, *_drain(window)):
+                if left is not None:
+                    left.cancelled = True
+        if self._closing.is_set():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+
+    async def _read(
+        self,
+        requests: AsyncIterator[digits_pb2.ClassifyStreamRequest],
+        context: ServicerContext,
+        window: asyncio.Queue[StreamItem | None],
+    ) -> None:
+        """Moves requests into the window and the batcher until the stream or the server ends."""
+        closing = asyncio.create_task(self._closing.wait())
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        iterator = aiter(requests)
+        try:
+            while not closing.done():
+                following = asyncio.ensure_future(anext(iterator, None))
+                await asyncio.wait({following, closing}, return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    following.cancel()
+                    break
+                message = following.result()
+                if message is None:
+                    break
+                item = StreamItem(
+                    self._mailbox,
+                    message.request.SerializeToString(),
+                    received=time.monotonic(),
+                    deadline=deadline,
+                    peer=context.peer(),
+                )
+                await window.put(item)
+                self._classify.receive([item])
+        finally:
+            closing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await window.put(None)
+
+
+def _drain(window: asyncio.Queue[StreamItem | None]) -> list[StreamItem | None]:
+    return [window.get_nowait() for _ in range(window.qsize())]
+
+
+def _stream_response(answer: bytes | Status) -> digits_pb2.ClassifyStreamResponse:
+    if isinstance(answer, bytes):
+        response = digits_pb2.ClassifyResponse.FromString(answer)
+        return digits_pb2.ClassifyStreamResponse(response=response)
+    retry_after_ms = 0 if answer.retry_after_s is None else max(1, int(answer.retry_after_s * 1000))
+    error = digits_pb2.StreamError(
+        code=answer.code.value[0], message=answer.message, retry_after_ms=retry_after_ms
+    )
+    return digits_pb2.ClassifyStreamResponse(error=error)
+
+
+class MetricsInterceptor(ServerInterceptor):
+    """Counts the service's RPCs that are not carried by a transport, which counts its own."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> RpcMethodHandler:
+        """Wraps GetModel and ClassifyStream."""
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        if handler is None or service != SERVICE or method == "Classify" or method not in METHODS:
+            return handler
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                self._counted_stream(method, handler.stream_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._counted_unary(method, handler.unary_unary),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    def _counted_unary(self, method: str, behaviour: Any) -> Callable[..., Any]:
+        async def counted(request: Any, context: ServicerContext) -> Any:
+            with self._counting(method, context):
+                return await behaviour(request, context)
+
+        return counted
+
+    def _counted_stream(self, method: str, behaviour: Any) -> Callable[..., Any]:
+        async def counted(requests: Any, context: ServicerContext) -> AsyncIterator[Any]:
+            with self._counting(method, context):
+                async for response in behaviour(requests, context):
+                    yield response
+
+        return counted
+
+    @contextlib.contextmanager
+    def _counting(self, method: str, context: ServicerContext) -> Any:
+        began = time.monotonic()
+        self._metrics.rpc_started(method)
+        code = grpc.StatusCode.UNKNOWN
+        try:
+            yield
+            code = grpc.StatusCode.OK
+        except grpc.aio.AbortError:
+            code = _status_code(context.code())
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            remaining = context.time_remaining()
+            expired = remaining is not None and remaining <= 0
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            self._metrics.rpc_handled(method, code, time.monotonic() - began)
+
+
+def _status_code(code: Any) -> grpc.StatusCode:
+    """grpc.aio's context tells a number where the interface promises a StatusCode."""
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next(status for status in grpc.StatusCode if status.value[0] == code)

@@ -1,0 +1,101 @@
+"""The one table that maps what can go wrong to gRPC status codes, messages and rich details."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
+
+from service.batcher import Job, Refusal
+
+# Metadata keys defined by gRPC: rich status, and gRFC A6's server pushback for retries.
+DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+# A shorter hint than this would only make callers spin.
+MIN_RETRY_AFTER_S = 0.005
+
+REFUSALS: dict[Refusal, tuple[StatusCode, str]] = {
+    Refusal.QUEUE_FULL: (StatusCode.RESOURCE_EXHAUSTED, "the queue is full; retry later"),
+    Refusal.DEADLINE_UNREACHABLE: (
+        StatusCode.RESOURCE_EXHAUSTED,
+        "the queue is longer than the deadline allows; retry later",
+    ),
+    Refusal.EXPIRED: (StatusCode.DEADLINE_EXCEEDED, "the deadline passed in the queue"),
+    Refusal.CANCELLED: (StatusCode.CANCELLED, "the caller cancelled"),
+    Refusal.STOPPED: (StatusCode.UNAVAILABLE, "the server is shutting down"),
+    Refusal.FAILED: (StatusCode.INTERNAL, "inference failed; the server's log says why"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a call ends when it does not end well.
+
+    Attributes:
+        code: gRPC status code.
+        message: For people; never holds internals.
+        details: Serialised google.rpc.Status with error details, or None.
+        retry_after_s: When to come back, or None when that would not help.
+    """
+
+    code: StatusCode
+    message: str
+    details: bytes | None = None
+    retry_after_s: float | None = None
+
+    def metadata(self) -> tuple[tuple[str, bytes], ...]:
+        """Trailing metadata that carries the details."""
+        return ((DETAILS_KEY, self.details),) if self.details else ()
+
+
+class InvalidRequestError(ValueError):
+    """A request that no retry can help: names the field, what was expected and what came."""
+
+    def __init__(self, field: str, expected: str, got: str) -> None:
+        super().__init__(f"{field}: expected {expected}, got {got}")
+        self.field = field
+
+    def status(self) -> Status:
+        """INVALID_ARGUMENT with a BadRequest."""
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=self.field, description=str(self)
+        )
+        details = error_details_pb2.BadRequest(field_violations=[violation])
+        return _rich(StatusCode.INVALID_ARGUMENT, str(self), details)
+
+
+def unavailable(reason: str) -> Status:
+    """UNAVAILABLE: another server, or this one a moment later, can answer."""
+    return Status(StatusCode.UNAVAILABLE, reason)
+
+
+def refusal_status(job: Job) -> Status:
+    """The status of a job that was not run or failed."""
+    if job.refusal is None:
+        raise ValueError("the job was not refused; this is a bug")
+    code, message = REFUSALS[job.refusal]
+    if code is not StatusCode.RESOURCE_EXHAUSTED:
+        return Status(code, message)
+    retry_after_s = max(MIN_RETRY_AFTER_S, job.retry_after_s)
+    delay = duration_pb2.Duration(nanos=0)
+    delay.FromNanoseconds(int(retry_after_s * 1e9))
+    rich = _rich(code, message, error_details_pb2.RetryInfo(retry_delay=delay))
+    return Status(code, message, rich.details, retry_after_s)
+
+
+def too_large(received: int, limit: int) -> Status:
+    """What grpcio answers to a message over its limit; the native transport says the same."""
+    message = f"SERVER: Received message larger than max ({received} vs. {limit})"
+    return Status(StatusCode.RESOURCE_EXHAUSTED, message)
+
+
+def _rich(
+    code: StatusCode,
+    message: str,
+    detail: error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> Status:
+    rich = status_pb2.Status(code=code.value[0], message=message)
+    rich.details.add().Pack(detail)
+    return Status(code, message, rich.SerializeToString())

@@ -1,0 +1,159 @@
+"""The ordinary grpcio server, and Classify over it as a generic bytes handler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from service.call import Call
+from service.metrics import Metrics
+from service.status import PUSHBACK_KEY, Status
+from service.transports import CLASSIFY, TransportError
+
+if TYPE_CHECKING:
+    GenericRpcHandler = grpc.GenericRpcHandler[Any, Any]
+    RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
+    ServicerContext = grpc.aio.ServicerContext[Any, Any]
+    ServerInterceptor = grpc.aio.ServerInterceptor[Any, Any]
+else:  # generic in the stubs, not at run time
+    from grpc import GenericRpcHandler, RpcMethodHandler
+    from grpc.aio import ServerInterceptor, ServicerContext
+
+
+class AsyncCall(Call):
+    """A call whose answer a coroutine awaits.
+
+    Args:
+        mailbox: Brings answers from slot threads to the event loop.
+
+    Attributes:
+        outcome: Resolves to the serialised response, or to a status.
+    """
+
+    __slots__ = ("_mailbox", "outcome")
+
+    def __init__(self, mailbox: Mailbox, request: bytes, **rest: Any) -> None:
+        super().__init__(request, **rest)
+        self._mailbox = mailbox
+        self.outcome: asyncio.Future[bytes | Status] = mailbox.loop.create_future()
+
+    def respond(self, response: bytes) -> bool:
+        """See ``Call.respond``."""
+        return self._mailbox.put(self, response)
+
+    def fail(self, status: Status) -> bool:
+        """See ``Call.fail``."""
+        return self._mailbox.put(self, status)
+
+
+class Mailbox:
+    """Carries answers from any thread to the event loop: one wake-up a burst, not one a call."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._answers: deque[tuple[AsyncCall, bytes | Status]] = deque()
+        self._awake = False
+
+    def put(self, call: AsyncCall, answer: bytes | Status) -> bool:
+        """Delivers soon; False if the caller has left."""
+        if call.cancelled:
+            return False
+        self._answers.append((call, answer))
+        if not self._awake:
+            self._awake = True
+            self.loop.call_soon_threadsafe(self._deliver)
+        return True
+
+    def _deliver(self) -> None:
+        self._awake = False  # first: an answer put from here on wakes the loop again
+        while self._answers:
+            call, answer = self._answers.popleft()
+            if not call.outcome.done():
+                call.outcome.set_result(answer)
+
+
+class ClassifyHandler(GenericRpcHandler):
+    """Classify on the grpcio server: request and response stay bytes.
+
+    Calls that arrive in one turn of the event loop are handed over together.
+
+    Args:
+        receive: Takes bursts of calls.
+        metrics: Counts calls that began.
+    """
+
+    def __init__(self, receive: Callable[[Sequence[Call]], None], metrics: Metrics) -> None:
+        self._receive = receive
+        self._metrics = metrics
+        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._arrived: list[Call] = []
+        self._handler = grpc.unary_unary_rpc_method_handler(self._classify)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcMethodHandler | None:
+        """The handler, if the method is Classify."""
+        return self._handler if handler_call_details.method == CLASSIFY else None
+
+    async def _classify(self, request: bytes, context: ServicerContext) -> bytes:
+        now = time.monotonic()
+        remaining = context.time_remaining()
+        call = AsyncCall(
+            self._mailbox,
+            request,
+            received=now,
+            deadline=None if remaining is None else now + remaining,
+            metadata=context.invocation_metadata() or (),
+            peer=context.peer(),
+        )
+        if not self._arrived:
+            self._mailbox.loop.call_soon(self._hand_over)
+        self._arrived.append(call)
+        try:
+            answer = await call.outcome
+        except asyncio.CancelledError:
+            call.cancelled = True
+            raise
+        if isinstance(answer, bytes):
+            return answer
+        await context.abort(answer.code, answer.message, trailing_metadata(answer))
+        raise AssertionError("abort raises; this is a bug")
+
+    def _hand_over(self) -> None:
+        burst, self._arrived = self._arrived, []
+        self._metrics.started(len(burst))
+        self._receive(burst)
+
+
+def trailing_metadata(status: Status) -> tuple[tuple[str, str | bytes], ...]:
+    """The details, and the pushback that makes gRPC's own retries wait as long as they should."""
+    if status.retry_after_s is None:
+        return status.metadata()
+    return (*status.metadata(), (PUSHBACK_KEY, str(max(1, int(status.retry_after_s * 1000)))))
+
+
+def make_server(
+    max_message_bytes: int, interceptors: Sequence[ServerInterceptor] = ()
+) -> grpc.aio.Server:
+    """A server that refuses larger messages, and ports that another process listens on."""
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.so_reuseport", 0),
+    ]
+    return grpc.aio.server(interceptors=list(interceptors), options=options)
+
+
+def bind(server: grpc.aio.Server, address: str) -> int:
+    """Listens on ``host:port`` or ``unix:path``; returns the port really bound.
+
+    Raises:
+        TransportError: If it can not.
+    """
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise TransportError(f"can not listen on {address}: {error}") from error

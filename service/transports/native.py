@@ -1,0 +1,145 @@
+"""Classify over pygrpc-native: HTTP/2 and gRPC in Rust, calls handed over in bursts.
+
+Every other method goes on to the grpcio server on a private Unix socket behind it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
+
+from service.call import Call
+from service.metrics import Metrics
+from service.status import Status, too_large
+from service.transports import CLASSIFY, TransportError, socket_address
+
+# Calls taken over in one trip across the GIL at most.
+MAX_BURST = 1024
+# One thread reads and writes sockets faster than two that compete with the slots for the cores.
+IO_THREADS = 1
+
+
+class NativeCall(Call):
+    """A call of the native front, answered by its id."""
+
+    __slots__ = ("_call_id", "_transport")
+
+    def __init__(
+        self, transport: NativeTransport, call_id: int, request: bytes, **rest: Any
+    ) -> None:
+        super().__init__(request, **rest)
+        self._transport = transport
+        self._call_id = call_id
+
+    def respond(self, response: bytes) -> bool:
+        """See ``Call.respond``."""
+        self._transport.calls.pop(self._call_id, None)
+        return self._transport.front.respond(self._call_id, response)
+
+    def fail(self, status: Status) -> bool:
+        """See ``Call.fail``. The front refuses ``grpc-`` metadata other than the details."""
+        self._transport.calls.pop(self._call_id, None)
+        return self._transport.front.fail(
+            self._call_id, status.code.value[0], status.message, status.metadata()
+        )
+
+
+class NativeTransport:
+    """Owns the native front and the thread that takes calls from it.
+
+    Args:
+        host: Address to listen on.
+        port: Port, or 0 for a free one.
+        fallback: Path of the Unix socket of the grpcio server for every other method.
+        receive: Takes bursts of calls.
+        metrics: Counts calls that began.
+        max_message_bytes: Larger requests are refused, after they were read.
+
+    Attributes:
+        port: The port really bound.
+        calls: Calls that have no answer yet, by id.
+
+    Raises:
+        TransportError: If the port can not be bound.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        fallback: str,
+        receive: Callable[[Sequence[Call]], None],
+        metrics: Metrics,
+        max_message_bytes: int,
+    ) -> None:
+        address = socket_address(host, port)
+        try:
+            self.front = NativeGrpcFront(
+                address, [(CLASSIFY, False)], io_threads=IO_THREADS, call_details=True
+            )
+        except (OSError, ValueError) as error:
+            raise TransportError(f"can not listen on {address}: {error}") from error
+        self.port = self.front.bound_port
+        self.calls: dict[int, NativeCall] = {}
+        self._receive = receive
+        self._metrics = metrics
+        self._max_message_bytes = max_message_bytes
+        self.front.set_fallback(fallback)
+        self._thread = threading.Thread(target=self._serve, name="native", daemon=True)
+
+    def start(self) -> None:
+        """Accepts connections."""
+        self.front.start()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Closes every connection; answers already given are flushed."""
+        self.front.close()
+        self._thread.join(1.0)
+
+    def _serve(self) -> None:
+        while (events := self.front.recv_batch_details(MAX_BURST)) is not None:
+            now = time.monotonic()
+            burst: list[Call] = []
+            for kind, call_id, _, payload, _, details in events:
+                if kind == EVENT_CANCEL:
+                    departed = self.calls.get(call_id)
+                    if departed is not None:
+                        departed.cancelled = True
+                    continue
+                assert payload is not None
+                assert details is not None
+                metadata, peer, remaining = details
+                call = NativeCall(
+                    self,
+                    call_id,
+                    payload,
+                    received=now,
+                    deadline=None if remaining is None else now + remaining,
+                    metadata=metadata,
+                    peer=peer,
+                )
+                self.calls[call_id] = call
+                burst.append(call)
+            if burst:
+                self._hand_over(burst)
+
+    def _hand_over(self, burst: list[Call]) -> None:
+        self._metrics.started(len(burst))
+        limit = self._max_message_bytes
+        if any(len(call.request) > limit for call in burst):
+            self._refuse_oversize(burst)
+            burst = [call for call in burst if len(call.request) <= limit]
+        self._receive(burst)
+
+    def _refuse_oversize(self, burst: list[Call]) -> None:
+        for call in burst:
+            if len(call.request) > self._max_message_bytes:
+                status = too_large(len(call.request), self._max_message_bytes)
+                call.fail(status)
+                self._metrics.handled(status.code, 0.0)

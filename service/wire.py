@@ -1,0 +1,91 @@
+"""The hot path's messages, read from and written to protobuf's wire format in bulk.
+
+A ``ClassifyRequest`` of raw pixels is one length-delimited field, and a ``Prediction`` has the
+same 51 bytes of layout whatever it says, so neither needs a message object. Everything else goes
+through the generated classes. Source: protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import numpy.typing as npt
+from digits.v1 import digits_pb2
+
+IMAGE_BYTES = 28 * 28
+
+# ClassifyRequest.pixels: field 1, length-delimited.
+_PIXELS_TAG = 0x0A
+# A length that fits 32 bits takes at most 5 bytes as a varint.
+_MAX_VARINT_BYTES = 5
+
+# One element of ClassifyResponse.predictions, whole: field 1, then a Prediction of 49 bytes.
+PREDICTION = np.dtype(
+    [
+        ("header", "u1", 2),
+        ("digit_tag", "u1"),
+        ("digit", "u1"),
+        ("confidence_tag", "u1"),
+        ("confidence", "<f4"),
+        ("probabilities_header", "u1", 2),
+        ("probabilities", "<f4", 10),
+    ]
+)
+_BLANK = np.zeros((), PREDICTION)
+_BLANK["header"] = (0x0A, PREDICTION.itemsize - 2)
+_BLANK["digit_tag"] = 0x08
+_BLANK["confidence_tag"] = 0x15
+_BLANK["probabilities_header"] = (0x1A, 40)
+
+# ClassifyResponse.timing: field 3, then three fixed32 fields.
+_TIMING = struct.Struct("<BBBIBIBI")
+_TIMING_BYTES = _TIMING.size - 2
+_UINT32_MAX = 2**32 - 1
+
+
+def pixels_view(request: bytes) -> memoryview | None:
+    """The pixels of a serialised ``ClassifyRequest`` that holds nothing else, without a copy.
+
+    Returns:
+        A view into ``request``, or None when it is anything but one ``pixels`` field: then the
+        generated class must decide.
+    """
+    if not request or request[0] != _PIXELS_TAG:
+        return None
+    length = 0
+    for position in range(1, min(len(request), 1 + _MAX_VARINT_BYTES)):
+        byte = request[position]
+        length |= (byte & 0x7F) << (7 * (position - 1))
+        if byte < 0x80:
+            start = position + 1
+            return memoryview(request)[start:] if start + length == len(request) else None
+    return None
+
+
+def encode_predictions(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.void]:
+    """Serialised predictions, one record an image; slices of it are valid response bodies.
+
+    Args:
+        probabilities: float32[N, 10].
+
+    Returns:
+        PREDICTION[N].
+    """
+    records = np.full(len(probabilities), _BLANK)
+    records["digit"] = probabilities.argmax(axis=1)
+    records["confidence"] = probabilities.max(axis=1)
+    records["probabilities"] = probabilities
+    return records
+
+
+def encode_model_ref(model: digits_pb2.ModelRef) -> bytes:
+    """``ClassifyResponse.model``, ready to be appended to predictions."""
+    return digits_pb2.ClassifyResponse(model=model).SerializeToString()
+
+
+def encode_timing(queue_s: float, inference_s: float, batch_images: int) -> bytes:
+    """``ClassifyResponse.timing`` from seconds and images."""
+    queue_us = min(int(queue_s * 1e6), _UINT32_MAX)
+    inference_us = min(int(inference_s * 1e6), _UINT32_MAX)
+    return _TIMING.pack(0x1A, _TIMING_BYTES, 0x0D, queue_us, 0x15, inference_us, 0x1D, batch_images)
