@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import enum
 import logging
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+# Batches that may wait for the answerer; beyond that a slot answers its own, so that answers can
+# not pile up faster than they leave.
+MAX_UNANSWERED = 2
 
 
 class Refusal(enum.Enum):
@@ -55,8 +61,10 @@ class BoundedCount:
 class Job:
     """Images of one caller, waiting for or going through inference.
 
+    What few jobs need has its default on the class, so that making one stays cheap.
+
     Attributes:
-        images: Rows that ``run`` understands; sliced by ``image_bytes`` when it must be split.
+        images: The images back to back, sliced by ``image_bytes`` when they must be split.
         count: Number of images.
         deadline: Clock value after which nobody waits for the answer, or None.
         cancelled: Set by the transport, from any thread, when the caller has left.
@@ -64,42 +72,29 @@ class Job:
         started: Clock value at which the first batch with one of its images started.
         inference_s: Seconds of inference, summed over its batches.
         batch_images: Images of the largest batch that held one of its images.
-        pieces: Results in the order of the images; complete when ``missing`` is 0.
+        result: Its share of what ``run`` returned, in the order of its images.
         refusal: Why it was not run, or None.
         retry_after_s: With ``QUEUE_FULL`` or ``DEADLINE_UNREACHABLE``, when the queue will have
             drained.
     """
 
-    __slots__ = (
-        "batch_images",
-        "cancelled",
-        "count",
-        "deadline",
-        "enqueued",
-        "images",
-        "inference_s",
-        "missing",
-        "pieces",
-        "refusal",
-        "retry_after_s",
-        "started",
-        "taken",
-    )
+    cancelled = False
+    enqueued = 0.0
+    started = 0.0
+    inference_s = 0.0
+    batch_images = 0
+    result = b""
+    refusal: Refusal | None = None
+    retry_after_s = 0.0
+    # Of a job that is split: images handed to a batch, images that came back, what they brought.
+    taken = 0
+    returned = 0
+    pieces: list[tuple[int, bytes]]
 
     def __init__(self, images: memoryview, count: int, deadline: float | None) -> None:
         self.images = images
         self.count = count
         self.deadline = deadline
-        self.cancelled = False
-        self.enqueued = 0.0
-        self.started = 0.0
-        self.inference_s = 0.0
-        self.batch_images = 0
-        self.taken = 0
-        self.missing = count
-        self.pieces: list[Any] = []
-        self.refusal: Refusal | None = None
-        self.retry_after_s = 0.0
 
 
 @dataclass(slots=True)
@@ -107,9 +102,11 @@ class Batch:
     """One trip through the engine.
 
     Attributes:
-        parts: The jobs in it, each with its first image and its number of images.
+        parts: The jobs in it, each with the first of its images and how many follow.
         images: Images in all parts.
+        result: What ``run`` returned.
         finished: Jobs to answer now: complete, failed, or dropped before inference.
+        source: What ``run`` said made the result.
         seconds: Duration of inference; 0 when nothing was run.
         error: What ``run`` raised, or None.
     """
@@ -117,6 +114,8 @@ class Batch:
     parts: list[tuple[Job, int, int]] = field(default_factory=list)
     images: int = 0
     finished: list[Job] = field(default_factory=list)
+    result: bytes | None = None
+    source: Any = None
     seconds: float = 0.0
     error: Exception | None = None
 
@@ -127,9 +126,10 @@ class Batcher:
     Thread-safe. Every admitted job is handed to ``complete`` exactly once.
 
     Args:
-        run: Takes the images of a batch as a list of memoryviews and their number; returns
-            something that slices by image. Called from slot threads, outside the lock.
-        complete: Takes a batch with its ``finished`` jobs, on the slot thread.
+        run: Takes the images of a batch as a list of memoryviews and their number; returns bytes
+            in which each image has an equal share, and what made them. Called from slot threads,
+            outside the lock.
+        complete: Takes a batch with its ``finished`` jobs, on a slot's thread or the answerer's.
         image_bytes: Bytes of one image.
         slots: Batches that may run at the same time.
         max_batch_size: Images in a batch at most; larger jobs are split and rejoined.
@@ -140,7 +140,7 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[list[memoryview], int], Any],
+        run: Callable[[list[memoryview], int], tuple[bytes, Any]],
         complete: Callable[[Batch], None],
         *,
         image_bytes: int,
@@ -165,6 +165,7 @@ class Batcher:
         self._idle = 0
         self._stopping = False
         self._threads: list[threading.Thread] = []
+        self._unanswered: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         # Seconds one more image adds to the wait; 0 until measured, which admits every deadline.
         self.seconds_per_image = 0.0
 
@@ -174,9 +175,10 @@ class Batcher:
         return self._queued_images
 
     def start(self) -> None:
-        """Starts the slot threads."""
-        for number in range(self._slots):
-            thread = threading.Thread(target=self._serve_slot, name=f"slot-{number}", daemon=True)
+        """Starts the slot threads and the answerer."""
+        targets = [(f"slot-{number}", self._serve_slot) for number in range(self._slots)]
+        for name, target in [*targets, ("answerer", self._serve_answers)]:
+            thread = threading.Thread(target=target, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -186,8 +188,11 @@ class Batcher:
             self._stopping = True
             self._condition.notify_all()
         give_up = time.monotonic() + grace_s
-        for thread in self._threads:
+        *slots, answerer = self._threads
+        for thread in slots:
             thread.join(max(0.0, give_up - time.monotonic()))
+        self._unanswered.put(None)
+        answerer.join(max(0.0, give_up - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def submit(self, jobs: Sequence[Job]) -> list[Job]:
@@ -231,35 +236,58 @@ class Batcher:
         return self._queued_images >= self._max_batch_size
 
     def _serve_slot(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            try:
-                self.run_batch(batch)
-            except Exception:
-                logger.exception("answering a batch failed; this is a bug")
-            with self._condition:
-                self._running -= 1
+        batch = self._next_batch()
+        while batch is not None:
+            self.infer(batch)
+            following = self._following_batch()
+            if following is None or self._unanswered.qsize() >= MAX_UNANSWERED:
+                self._answer(batch)
+            else:
+                # Python answers these callers while onnxruntime works for the next ones.
+                self._unanswered.put(batch)
+            batch = following or self._next_batch()
+
+    def _serve_answers(self) -> None:
+        while (batch := self._unanswered.get()) is not None:
+            self._answer(batch)
+
+    def _answer(self, batch: Batch) -> None:
+        try:
+            self.distribute(batch)
+            self._complete(batch)
+        except Exception:
+            logger.exception("answering a batch failed; this is a bug")
+
+    def _following_batch(self) -> Batch | None:
+        """After a batch: the next one if its turn has come, without waiting for it."""
+        with self._condition:
+            self._running -= 1
+            if not self._wanted() or self._delay_left() > 0:
+                return None
+            return self._start_batch()
 
     def _next_batch(self) -> Batch | None:
         """Waits for work; None when stopped and drained."""
         with self._condition:
             while True:
+                delay = None
                 if self._wanted():
                     delay = self._delay_left()
                     if delay <= 0:
-                        break
+                        return self._start_batch()
                 elif self._stopping and not self._queue:
                     self._condition.notify_all()
                     return None
-                else:
-                    delay = None
                 self._idle += 1
                 self._condition.wait(delay)
                 self._idle -= 1
-            self._running += 1
-            batch = self.form_batch()
-            if self._idle and self._queue and self._wanted():
-                self._condition.notify()
-            return batch
+
+    def _start_batch(self) -> Batch:
+        self._running += 1
+        batch = self.form_batch()
+        if self._idle and self._queue and self._wanted():
+            self._condition.notify()
+        return batch
 
     def _delay_left(self) -> float:
         """Seconds that the oldest job may still wait for company, counted from its arrival."""
@@ -300,18 +328,16 @@ class Batcher:
             return Refusal.EXPIRED
         return None
 
-    def run_batch(self, batch: Batch) -> None:
-        """Runs a batch and answers its jobs; an error fails only the jobs in it."""
-        if batch.images:
-            started = self._clock()
-            try:
-                result = self._run(self._gather(batch), batch.images)
-            except Exception as error:
-                batch.error = error
-                result = None
-            batch.seconds = self._clock() - started
-            self._distribute(batch, result)
-        self._complete(batch)
+    def infer(self, batch: Batch) -> None:
+        """Runs a batch; an error stays with it."""
+        if not batch.images:  # everything in it was dropped
+            return
+        started = self._clock()
+        try:
+            batch.result, batch.source = self._run(self._gather(batch), batch.images)
+        except Exception as error:
+            batch.error = error
+        batch.seconds = self._clock() - started
 
     def _gather(self, batch: Batch) -> list[memoryview]:
         size = self._image_bytes
@@ -320,45 +346,51 @@ class Batcher:
             for job, first, count in batch.parts
         ]
 
-    def _distribute(self, batch: Batch, result: Any) -> None:
-        """Gives each job its rows; the jobs that are complete by that go to ``finished``."""
+    def distribute(self, batch: Batch) -> None:
+        """Gives each job its share; the jobs that are complete by that go to ``finished``."""
+        result = batch.result
+        share = 0 if result is None else len(result) // batch.images
         position = 0
         for job, first, count in batch.parts:
-            rows = None if batch.error else result[position : position + count]
-            position += count
-            if count == job.count:
+            start, position = position, position + count * share
+            if count != job.count:
+                rows = None if result is None else result[start:position]
+                if not self._add_piece(batch, job, first, rows, count):
+                    continue
+            else:
                 job.batch_images = batch.images
                 job.inference_s = batch.seconds
-                if batch.error:
+                if result is None:
                     job.refusal = Refusal.FAILED
                 else:
-                    job.pieces.append(rows)
-                batch.finished.append(job)
-            elif self._add_piece(batch, job, first, rows, count):
-                batch.finished.append(job)
+                    job.result = result[start:position]
+            batch.finished.append(job)
 
-    def _add_piece(self, batch: Batch, job: Job, first: int, rows: Any, count: int) -> bool:
-        """Adds a piece of a split job, whose other pieces may be finishing in another slot.
+    def _add_piece(
+        self, batch: Batch, job: Job, first: int, rows: bytes | None, count: int
+    ) -> bool:
+        """Adds a piece of a split job, whose other pieces may be finishing on another thread.
 
         Returns:
             Whether this piece decided the job.
         """
         with self._condition:
-            job.batch_images = max(job.batch_images, batch.images)
-            job.inference_s += batch.seconds
-            job.missing -= count
             if job.refusal is not None:
                 return False  # an earlier piece failed, or the rest was dropped: already answered
-            if batch.error:
+            job.batch_images = max(job.batch_images, batch.images)
+            job.inference_s += batch.seconds
+            if rows is None:
                 job.refusal = Refusal.FAILED
-                # The part that still waits, if any, is passed over here, not at its turn:
-                # the job has its answer.
-                if job.taken < job.count:
+                if job.taken < job.count:  # the rest has no use any more
                     self._queue.remove(job)
                     self._queued_images -= job.count - job.taken
                 return True
+            if job.returned == 0:
+                job.pieces = []
+            job.returned += count
             job.pieces.append((first, rows))
-            if job.missing:
+            if job.returned < job.count:
                 return False
-            job.pieces = [piece for _, piece in sorted(job.pieces, key=lambda item: item[0])]
+            ordered = [piece for _, piece in sorted(job.pieces, key=itemgetter(0))]
+            job.result = b"".join(ordered)
             return True

@@ -13,7 +13,7 @@ class Call(Job):
     """A Classify call, or one item of a stream: its request, its caller, and the way back.
 
     The transport that made it implements ``respond`` and ``fail``; exactly one of them is called,
-    once, from any thread. Before admission the inherited image fields are empty.
+    once, from any thread. Its images are set when its request was read.
 
     Attributes:
         request: Serialised ClassifyRequest.
@@ -23,21 +23,19 @@ class Call(Job):
         is_rpc: Whether it counts as an RPC of its own; an item of a stream does not.
     """
 
-    __slots__ = ("metadata", "peer", "received", "request")
     is_rpc: ClassVar[bool] = True
 
     def __init__(
         self,
         request: bytes,
-        *,
         received: float,
         deadline: float | None,
         metadata: Sequence[Any] = (),
         peer: str = "",
     ) -> None:
-        super().__init__(_NO_IMAGES, 0, deadline)
         self.request = request
         self.received = received
+        self.deadline = deadline
         self.metadata = metadata
         self.peer = peer
 
@@ -48,6 +46,3 @@ class Call(Job):
     def fail(self, status: Status) -> bool:
         """Ends the call with a status other than OK; False if the caller has left."""
         raise NotImplementedError
-
-
-_NO_IMAGES = memoryview(b"")

@@ -8,18 +8,17 @@ No event loop in here: ``receive`` runs on the transport's thread, ``complete`` 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import numpy.typing as npt
 from digits.v1 import digits_pb2
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from service import wire
-from service.batcher import Batch, Batcher, BoundedCount, Job, Refusal
+from service.batcher import Batch, Batcher, BoundedCount, Refusal
 from service.images import decode_image
 from service.status import InvalidRequestError, Status, refusal_status, unavailable
 
@@ -167,7 +166,7 @@ class Classify:
             raise InvalidRequestError("pixels", expected, f"{len(pixels)} bytes")
         self._check_count("pixels", count)
         call.images = pixels
-        call.count = call.missing = count
+        call.count = count
 
     def _check_count(self, field: str, count: int) -> None:
         if not 1 <= count <= self._max_images:
@@ -177,29 +176,41 @@ class Classify:
         for job in self.batcher.submit(calls):
             self._refuse(cast("Call", job))
 
-    def _run(self, images: list[memoryview], count: int) -> npt.NDArray[np.void]:
+    def _run(self, images: list[memoryview], count: int) -> tuple[bytes, ServedModel]:
         model = self._model
         assert model is not None, "a batch before a model; this is a bug"
         pixels = images[0] if len(images) == 1 else b"".join(images)
         batch = np.frombuffer(pixels, np.uint8).reshape(count, 28, 28)
-        return wire.encode_predictions(model.engine.run(batch))
+        return wire.encode_predictions(model.engine.run(batch)), model
 
     def complete(self, batch: Batch) -> None:
         """Answers the finished calls of a batch, and counts them all at once."""
-        assert self._model is not None
-        model_ref = self._model.encoded_ref
         answered: list[Call] = []
-        for job in batch.finished:
-            call = cast("Call", job)
-            if call.refusal is not None:
-                self._refuse(call)
-            elif call.respond(_response(call, model_ref)):
+        for call, response in self._responses(batch):
+            if call.respond(response):
                 answered.append(call)
             else:
                 self._count_departed(call)
         self._metrics.batch(batch, answered, self._clock())
         if batch.error is not None:
             self._metrics.log_failure(batch.error)
+
+    def _responses(self, batch: Batch) -> Iterator[tuple[Call, bytes]]:
+        """The finished calls of a batch with their response bytes; refused ones are failed."""
+        model: ServedModel | None = batch.source
+        whole_tail = b""
+        if model is not None:
+            whole_tail = wire.encode_tail(model.encoded_ref, batch.seconds, batch.images)
+        for job in batch.finished:
+            call = cast("Call", job)
+            if call.refusal is not None or model is None:
+                self._refuse(call)
+                continue
+            tail = whole_tail
+            if call.returned:  # it was split: its times are sums over several batches
+                tail = wire.encode_tail(model.encoded_ref, call.inference_s, call.batch_images)
+            queue_s = call.started - call.enqueued
+            yield call, call.result + tail + wire.encode_queue_time(queue_s)
 
     def _refuse(self, call: Call) -> None:
         self._fail(call, refusal_status(call), call.refusal)
@@ -220,8 +231,3 @@ class Classify:
         expired = call.deadline is not None and now >= call.deadline
         code = StatusCode.DEADLINE_EXCEEDED if expired else StatusCode.CANCELLED
         self._metrics.handled(code, now - call.received)
-
-
-def _response(job: Job, model_ref: bytes) -> bytes:
-    timing = wire.encode_timing(job.started - job.enqueued, job.inference_s, job.batch_images)
-    return b"".join([*(piece.tobytes() for piece in job.pieces), model_ref, timing])

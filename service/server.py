@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from digits.v1 import digits_pb2_grpc
+import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -146,8 +146,6 @@ class Server:
             self.grpc_port = native.port
             grpcio.bind(self._server, f"unix:{socket}")
         else:
-            handler = grpcio.ClassifyHandler(self._classify.receive, self._metrics)
-            self._server.add_generic_rpc_handlers((handler,))
             self.grpc_port = grpcio.bind(self._server, address)
         http = HttpServer(config.host, config.http_port, self._metrics.registry, self._is_ready)
         self.http_port = http.port
@@ -161,8 +159,12 @@ class Server:
             front.start()
 
     def _add_services(self) -> None:
-        add_classifier = digits_pb2_grpc.add_DigitClassifierServiceServicer_to_server
-        add_classifier(self._servicer, self._server)  # type: ignore[no-untyped-call]
+        handlers = self._servicer.handlers()
+        if self._transport == "grpcio":
+            handler = grpcio.ClassifyHandler(self._classify.receive, self._metrics)
+            handlers["Classify"] = handler.method_handler
+        service = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        self._server.add_generic_rpc_handlers((service,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._config.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

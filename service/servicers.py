@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from digits.v1 import digits_pb2, digits_pb2_grpc
+from digits.v1 import digits_pb2
 
 from service.classify import Classify
 from service.metrics import METHODS, SERVICE, Metrics
@@ -33,11 +33,10 @@ STREAM_WINDOW = 8
 class StreamItem(AsyncCall):
     """An item of a stream, which is not an RPC of its own."""
 
-    __slots__ = ()
     is_rpc = False
 
 
-class DigitClassifier(digits_pb2_grpc.DigitClassifierServiceServicer):
+class DigitClassifier:
     """Everything of the service but Classify, which a transport carries.
 
     Args:
@@ -50,6 +49,21 @@ class DigitClassifier(digits_pb2_grpc.DigitClassifierServiceServicer):
         self._closing = asyncio.Event()
         self._streams: set[asyncio.Task[Any]] = set()
 
+    def handlers(self) -> dict[str, RpcMethodHandler]:
+        """The method handlers by name."""
+        return {
+            "GetModel": grpc.unary_unary_rpc_method_handler(
+                self.get_model,
+                digits_pb2.GetModelRequest.FromString,
+                digits_pb2.GetModelResponse.SerializeToString,
+            ),
+            "ClassifyStream": grpc.stream_stream_rpc_method_handler(
+                self.classify_stream,
+                digits_pb2.ClassifyStreamRequest.FromString,
+                digits_pb2.ClassifyStreamResponse.SerializeToString,
+            ),
+        }
+
     def close(self) -> None:
         """Ends streams once what they sent is answered."""
         self._closing.set()
@@ -60,7 +74,7 @@ class DigitClassifier(digits_pb2_grpc.DigitClassifierServiceServicer):
             await asyncio.wait(self._streams, timeout=grace_s)
         return not self._streams
 
-    async def GetModel(  # noqa: N802 - the method's name in the proto
+    async def get_model(
         self, _request: digits_pb2.GetModelRequest, context: ServicerContext
     ) -> digits_pb2.GetModelResponse:
         """Which model serves; UNAVAILABLE while none does."""
@@ -74,7 +88,7 @@ class DigitClassifier(digits_pb2_grpc.DigitClassifierServiceServicer):
             manifest_json=model.artifact.manifest_json,
         )
 
-    async def ClassifyStream(  # noqa: N802 - the method's name in the proto
+    async def classify_stream(
         self,
         request_iterator: AsyncIterator[digits_pb2.ClassifyStreamRequest],
         context: ServicerContext,

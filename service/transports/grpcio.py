@@ -14,15 +14,14 @@ import grpc.aio
 from service.call import Call
 from service.metrics import Metrics
 from service.status import PUSHBACK_KEY, Status
-from service.transports import CLASSIFY, TransportError
+from service.transports import TransportError
 
 if TYPE_CHECKING:
-    GenericRpcHandler = grpc.GenericRpcHandler[Any, Any]
     RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
     ServerInterceptor = grpc.aio.ServerInterceptor[Any, Any]
 else:  # generic in the stubs, not at run time
-    from grpc import GenericRpcHandler, RpcMethodHandler
+    from grpc import RpcMethodHandler
     from grpc.aio import ServerInterceptor, ServicerContext
 
 
@@ -35,8 +34,6 @@ class AsyncCall(Call):
     Attributes:
         outcome: Resolves to the serialised response, or to a status.
     """
-
-    __slots__ = ("_mailbox", "outcome")
 
     def __init__(self, mailbox: Mailbox, request: bytes, **rest: Any) -> None:
         super().__init__(request, **rest)
@@ -78,7 +75,7 @@ class Mailbox:
                 call.outcome.set_result(answer)
 
 
-class ClassifyHandler(GenericRpcHandler):
+class ClassifyHandler:
     """Classify on the grpcio server: request and response stay bytes.
 
     Calls that arrive in one turn of the event loop are handed over together.
@@ -86,6 +83,9 @@ class ClassifyHandler(GenericRpcHandler):
     Args:
         receive: Takes bursts of calls.
         metrics: Counts calls that began.
+
+    Attributes:
+        method_handler: To be added to the server, which passes bytes where no serialiser is named.
     """
 
     def __init__(self, receive: Callable[[Sequence[Call]], None], metrics: Metrics) -> None:
@@ -93,11 +93,7 @@ class ClassifyHandler(GenericRpcHandler):
         self._metrics = metrics
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._arrived: list[Call] = []
-        self._handler = grpc.unary_unary_rpc_method_handler(self._classify)
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcMethodHandler | None:
-        """The handler, if the method is Classify."""
-        return self._handler if handler_call_details.method == CLASSIFY else None
+        self.method_handler: RpcMethodHandler = grpc.unary_unary_rpc_method_handler(self._classify)
 
     async def _classify(self, request: bytes, context: ServicerContext) -> bytes:
         now = time.monotonic()

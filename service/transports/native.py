@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
@@ -16,6 +16,9 @@ from service.call import Call
 from service.metrics import Metrics
 from service.status import Status, too_large
 from service.transports import CLASSIFY, TransportError, socket_address
+
+if TYPE_CHECKING:
+    from pygrpc_native._native import CallDetails
 
 # Calls taken over in one trip across the GIL at most.
 MAX_BURST = 1024
@@ -26,12 +29,17 @@ IO_THREADS = 1
 class NativeCall(Call):
     """A call of the native front, answered by its id."""
 
-    __slots__ = ("_call_id", "_transport")
-
     def __init__(
-        self, transport: NativeTransport, call_id: int, request: bytes, **rest: Any
+        self,
+        transport: NativeTransport,
+        call_id: int,
+        request: bytes,
+        received: float,
+        details: CallDetails,
     ) -> None:
-        super().__init__(request, **rest)
+        metadata, peer, remaining = details
+        deadline = None if remaining is None else received + remaining
+        super().__init__(request, received, deadline, metadata, peer)
         self._transport = transport
         self._call_id = call_id
 
@@ -114,16 +122,7 @@ class NativeTransport:
                     continue
                 assert payload is not None
                 assert details is not None
-                metadata, peer, remaining = details
-                call = NativeCall(
-                    self,
-                    call_id,
-                    payload,
-                    received=now,
-                    deadline=None if remaining is None else now + remaining,
-                    metadata=metadata,
-                    peer=peer,
-                )
+                call = NativeCall(self, call_id, payload, now, details)
                 self.calls[call_id] = call
                 burst.append(call)
             if burst:

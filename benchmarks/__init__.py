@@ -1,0 +1,1 @@
+"""Load and cost measurements; each module is run by one make target."""
