@@ -1,14 +1,15 @@
 """Owns the queue: one deque, one condition, N slots. Knows neither gRPC nor onnxruntime.
 
-Timer-free: a free slot takes everything that waits, up to ``max_batch_size`` images. A second
-slot wakes only when a full batch is waiting, so small calls gather into larger batches behind
-one slot while bulk calls use every core.
+Timer-free: a free slot takes everything that waits, up to a batch that takes about a millisecond
+and never more than ``max_batch_size`` images. A second slot wakes only when ``max_batch_size`` are
+waiting, so small calls gather into larger batches behind one slot while bulk calls use every core.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
+import math
 import queue
 import threading
 import time
@@ -20,6 +21,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+# A batch that takes a millisecond is long beside the tenth that handing it over costs. A longer one
+# gains nothing more and loses twice: its activations outgrow the CPU's L2 cache, and all callers
+# wait in lock-step, for inference first and for the network then, instead of half for each.
+TARGET_BATCH_S = 1e-3
 # Batches that may wait for the answerer; beyond that a slot answers its own, so that answers can
 # not pile up faster than they leave.
 MAX_UNANSWERED = 2
@@ -132,7 +137,8 @@ class Batcher:
         complete: Takes a batch with its ``finished`` jobs, on a slot's thread or the answerer's.
         image_bytes: Bytes of one image.
         slots: Batches that may run at the same time.
-        max_batch_size: Images in a batch at most; larger jobs are split and rejoined.
+        max_batch_size: Images in a batch at most, larger jobs are split and rejoined; and images
+            that must wait before a second slot wakes.
         max_queue_images: Images that may wait. A job that is larger is admitted to an empty queue.
         max_queue_delay_s: How long a batch that is not full may wait for more, in seconds.
         clock: Monotonic seconds.
@@ -166,13 +172,20 @@ class Batcher:
         self._stopping = False
         self._threads: list[threading.Thread] = []
         self._unanswered: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._batch_size = max_batch_size
         # Seconds one more image adds to the wait; 0 until measured, which admits every deadline.
-        self.seconds_per_image = 0.0
+        self._wait_per_image_s = 0.0
 
     @property
     def queued_images(self) -> int:
         """Images that wait, cancelled ones included until a batch passes them over."""
         return self._queued_images
+
+    def tune(self, seconds_per_image: float) -> None:
+        """Fits batch size and admission to what an image costs one slot, in seconds."""
+        doublings = round(math.log2(TARGET_BATCH_S / seconds_per_image))
+        self._batch_size = max(1, min(self._max_batch_size, 2 ** max(0, doublings)))
+        self._wait_per_image_s = seconds_per_image / self._slots
 
     def start(self) -> None:
         """Starts the slot threads and the answerer."""
@@ -221,11 +234,11 @@ class Batcher:
             return Refusal.STOPPED
         waiting = self._queued_images
         if waiting and waiting + job.count > self._max_queue_images:
-            job.retry_after_s = waiting * self.seconds_per_image
+            job.retry_after_s = waiting * self._wait_per_image_s
             return Refusal.QUEUE_FULL
-        wait = (waiting + job.count) * self.seconds_per_image
+        wait = (waiting + job.count) * self._wait_per_image_s
         if job.deadline is not None and now + wait > job.deadline:
-            job.retry_after_s = waiting * self.seconds_per_image
+            job.retry_after_s = waiting * self._wait_per_image_s
             return Refusal.DEADLINE_UNREACHABLE
         return None
 
@@ -240,7 +253,9 @@ class Batcher:
         while batch is not None:
             self.infer(batch)
             following = self._following_batch()
-            if following is None or self._unanswered.qsize() >= MAX_UNANSWERED:
+            self.distribute(batch)
+            idle = following is None or self._unanswered.qsize() >= MAX_UNANSWERED
+            if idle or not batch.finished:
                 self._answer(batch)
             else:
                 # Python answers these callers while onnxruntime works for the next ones.
@@ -253,7 +268,6 @@ class Batcher:
 
     def _answer(self, batch: Batch) -> None:
         try:
-            self.distribute(batch)
             self._complete(batch)
         except Exception:
             logger.exception("answering a batch failed; this is a bug")
@@ -291,7 +305,7 @@ class Batcher:
 
     def _delay_left(self) -> float:
         """Seconds that the oldest job may still wait for company, counted from its arrival."""
-        if self._stopping or self._queued_images >= self._max_batch_size:
+        if self._stopping or self._queued_images >= self._batch_size:
             return 0.0
         return self._queue[0].enqueued + self._max_queue_delay_s - self._clock()
 
@@ -302,7 +316,7 @@ class Batcher:
         """
         batch = Batch()
         now = self._clock()
-        while self._queue and batch.images < self._max_batch_size:
+        while self._queue and batch.images < self._batch_size:
             job = self._queue[0]
             job.refusal = self._dead(job, now)
             if job.refusal is not None:
@@ -312,7 +326,7 @@ class Batcher:
                 continue
             if job.taken == 0:
                 job.started = now
-            taken = min(job.count - job.taken, self._max_batch_size - batch.images)
+            taken = min(job.count - job.taken, self._batch_size - batch.images)
             batch.parts.append((job, job.taken, taken))
             batch.images += taken
             job.taken += taken

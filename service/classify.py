@@ -77,7 +77,7 @@ class Classify:
     def open(self, model: ServedModel) -> None:
         """Serves ``model`` and accepts calls."""
         self._model = model
-        self.batcher.seconds_per_image = model.seconds_per_image
+        self.batcher.tune(model.seconds_per_image)
         self._closed = None
 
     def close(self, reason: str) -> None:

@@ -62,7 +62,11 @@ def _serve(argv: list[str]) -> int:
         )
         return 1
     configure_logging(config.log_format)
-    return serve(config, started)
+    code = serve(config, started)
+    # A thread that is still inside onnxruntime would abort the interpreter's own shutdown.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

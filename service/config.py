@@ -60,7 +60,12 @@ class ServerConfig:
         "what carries Classify; auto is native when it is installed and host is loopback",
         choices=("auto", "native", "grpcio"),
     )
-    max_batch_size: int = _setting(64, "images in one batch at most", minimum=1, maximum=4096)
+    max_batch_size: int = _setting(
+        64,
+        "images in one batch at most; as many must wait before a second inference starts",
+        minimum=1,
+        maximum=4096,
+    )
     max_queue_delay_ms: float = _setting(
         0.0, "how long a batch that is not full may wait for more", minimum=0, maximum=10_000
     )

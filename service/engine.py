@@ -21,7 +21,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 # TF32 would break parity with the exported answers; exhaustive search re-tunes every batch shape.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 # Runs that are timed at warm-up, after one that is not; the fastest counts.
-WARM_UP_RUNS = 3
+WARM_UP_RUNS = 5
 
 
 class DeviceError(RuntimeError):

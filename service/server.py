@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -103,7 +104,7 @@ class Server:
             DeviceError: If the device can not serve.
         """
         self._handle_signals()
-        with tempfile.TemporaryDirectory(prefix="digits-") as private:
+        with self._private_folder() as private:
             await self._listen(Path(private, "grpcio.sock"))
             model = await self._unless_stopped(_in_daemon_thread(self._load))
             if model is None:
@@ -112,6 +113,15 @@ class Server:
             await self._serve(model)
             await self._stop.wait()
             return await self._drain()
+
+    def _private_folder(self) -> AbstractContextManager[str]:
+        """Where the socket between the native front and the grpcio server lives."""
+        if self._transport != "native":
+            return nullcontext("")
+        try:
+            return tempfile.TemporaryDirectory(prefix="digits-")
+        except OSError as error:
+            raise TransportError(f"native needs a folder for its socket: {error}") from error
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -235,7 +245,7 @@ class Server:
             "grpc": address,
             "http": f"http://{socket_address(host, self.http_port)}/metrics",
             "ready_after": f"{time.monotonic() - self._started:.2f} s",
-            "try": f"{_program()} classify --address {address} tests/samples/7.png",
+            "try": f"{_program()} classify --address {address} {_sample()}",
         }
         logger.info("SERVING", extra={"fields": fields})
         if self._config.log_format == "text":
@@ -243,12 +253,18 @@ class Server:
 
 
 def _program() -> str:
-    """How this program was called, if that can be pasted again; else its name."""
-    called = Path(sys.argv[0])
-    try:
-        return str(called.resolve().relative_to(Path.cwd()))
-    except ValueError:
+    """How this program was called, as short as it can be pasted again."""
+    called = Path(sys.argv[0]).absolute()
+    if called.name != "digits":
         return "digits"
+    inside = called.is_relative_to(Path.cwd()) and Path.cwd() != Path("/")
+    return str(called.relative_to(Path.cwd()) if inside else called)
+
+
+def _sample() -> str:
+    """A digit that can be classified from here, if there is one."""
+    sample = "tests/samples/7.png"
+    return sample if Path(sample).is_file() else "IMAGE"
 
 
 def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:

@@ -1,0 +1,141 @@
+"""What tests share: real digits, the default model, and real servers on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REPOSITORY = ROOT / "models/digits"
+SAMPLES = ROOT / "tests/samples"
+START_TIMEOUT_S = 60
+
+
+@dataclass
+class RunningServer:
+    """A ``digits serve`` process that printed SERVING."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    http: str
+    announced: dict[str, Any]
+    log: Path
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+    def log_text(self) -> str:
+        return self.log.read_text()
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = START_TIMEOUT_S) -> Any:
+    """Polls until the condition is true; its value."""
+    give_up = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < give_up, "the condition did not become true in time"
+        time.sleep(0.01)
+    return value
+
+
+def start_process(log: Path, *flags: str, env: dict[str, str] | None = None) -> Any:
+    """Starts the server; it may not be serving yet."""
+    command = [sys.executable, "-m", "service.cli", "serve"]
+    command += ["--grpc-port=0", "--http-port=0", "--log-format=json"]
+    if not any(flag.startswith("--model-repository") for flag in flags):
+        command.append(f"--model-repository={REPOSITORY}")
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [*command, *flags], stderr=file, stdout=file, env={**os.environ, **(env or {})}
+        )
+
+
+def serving_entry(log: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    def find() -> dict[str, Any] | None:
+        for line in log.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if entry["message"] == "SERVING":
+                    return dict(entry)
+        assert process.poll() is None, f"exited with {process.returncode}: {log.read_text()}"
+        return None
+
+    return dict(wait_until(find))
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers and kills those that a test leaves behind."""
+    servers: list[RunningServer] = []
+
+    def start(*flags: str, env: dict[str, str] | None = None) -> RunningServer:
+        log = tmp_path / f"server-{len(servers)}.log"
+        process = start_process(log, *flags, env=env)
+        try:
+            entry = serving_entry(log, process)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        http = entry["http"].removesuffix("/metrics")
+        server = RunningServer(process, entry["grpc"], http, entry, log)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """One server for a whole module, on each transport in turn."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    process = start_process(log, f"--transport={request.param}")
+    try:
+        entry = serving_entry(log, process)
+        http = entry["http"].removesuffix("/metrics")
+        yield RunningServer(process, entry["grpc"], http, entry, log)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0, log.read_text()
+
+
+@pytest.fixture
+def channel(server: RunningServer) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def sample() -> dict[str, np.ndarray]:
+    """500 MNIST test digits: images uint8[500, 28, 28], labels int64[500]."""
+    with np.load(SAMPLES / "mnist-500.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture(scope="session")
+def full_data() -> Path:
+    """The folder with all of MNIST, or a skip."""
+    root = Path(os.environ.get("DIGITS_DATA", ROOT / "data"))
+    root = root if root.is_absolute() else ROOT / root
+    if not (root / "MNIST/raw/t10k-images-idx3-ubyte").is_file():
+        pytest.skip(f"the full MNIST data is not under {root} (set DIGITS_DATA)")
+    return root

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from service.config import (
+    ConfigError,
+    ServerConfig,
+    flag_name,
+    help_text,
+    load_config,
+    markdown_table,
+    variable_name,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def errors_of(argv, environ=None):
+    with pytest.raises(ConfigError) as caught:
+        load_config(argv, environ or {})
+    return caught.value.errors
+
+
+def test_nothing_given_yields_the_defaults():
+    assert load_config([], {"PATH": "/bin"}) == ServerConfig()
+
+
+def test_flag_wins_over_variable_which_wins_over_default():
+    environ = {"DIGITS_GRPC_PORT": "1", "DIGITS_HTTP_PORT": "2"}
+    config = load_config(["--grpc-port", "3"], environ)
+    assert (config.grpc_port, config.http_port) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "expected"),
+    [
+        (["--reflection"], {}, True),
+        (["--no-reflection"], {}, False),
+        (["--reflection=false"], {}, False),
+        ([], {"DIGITS_REFLECTION": "false"}, False),
+        ([], {"DIGITS_REFLECTION": "True"}, True),
+        (["--reflection"], {"DIGITS_REFLECTION": "0"}, True),
+    ],
+)
+def test_switch_is_read_in_every_spelling(argv, environ, expected):
+    assert load_config(argv, environ).reflection is expected
+
+
+def test_all_errors_are_reported_at_once():
+    errors = errors_of(
+        ["--grpc-port=seven", "--bogus", "--device", "tpu", "--no-grpc-port"],
+        {"DIGITS_MAX_BATCH_SIZE": "0", "DIGITS_TYPO": "1"},
+    )
+    assert errors == [
+        "DIGITS_TYPO: unknown variable",
+        "--bogus: unknown flag; see digits serve --help",
+        "--no-grpc-port: unknown flag; see digits serve --help",
+        "--grpc-port: expected a whole number from 0 to 65535, got 'seven'",
+        "--device: expected one of auto, cpu, cuda, got 'tpu'",
+        "DIGITS_MAX_BATCH_SIZE: expected a whole number from 1 to 4096, got 0",
+    ]
+
+
+def test_service_link_of_kubernetes_is_explained():
+    [error] = errors_of([], {"DIGITS_PORT": "tcp://10.0.0.1:50051"})
+    assert "enableServiceLinks: false" in error
+
+
+def test_value_that_is_missing_or_not_finite_is_an_error():
+    assert errors_of(["--host"]) == ["--host: expected a value, got nothing"]
+    assert "got nan" in errors_of(["--grace-s", "nan"])[0]
+
+
+def test_variable_of_training_is_not_the_servers_business():
+    assert load_config([], {"DIGITS_DATA": "/data"}) == ServerConfig()
+
+
+def test_every_setting_is_in_help_and_readme():
+    readme = (ROOT / "README.md").read_text()
+    assert markdown_table() in readme, "README's table of settings is stale"
+    for setting in fields(ServerConfig):
+        assert flag_name(setting) in help_text()
+        assert variable_name(setting) in help_text()

@@ -1,0 +1,259 @@
+"""Start, drain and stop of the real process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import grpc
+import numpy as np
+import pytest
+from digits.v1 import digits_pb2, digits_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.conftest import REPOSITORY, start_process, wait_until
+
+SERVICE = "digits.v1.DigitClassifierService"
+TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+IMAGE = bytes(784)
+NO_RETRIES = [("grpc.enable_retries", 0)]
+
+
+def stub_for(address):
+    channel = grpc.insecure_channel(address, options=NO_RETRIES)
+    return channel, digits_pb2_grpc.DigitClassifierServiceStub(channel)
+
+
+def pixels(count):
+    return digits_pb2.ClassifyRequest(pixels=IMAGE * count)
+
+
+def metric(server, series):
+    text = urllib.request.urlopen(f"{server.http}/metrics").read().decode()
+    return next(
+        float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(series + " ")
+    )
+
+
+STARTED = (
+    'grpc_server_started_total{grpc_method="Classify",'
+    f'grpc_service="{SERVICE}",grpc_type="unary"}}'
+)
+
+
+@TRANSPORTS
+def test_every_call_in_flight_at_sigterm_is_answered_and_the_exit_is_clean(start_server, transport):
+    server = start_server(f"--transport={transport}", "--max-queue-images=100000")
+    channel, stub = stub_for(server.address)
+    futures = [stub.Classify.future(pixels(200), timeout=60) for _ in range(50)]
+    wait_until(lambda: metric(server, STARTED) == 50)
+    server.process.terminate()
+    assert [future.code() for future in futures] == [grpc.StatusCode.OK] * 50
+    assert server.process.wait(30) == 0
+    assert "drained: every call was answered" in server.log_text()
+    channel.close()
+
+
+@TRANSPORTS
+def test_drain_delay_serves_on_while_readiness_says_not_serving(start_server, transport):
+    server = start_server(f"--transport={transport}", "--drain-delay-s=1.5")
+    channel, stub = stub_for(server.address)
+    health = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=SERVICE)
+    watch = health.Watch(request)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    server.process.terminate()
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert len(stub.Classify(pixels(3)).predictions) == 3
+    liveness = health.Check(health_pb2.HealthCheckRequest(service=""))
+    assert liveness.status == health_pb2.HealthCheckResponse.SERVING
+    began = time.monotonic()
+    # An open Watch must not hold the exit up until the end of the grace of 20 s.
+    assert server.process.wait(15) == 0
+    assert time.monotonic() - began < 10
+    channel.close()
+
+
+@TRANSPORTS
+def test_stream_open_at_sigterm_gets_its_answers_then_unavailable(start_server, transport):
+    server = start_server(f"--transport={transport}")
+    channel, stub = stub_for(server.address)
+    hold = threading.Event()
+
+    def requests():
+        for _ in range(5):
+            yield digits_pb2.ClassifyStreamRequest(request=pixels(2))
+        hold.wait(30)
+
+    stream = stub.ClassifyStream(requests(), timeout=60)
+    answers = [next(stream) for _ in range(5)]
+    assert all(len(answer.response.predictions) == 2 for answer in answers)
+    server.process.terminate()
+    with pytest.raises(grpc.RpcError) as caught:
+        next(stream)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    hold.set()
+    assert server.process.wait(30) == 0
+    channel.close()
+
+
+def test_grace_that_is_too_short_is_reported_in_the_exit_code(start_server):
+    server = start_server("--grace-s=0.01", "--instances=1")
+    channel, stub = stub_for(server.address)
+    future = stub.Classify.future(pixels(4096), timeout=60)
+    wait_until(lambda: metric(server, "digits_queue_images") > 0)
+    server.process.terminate()
+    assert server.process.wait(30) == 1
+    assert "still in flight after 0.01 s" in server.log_text()
+    assert future.code() is not grpc.StatusCode.OK
+    channel.close()
+
+
+def test_second_signal_stops_at_once(start_server):
+    server = start_server("--drain-delay-s=600")
+    server.process.terminate()
+    wait_until(lambda: "SIGTERM: draining" in server.log_text())
+    assert server.stop(signal.SIGTERM, timeout_s=5) == 128 + signal.SIGTERM
+
+
+def test_interrupt_drains_like_sigterm(start_server):
+    assert start_server().stop(signal.SIGINT) == 0
+
+
+@pytest.fixture
+def endless_repository(tmp_path):
+    """A version whose model is a pipe that nobody writes to: loading never ends."""
+    folder = tmp_path / "digits/1"
+    shutil.copytree(REPOSITORY / "1", folder)
+    (folder / "model.onnx").unlink()
+    os.mkfifo(folder / "model.onnx")
+    return folder.parent
+
+
+@TRANSPORTS
+def test_sigterm_while_loading_exits_within_two_seconds(endless_repository, tmp_path, transport):
+    log = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start_process(
+        log, f"--model-repository={endless_repository}", f"--grpc-port={port}",
+        f"--transport={transport}",
+    )  # fmt: skip
+    channel, stub = stub_for(f"127.0.0.1:{port}")
+    health = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=SERVICE)
+    status = health.Check(request, wait_for_ready=True, timeout=30).status
+    assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Classify(pixels(1))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.details() == "the model is loading"
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.GetModel(digits_pb2.GetModelRequest())
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    process.terminate()
+    assert process.wait(2) == 0
+    channel.close()
+
+
+def run_serve(*flags, env=None):
+    command = [sys.executable, "-m", "service.cli", "serve", "--grpc-port=0", "--http-port=0"]
+    command.append(f"--model-repository={REPOSITORY}")
+    return subprocess.run(
+        [*command, *flags], capture_output=True, text=True, timeout=60,
+        env={**os.environ, **(env or {})}, check=False,
+    )  # fmt: skip
+
+
+def test_wrong_settings_exit_with_2_and_name_each():
+    done = run_serve("--device=tpu", "--bogus", env={"DIGITS_TYPO": "1"})
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 3
+
+
+def test_repository_without_a_valid_version_exits_with_1_and_the_reason(tmp_path):
+    shutil.copytree(REPOSITORY / "1", tmp_path / "1")
+    (tmp_path / "1/model.onnx").write_bytes(b"half")
+    done = run_serve(f"--model-repository={tmp_path}")
+    assert done.returncode == 1
+    assert "version 1 refused: model.onnx: expected sha256" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@TRANSPORTS
+def test_port_in_use_exits_with_1_and_names_it(transport):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_serve(f"--grpc-port={port}", f"--transport={transport}")
+        assert done.returncode == 1
+        assert f"can not listen on 127.0.0.1:{port}" in done.stderr
+        done = run_serve(f"--http-port={port}", f"--transport={transport}")
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert f"can not listen on 127.0.0.1:{port}" in done.stderr
+
+
+def test_cuda_that_is_not_there_exits_with_1_and_never_serves():
+    done = run_serve("--device=cuda")
+    if "the CUDA provider works" in done.stderr:
+        pytest.skip("there is a GPU")
+    assert done.returncode == 1
+    assert "can not serve: onnxruntime is built without CUDA" in done.stderr
+    assert "SERVING" not in done.stderr + done.stdout
+
+
+def test_announcement_says_what_is_served_and_how_to_try_it(start_server):
+    server = start_server()
+    announced = server.announced
+    assert announced["model"] == "digits version 1"
+    assert len(announced["sha256"]) == 64
+    assert announced["precision"] == "fp32"
+    assert announced["provider"].startswith("CPUExecutionProvider (")
+    assert announced["transport"].startswith("native (auto: ")
+    assert announced["try"].endswith(f"classify --address {server.address} tests/samples/7.png")
+
+
+@pytest.mark.parametrize(
+    ("host", "transport"), [("127.0.0.1", "native"), ("0.0.0.0", "grpcio"), ("::1", "native")]
+)
+def test_auto_transport_is_native_only_for_this_machine(start_server, host, transport):
+    server = start_server(f"--host={host}")
+    assert server.announced["transport"].startswith(f"{transport} (auto: ")
+    with grpc.insecure_channel(server.address) as channel:
+        stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+        assert len(stub.Classify(pixels(1), timeout=10).predictions) == 1
+
+
+def test_reflection_can_be_turned_off(start_server):
+    server = start_server("--no-reflection")
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call(iter([b""])))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_serving_parts_load_no_torch():
+    code = (
+        "import sys, service.server, service.cli, service.transports.native, digits.client;"
+        "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'training', 'export')])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_repeated_answers_are_identical(start_server):
+    server = start_server()
+    with grpc.insecure_channel(server.address) as channel:
+        stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+        golden = np.load(REPOSITORY / "1/golden.npz")["images"]
+        request = digits_pb2.ClassifyRequest(pixels=golden.tobytes())
+        first = stub.Classify(request).predictions
+        assert all(stub.Classify(request).predictions == first for _ in range(20))

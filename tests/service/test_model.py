@@ -1,0 +1,175 @@
+"""Artifacts that do not hold are refused with their reason; the best that holds serves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from service.artifact import (
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    PARITY,
+    ArtifactError,
+    Golden,
+    load_artifact,
+    read_golden,
+    sha256,
+    write_golden,
+)
+from service.metrics import Metrics
+from service.model import load_best, load_model
+from tests.conftest import REPOSITORY
+
+DEFAULT = REPOSITORY / "1"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A copy of the default version, free to be damaged."""
+    shutil.copytree(DEFAULT, tmp_path / "digits/1")
+    return tmp_path / "digits"
+
+
+def rewrite(folder, name, data):
+    """Replaces a file and makes the manifest agree with it."""
+    (folder / name).write_bytes(data)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][name] = sha256(data)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def load(repository, pinned=0):
+    metrics = Metrics()
+    model = load_best(
+        repository, pinned=pinned, device="cpu", intra_op_threads=1, max_batch_size=4,
+        metrics=metrics,
+    )  # fmt: skip
+    return model, metrics
+
+
+def loads(metrics, result):
+    return metrics.registry.get_sample_value("digits_model_loads_total", {"result": result})
+
+
+def test_default_version_loads_with_its_identity():
+    model, metrics = load(REPOSITORY)
+    assert model.ref.name == "digits"
+    assert model.ref.sha256 == sha256((REPOSITORY / model.ref.version / MODEL).read_bytes())
+    assert model.ref.execution_provider == "CPUExecutionProvider"
+    assert loads(metrics, "loaded") == 1
+
+
+@pytest.mark.parametrize("name", [MODEL, GOLDEN, PARITY])
+def test_changed_file_is_refused_by_its_hash(repository, name):
+    path = repository / "1" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactError, match=f"{name}: expected sha256"):
+        load_artifact(path.parent)
+
+
+@pytest.mark.parametrize("name", [MODEL, GOLDEN, PARITY, MANIFEST])
+def test_missing_file_is_refused_by_name(repository, name):
+    (repository / "1" / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name}: No such file"):
+        load_artifact(repository / "1")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("schema_version", 2), ("version", 7), ("opset", 12), ("labels", ["a"]), ("input", {})],
+)
+def test_manifest_that_says_something_else_is_refused(repository, field, value):
+    path = repository / "1" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ArtifactError, match=f"{field}: expected"):
+        load_artifact(path.parent)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema_version": 1}', "null"])
+def test_manifest_that_is_no_manifest_is_refused(repository, content):
+    (repository / "1" / MANIFEST).write_text(content)
+    with pytest.raises(ArtifactError, match="manifest"):
+        load_artifact(repository / "1")
+
+
+def test_model_that_onnxruntime_refuses_is_refused(repository):
+    rewrite(repository / "1", MODEL, b"not a model")
+    with pytest.raises(ArtifactError, match="onnxruntime refuses it"):
+        load_model(repository / "1", "digits", "cpu", 1, 4)
+
+
+def test_golden_digits_that_do_not_hold_refuse_the_model(repository):
+    golden = read_golden((repository / "1" / GOLDEN).read_bytes())
+    off = golden.probabilities.copy()
+    off[0] += np.float32(1e-4)
+    rewrite(repository / "1", GOLDEN, write_golden(Golden(golden.images, golden.labels, off)))
+    with pytest.raises(ArtifactError, match="golden digits: expected probabilities within"):
+        load_model(repository / "1", "digits", "cpu", 1, 4)
+
+
+def test_golden_label_that_is_wrong_refuses_the_model(repository):
+    golden = read_golden((repository / "1" / GOLDEN).read_bytes())
+    labels = (golden.labels + 1) % 10
+    rewrite(
+        repository / "1", GOLDEN, write_golden(Golden(golden.images, labels, golden.probabilities))
+    )
+    with pytest.raises(ArtifactError, match="labels are wrong"):
+        load_model(repository / "1", "digits", "cpu", 1, 4)
+
+
+@pytest.mark.parametrize("count", [0, 31])
+def test_too_few_golden_digits_are_refused(count):
+    golden = Golden(
+        np.zeros((count, 28, 28), np.uint8),
+        np.zeros(count, np.int64),
+        np.zeros((count, 10), np.float32),
+    )
+    with pytest.raises(ArtifactError, match="at least 32"):
+        read_golden(write_golden(golden))
+
+
+def test_golden_probability_that_is_nan_is_refused():
+    golden = read_golden((DEFAULT / GOLDEN).read_bytes())
+    answered = golden.probabilities.copy()
+    answered[0, golden.labels[0]] = np.nan
+    with pytest.raises(ArtifactError):
+        golden.check(answered)
+
+
+def copy_version(repository, number):
+    folder = repository / str(number)
+    shutil.copytree(repository / "1", folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"version": number}))
+    return folder
+
+
+def test_highest_version_serves_and_hidden_folders_are_passed_over(repository):
+    copy_version(repository, 9)
+    copy_version(repository, 10)
+    (repository / ".export-half").mkdir()
+    assert load(repository)[0].ref.version == "10"
+
+
+def test_highest_version_that_is_damaged_yields_to_the_next(repository, caplog):
+    (copy_version(repository, 2) / MODEL).write_bytes(b"half a file")
+    model, metrics = load(repository)
+    assert model.ref.version == "1"
+    assert loads(metrics, "refused") == 1
+    assert "version 2 refused: model.onnx: expected sha256" in caplog.text
+
+
+def test_pinned_version_is_the_only_one_considered(repository):
+    copy_version(repository, 2)
+    assert load(repository, pinned=1)[0].ref.version == "1"
+    with pytest.raises(ArtifactError, match="expected version 3"):
+        load(repository, pinned=3)
+
+
+def test_repository_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="is not a folder"):
+        load(tmp_path / "nowhere")

@@ -1,0 +1,128 @@
+"""Callers that leave, wait too long, or are too many: on both transports."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+import pytest
+from digits.v1 import digits_pb2, digits_pb2_grpc
+from google.rpc import error_details_pb2
+
+from tests.conftest import wait_until
+from tests.service.test_rpc import IMAGE, handled, pixels, rich_detail, scrape
+
+TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+# About 0.2 s for the one slot.
+LONG = pixels(IMAGE * 4096)
+NO_RETRIES = [("grpc.enable_retries", 0)]
+
+
+def dropped(server, reason):
+    return scrape(server)[f'digits_requests_dropped_total{{reason="{reason}"}}']
+
+
+@pytest.fixture
+def busy(start_server, request):
+    """Starts a server with one slot; returns it, a stub, and a way to occupy the slot."""
+    channels = []
+
+    def start(transport, *flags):
+        server = start_server(f"--transport={transport}", "--instances=1", *flags)
+        channel = grpc.insecure_channel(server.address, options=NO_RETRIES)
+        channels.append(channel)
+        stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+        stub.Classify(pixels(IMAGE))
+
+        def occupy():
+            futures = [stub.Classify.future(LONG, timeout=60)]
+            wait_until(lambda: scrape(server)["digits_queue_images"] > 100)
+            return futures
+
+        return server, stub, occupy
+
+    yield start
+    for channel in channels:
+        channel.close()
+
+
+@TRANSPORTS
+def test_calls_cancelled_in_the_queue_cost_no_inference(busy, transport):
+    server, stub, occupy = busy(transport, "--max-queue-images=8192")
+    images = scrape(server)["digits_images_total"]
+    long = occupy()
+    futures = [stub.Classify.future(pixels(IMAGE * 10)) for _ in range(50)]
+    started = f'grpc_method="Classify",grpc_service="{SERVICE}",grpc_type="unary"'
+    wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{started}}}"] == 52)
+    for future in futures:
+        future.cancel()
+    assert len(long[0].result().predictions) == 4096
+    wait_until(lambda: handled(server, "CANCELLED") == 50)
+    assert dropped(server, "cancelled") == 50
+    assert scrape(server)["digits_images_total"] - images == 4096
+    assert scrape(server)["digits_batch_size_sum"] == 4097
+
+
+@TRANSPORTS
+def test_calls_whose_deadline_passes_in_the_queue_cost_no_inference(busy, transport):
+    server, stub, occupy = busy(transport, "--max-queue-images=8192")
+    long = occupy()
+    # Longer than the server's estimate of the wait may be, shorter than the wait really is:
+    # the callers queue behind a second long call.
+    second = stub.Classify.future(LONG, timeout=60)
+    wait_until(lambda: scrape(server)["digits_queue_images"] > 4096)
+    futures = [stub.Classify.future(pixels(IMAGE), timeout=0.05) for _ in range(20)]
+    codes = {future.code() for future in futures}
+    assert codes <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    for future in (long[0], second):
+        assert len(future.result().predictions) == 4096
+    assert scrape(server)["digits_batch_size_sum"] == 1 + 2 * 4096
+    wait_until(
+        lambda: handled(server, "DEADLINE_EXCEEDED") + handled(server, "RESOURCE_EXHAUSTED") == 20
+    )
+
+
+@TRANSPORTS
+def test_full_queue_refuses_with_a_retry_hint_and_keeps_serving(busy, transport):
+    server, stub, occupy = busy(transport, "--max-queue-images=64")
+    long = occupy()
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Classify(pixels(IMAGE))
+    error = caught.value
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.details() == "the queue is full; retry later"
+    delay = rich_detail(error, error_details_pb2.RetryInfo).retry_delay
+    assert 0.005 <= delay.ToNanoseconds() / 1e9 < 10
+    pushback = [v for k, v in error.trailing_metadata() if k == "grpc-retry-pushback-ms"]
+    # The native front refuses to send metadata that starts with grpc-, the details excepted.
+    assert len(pushback) == (1 if transport == "grpcio" else 0)
+    assert len(long[0].result().predictions) == 4096
+    assert len(stub.Classify(pixels(IMAGE)).predictions) == 1
+    assert dropped(server, "queue_full") == handled(server, "RESOURCE_EXHAUSTED") == 1
+
+
+@TRANSPORTS
+def test_deadline_that_the_queue_can_not_meet_is_refused_at_once(busy, transport):
+    _, stub, occupy = busy(transport, "--max-queue-images=8192")
+    long = occupy()
+    began = time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Classify(pixels(IMAGE * 2000), timeout=0.05)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "longer than the deadline allows" in caught.value.details()
+    assert time.monotonic() - began < 0.05
+    assert len(long[0].result().predictions) == 4096
+
+
+SERVICE = "digits.v1.DigitClassifierService"
+
+
+@TRANSPORTS
+def test_queue_full_item_of_a_stream_is_answered_in_place(busy, transport):
+    _, stub, occupy = busy(transport, "--max-queue-images=64")
+    long = occupy()
+    request = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE))
+    [answer] = stub.ClassifyStream(iter([request]), timeout=30)
+    assert answer.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    assert answer.error.retry_after_ms >= 5
+    assert len(long[0].result().predictions) == 4096

@@ -1,0 +1,348 @@
+"""The gRPC contract over real connections, the same on both transports."""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import grpc
+import numpy as np
+import pytest
+from digits.v1 import digits_pb2, digits_pb2_grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from PIL import Image
+
+from service.engine import Engine
+from tests.conftest import REPOSITORY, SAMPLES, wait_until
+
+SERVICE = "digits.v1.DigitClassifierService"
+IMAGE = bytes(784)
+
+
+@pytest.fixture
+def stub(channel):
+    return digits_pb2_grpc.DigitClassifierServiceStub(channel)
+
+
+def pixels(data):
+    return digits_pb2.ClassifyRequest(pixels=data)
+
+
+def encoded(*files):
+    return digits_pb2.ClassifyRequest(encoded=digits_pb2.EncodedImages(files=files))
+
+
+def refused(call, *arguments, **options):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(*arguments, **options)
+    return caught.value
+
+
+def rich_detail(error, kind):
+    [data] = [v for k, v in error.trailing_metadata() if k == "grpc-status-details-bin"]
+    status = status_pb2.Status.FromString(data)
+    assert (status.code, status.message) == (error.code().value[0], error.details())
+    detail = kind()
+    assert status.details[0].Unpack(detail)
+    return detail
+
+
+def scrape(server):
+    with urllib.request.urlopen(f"{server.http}/metrics") as response:
+        text = response.read().decode()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {series: float(value) for series, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def handled(server, code, method="Classify", kind="unary"):
+    return scrape(server)[
+        f'grpc_server_handled_total{{grpc_code="{code}",grpc_method="{method}",'
+        f'grpc_service="{SERVICE}",grpc_type="{kind}"}}'
+    ]
+
+
+def direct(images):
+    version = max(int(p.name) for p in REPOSITORY.iterdir() if p.name.isdecimal())
+    engine = Engine((REPOSITORY / str(version) / "model.onnx").read_bytes())
+    return np.concatenate(
+        [engine.run(chunk) for chunk in np.array_split(images, len(images) // 50)]
+    )
+
+
+def assert_wire_equals_direct(stub, images, singles):
+    """``singles`` images one by one and the rest in odd batches, from 8 callers at once."""
+    expected = direct(images)
+    bounds = list(range(singles + 1))
+    sizes = [2, 3, 7, 16, 61, 64, 65, 200]
+    while bounds[-1] < len(images):
+        bounds.append(min(len(images), bounds[-1] + sizes[len(bounds) % len(sizes)]))
+
+    def classify(start, stop):
+        response = stub.Classify(pixels(images[start:stop].tobytes()), timeout=60)
+        assert len(response.predictions) == stop - start
+        got = np.array([p.probabilities for p in response.predictions], np.float32)
+        labels = [p.digit for p in response.predictions]
+        return got, labels
+
+    with ThreadPoolExecutor(8) as callers:
+        spans = list(pairwise(bounds))
+        answers = list(callers.map(lambda span: classify(*span), spans))
+    got = np.concatenate([probabilities for probabilities, _ in answers])
+    labels = [label for _, some in answers for label in some]
+    assert labels == expected.argmax(axis=1).tolist()
+    assert np.abs(got - expected).max() <= 1e-6
+    return np.array(labels)
+
+
+def test_sample_over_the_wire_equals_onnxruntime(stub, sample):
+    labels = assert_wire_equals_direct(stub, sample["images"], singles=100)
+    assert (labels == sample["labels"]).mean() > 0.99
+
+
+def test_full_test_set_over_the_wire_equals_onnxruntime(stub, full_data):
+    raw = (full_data / "MNIST/raw/t10k-images-idx3-ubyte").read_bytes()
+    images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
+    truth = np.frombuffer(
+        (full_data / "MNIST/raw/t10k-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8
+    )
+    labels = assert_wire_equals_direct(stub, images, singles=2000)
+    assert (labels == truth).mean() >= 0.995
+
+
+def test_answer_names_the_model_and_its_times(stub):
+    response = stub.Classify(pixels(IMAGE * 3))
+    model = stub.GetModel(digits_pb2.GetModelRequest())
+    assert response.model == model.model
+    assert response.model.execution_provider == "CPUExecutionProvider"
+    assert response.timing.batch_images >= 3
+    assert response.timing.inference_us > 0
+    assert list(model.labels) == [str(digit) for digit in range(10)]
+    assert model.model.sha256 in model.manifest_json
+
+
+def test_oversize_request_is_split_and_rejoined_in_order(stub, sample):
+    images = np.resize(sample["images"], (4096, 28, 28))
+    response = stub.Classify(pixels(images.tobytes()), timeout=60)
+    digits = [p.digit for p in response.predictions]
+    assert len(digits) == 4096
+    assert digits[:500] == digits[500:1000] == digits[3500:4000]
+    assert np.mean(digits[:500] == sample["labels"]) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "message"),
+    [
+        (digits_pb2.ClassifyRequest(), "input", "input: expected pixels or encoded, got neither"),
+        (pixels(b""), "pixels", "pixels: expected 1 to 4096 images, got 0"),
+        (pixels(b"x" * 785), "pixels",
+         "pixels: expected a multiple of 784 bytes, got 785 bytes"),
+        (pixels(IMAGE * 4097), "pixels", "pixels: expected 1 to 4096 images, got 4097"),
+        (encoded(), "encoded.files", "encoded.files: expected 1 to 4096 images, got 0"),
+        (encoded(b"GIF89a"), "encoded.files[0]",
+         "encoded.files[0]: expected a PNG, JPEG, WebP or BMP file, got 6 bytes of something else"),
+    ],
+)  # fmt: skip
+def test_bad_request_is_refused_naming_field_expected_and_got(stub, request_, field, message):
+    error = refused(stub.Classify, request_)
+    assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, message)
+    [violation] = rich_detail(error, error_details_pb2.BadRequest).field_violations
+    assert (violation.field, violation.description) == (field, message)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff", b"\x0a\x05ab", b"\x12\x02\x0a\x09"])
+def test_malformed_message_is_invalid(channel, data):
+    call = channel.unary_unary(f"/{SERVICE}/Classify")
+    error = refused(call, data)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details() == (
+        "request: expected a serialised ClassifyRequest, got malformed bytes"
+    )
+
+
+def test_message_over_the_limit_is_refused_alike(stub):
+    error = refused(stub.Classify, pixels(bytes(6_000_000)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max (6000005 vs. 4259840)" in error.details()
+
+
+def test_unknown_fields_beside_the_pixels_are_ignored(channel):
+    call = channel.unary_unary(f"/{SERVICE}/Classify")
+    request = pixels(IMAGE).SerializeToString() + b"\x98\x06\x01"  # field 99, a later version's
+    response = digits_pb2.ClassifyResponse.FromString(call(request))
+    assert len(response.predictions) == 1
+
+
+def test_image_files_are_decoded_in_order(stub):
+    files = [(SAMPLES / f"{digit}.png").read_bytes() for digit in range(10)]
+    response = stub.Classify(encoded(*files))
+    assert [p.digit for p in response.predictions] == list(range(10))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_each_format_is_decoded(stub, tmp_path, kind):
+    path = tmp_path / "seven"
+    Image.open(SAMPLES / "7.png").save(path, kind)
+    assert stub.Classify(encoded(path.read_bytes())).predictions[0].digit == 7
+
+
+def test_image_of_another_size_is_refused_with_its_size(stub, tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (30_000, 20_000)).save(path)  # 600 megapixels in 75 kilobytes
+    good = (SAMPLES / "7.png").read_bytes()
+    error = refused(stub.Classify, encoded(good, path.read_bytes()))
+    assert error.details() == (
+        "encoded.files[1]: expected an image of 28x28 pixels, got 30000x20000"
+    )
+
+
+def test_truncated_image_is_refused(stub):
+    error = refused(stub.Classify, encoded((SAMPLES / "7.png").read_bytes()[:-60]))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_bad_request_does_not_harm_its_neighbours(stub, sample):
+    good = sample["images"][:64]
+    expected = sample["labels"][:64]
+    futures = []
+    for image in good:
+        futures.append(stub.Classify.future(pixels(image.tobytes())))
+        futures.append(stub.Classify.future(pixels(b"bad")))
+    digits = [future.result().predictions[0].digit for future in futures[::2]]
+    assert np.mean(digits == expected) > 0.95
+    assert {future.code() for future in futures[1::2]} == {grpc.StatusCode.INVALID_ARGUMENT}
+
+
+def test_gzip_request_is_understood(stub):
+    response = stub.Classify(pixels(IMAGE), compression=grpc.Compression.Gzip)
+    assert len(response.predictions) == 1
+
+
+def test_unknown_method_is_unimplemented(channel):
+    error = refused(channel.unary_unary(f"/{SERVICE}/Nothing"), b"")
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_health_tells_liveness_and_readiness(channel):
+    health = health_pb2_grpc.HealthStub(channel)
+    for name in ("", SERVICE):
+        response = health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
+    error = refused(health.Check, health_pb2.HealthCheckRequest(service="nothing"))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_reflection_lists_the_service(channel):
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    [response] = stub.ServerReflectionInfo(iter([request]))
+    names = {service.name for service in response.list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+def stream_of(requests):
+    return (digits_pb2.ClassifyStreamRequest(request=request) for request in requests)
+
+
+def test_stream_answers_in_order_and_a_bad_item_in_place(stub, sample):
+    requests = [pixels(image.tobytes()) for image in sample["images"][:100]]
+    requests[40] = pixels(b"bad")
+    answers = list(stub.ClassifyStream(stream_of(requests), timeout=60))
+    assert len(answers) == 100
+    error = answers.pop(40).error
+    assert error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert error.message.startswith("pixels: expected a multiple of 784")
+    digits = [answer.response.predictions[0].digit for answer in answers]
+    assert np.mean(digits == np.delete(sample["labels"][:100], 40)) > 0.95
+
+
+def test_stream_that_the_caller_leaves_does_not_block_the_next(stub):
+    endless = threading.Event()
+
+    def requests():
+        yield from stream_of([pixels(IMAGE)] * 3)
+        endless.wait(30)
+
+    stream = stub.ClassifyStream(requests())
+    next(stream)
+    stream.cancel()
+    endless.set()
+    assert len(list(stub.ClassifyStream(stream_of([pixels(IMAGE)] * 5), timeout=30))) == 5
+
+
+def test_slow_reader_holds_a_bounded_number_of_items(server):
+    """The server takes no more requests than its window while nobody reads the answers."""
+    # Without these the client itself would take megabytes of answers that nobody asked it for.
+    narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
+    # The native front's proxy holds a few megabytes of answers of its own.
+    total = 600 if server.announced["transport"].startswith("native") else 100
+    large = pixels(IMAGE * 256)
+    taken = []
+
+    def requests():
+        for number in range(total):
+            taken.append(number)
+            yield digits_pb2.ClassifyStreamRequest(request=large)
+
+    with grpc.insecure_channel(server.address, options=narrow) as channel:
+        stream = digits_pb2_grpc.DigitClassifierServiceStub(channel).ClassifyStream(requests())
+        next(stream)
+        settled = [0, -1]
+        while settled[-1] != settled[-2]:
+            threading.Event().wait(0.3)
+            settled.append(len(taken))
+        assert settled[-1] < 0.9 * total
+        assert sum(1 for _ in stream) == total - 1
+
+
+def test_metrics_count_exactly_what_was_sent(server, stub):
+    before = scrape(server)
+    ok, invalid = handled(server, "OK"), handled(server, "INVALID_ARGUMENT")
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(lambda n: stub.Classify(pixels(IMAGE * n)), [1, 2, 5, 100] * 10))
+    for _ in range(3):
+        refused(stub.Classify, pixels(b"bad"))
+    list(stub.ClassifyStream(stream_of([pixels(IMAGE)] * 4)))
+    after = wait_until(
+        lambda: scrape(server) if handled(server, "OK", "ClassifyStream", "bidi_stream") else None
+    )
+    assert handled(server, "OK") - ok == 40
+    assert handled(server, "INVALID_ARGUMENT") - invalid == 3
+    grown = {name: after[name] - before[name] for name in after if name in before}
+    assert grown["digits_images_total"] == 1080 + 4
+    assert grown["digits_batch_size_sum"] == 1080 + 4
+    assert grown["digits_queue_seconds_count"] == 44
+    labels = f'grpc_method="Classify",grpc_service="{SERVICE}",grpc_type="unary"'
+    assert grown[f"grpc_server_started_total{{{labels}}}"] == 43
+    assert grown[f"grpc_server_handling_seconds_count{{{labels}}}"] == 43
+    assert after["digits_queue_images"] == 0
+
+
+def test_every_series_is_there_before_the_first_call(start_server):
+    series = scrape(start_server())
+    for code in grpc.StatusCode:
+        assert any(f'grpc_code="{code.name}"' in name for name in series)
+    for reason in ("queue_full", "deadline_unreachable", "expired", "cancelled", "failed"):
+        assert series[f'digits_requests_dropped_total{{reason="{reason}"}}'] == 0
+    assert series['digits_model_loads_total{result="loaded"}'] == 1
+    assert any(name.startswith("digits_model_info{") for name in series)
+    assert any(name.startswith("digits_transport_info{") for name in series)
+    assert series["digits_images_total"] == 0
+
+
+def test_http_port_answers_nothing_but_metrics_and_health(server):
+    def status(path, method="GET"):
+        request = urllib.request.Request(server.http + path, method=method)
+        try:
+            with urllib.request.urlopen(request) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert status("/metrics") == status("/healthz") == 200
+    assert status("/") == status("/metrics/../../etc/passwd") == 404
+    assert status("/metrics", "POST") == 405

@@ -1,0 +1,69 @@
+"""Hand-written wire format must say exactly what the generated classes say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from digits.v1 import digits_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import wire
+
+
+@given(st.binary(max_size=3 * 784))
+def test_pixels_view_agrees_with_the_generated_class(pixels):
+    request = digits_pb2.ClassifyRequest(pixels=pixels).SerializeToString()
+    view = wire.pixels_view(request)
+    assert view is not None
+    assert bytes(view) == pixels
+
+
+@given(st.binary(max_size=40))
+def test_pixels_view_of_any_bytes_never_contradicts_the_generated_class(data):
+    view = wire.pixels_view(data)
+    if view is not None:
+        assert digits_pb2.ClassifyRequest.FromString(data).pixels == bytes(view)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x0a",
+        b"\x0a\x05abc",  # shorter than it says
+        b"\x0a\x01abc",  # something follows
+        b"\x0a\xff\xff\xff\xff\xff\xff\x01",  # a length beyond 32 bits
+        digits_pb2.ClassifyRequest(encoded=digits_pb2.EncodedImages()).SerializeToString(),
+    ],
+)
+def test_anything_but_one_pixels_field_is_left_to_the_generated_class(data):
+    assert wire.pixels_view(data) is None
+
+
+def test_encoded_response_parses_to_what_was_meant():
+    rng = np.random.default_rng(1)
+    probabilities = rng.random((7, 10), np.float32)
+    probabilities[3] = np.eye(10, dtype=np.float32)[0]  # digit 0: a default value in proto3
+    ref = digits_pb2.ModelRef(name="digits", version="3", sha256="ab", precision="fp32")
+    body = wire.encode_predictions(probabilities)
+    tail = wire.encode_tail(wire.encode_model_ref(ref), 0.25, 64)
+    response = digits_pb2.ClassifyResponse.FromString(body + tail + wire.encode_queue_time(1e-3))
+    assert response.model == ref
+    timing = response.timing
+    assert (timing.queue_us, timing.inference_us, timing.batch_images) == (1000, 250_000, 64)
+    assert [p.digit for p in response.predictions] == probabilities.argmax(axis=1).tolist()
+    for prediction, expected in zip(response.predictions, probabilities, strict=True):
+        assert np.array_equal(np.array(prediction.probabilities, np.float32), expected)
+        assert np.float32(prediction.confidence) == expected.max()
+
+
+def test_any_run_of_predictions_is_a_response_of_its_own():
+    body = wire.encode_predictions(np.eye(10, dtype=np.float32))
+    stride = len(body) // 10
+    middle = digits_pb2.ClassifyResponse.FromString(body[3 * stride : 5 * stride])
+    assert [p.digit for p in middle.predictions] == [3, 4]
+
+
+def test_times_beyond_the_field_are_clipped():
+    assert wire.encode_queue_time(1e9) == b"\xff\xff\xff\xff"
