@@ -1,8 +1,8 @@
 """Owns the queue: one deque, one condition, N slots. Knows neither gRPC nor onnxruntime.
 
-Timer-free: a free slot takes everything that waits, up to a batch that takes about a millisecond
-and never more than ``max_batch_size`` images. A second slot wakes only when ``max_batch_size`` are
-waiting, so small calls gather into larger batches behind one slot while bulk calls use every core.
+Timer-free: a free slot takes everything that waits, up to a batch that takes a millisecond or two
+and never more than ``max_batch_size`` images. A second slot wakes only when ``max_batch_size`` wait,
+so small calls gather into larger batches behind one slot while bulk calls use every core.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# A batch that takes a millisecond is long beside the tenth that handing it over costs. A longer one
-# gains nothing more and loses twice: its activations outgrow the CPU's L2 cache, and all callers
-# wait in lock-step, for inference first and for the network then, instead of half for each.
-TARGET_BATCH_S = 1e-3
+# A batch of this length is long beside the tenth of a millisecond that handing it over costs. A
+# longer one gains nothing more and loses twice: its activations outgrow the CPU's L2 cache, and all
+# callers wait in lock-step, for inference first and for the network then, not half for each.
+TARGET_BATCH_S = 1.6e-3
 # Batches that may wait for the answerer; beyond that a slot answers its own, so that answers can
 # not pile up faster than they leave.
 MAX_UNANSWERED = 2

@@ -34,7 +34,7 @@ from service.engine import DeviceError
 from service.http import HttpServer
 from service.metrics import SERVICE, Metrics
 from service.model import ServedModel, load_best
-from service.servicers import DigitClassifier, MetricsInterceptor
+from service.servicers import DigitClassifier
 from service.transports import TransportError, choose_transport, grpcio, socket_address
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Server:
             metrics=self._metrics,
         )
         self._metrics.watch_queue(self._classify.batcher)
-        self._servicer = DigitClassifier(self._classify)
+        self._servicer = DigitClassifier(self._classify, self._metrics)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._transport, self._transport_reason = choose_transport(config)
         self._metrics.transport(self._transport, self._transport_reason)
@@ -138,7 +138,7 @@ class Server:
     async def _listen(self, socket: Path) -> None:
         """Opens every port; health says NOT_SERVING and calls are refused until a model serves."""
         config = self._config
-        self._server = grpcio.make_server(self._message_bytes, [MetricsInterceptor(self._metrics)])
+        self._server = grpcio.make_server(self._message_bytes)
         address = socket_address(config.host, config.grpc_port)
         self._fronts: list[Front] = []
         if self._transport == "native":

@@ -19,10 +19,9 @@ from service.transports import TransportError
 if TYPE_CHECKING:
     RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
-    ServerInterceptor = grpc.aio.ServerInterceptor[Any, Any]
 else:  # generic in the stubs, not at run time
     from grpc import RpcMethodHandler
-    from grpc.aio import ServerInterceptor, ServicerContext
+    from grpc.aio import ServicerContext
 
 
 class AsyncCall(Call):
@@ -132,15 +131,13 @@ def trailing_metadata(status: Status) -> tuple[tuple[str, str | bytes], ...]:
     return (*status.metadata(), (PUSHBACK_KEY, str(max(1, int(status.retry_after_s * 1000)))))
 
 
-def make_server(
-    max_message_bytes: int, interceptors: Sequence[ServerInterceptor] = ()
-) -> grpc.aio.Server:
+def make_server(max_message_bytes: int) -> grpc.aio.Server:
     """A server that refuses larger messages, and ports that another process listens on."""
     options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.so_reuseport", 0),
     ]
-    return grpc.aio.server(interceptors=list(interceptors), options=options)
+    return grpc.aio.server(options=options)
 
 
 def bind(server: grpc.aio.Server, address: str) -> int:

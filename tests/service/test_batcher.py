@@ -187,7 +187,7 @@ def test_deadline_that_the_queue_can_not_meet_is_refused_at_once():
 
 
 @pytest.mark.parametrize(
-    ("seconds_per_image", "batch"), [(1.0, 1), (50e-6, 16), (30e-6, 32), (1e-9, 64)]
+    ("seconds_per_image", "batch"), [(1.0, 1), (100e-6, 16), (50e-6, 32), (1e-9, 64)]
 )
 def test_batch_size_follows_the_cost_of_an_image(seconds_per_image, batch):
     bench = Bench(max_batch_size=64)
