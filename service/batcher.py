@@ -1,8 +1,8 @@
 """Owns the queue: one deque, one condition, N slots. Knows neither gRPC nor onnxruntime.
 
 Timer-free: a free slot takes everything that waits, up to a batch that takes a millisecond or two
-and never more than ``max_batch_size`` images. A second slot wakes only when ``max_batch_size`` wait,
-so small calls gather into larger batches behind one slot while bulk calls use every core.
+and never more than ``max_batch_size`` images. A second slot wakes only when that many wait, so
+small calls gather into larger batches behind one slot while bulk calls use every core.
 """
 
 from __future__ import annotations
