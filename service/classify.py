@@ -185,6 +185,8 @@ class Classify:
 
     def complete(self, batch: Batch) -> None:
         """Answers the finished calls of a batch, and counts them all at once."""
+        if batch.error is not None:
+            self._metrics.log_failure(batch.error)
         answered: list[Call] = []
         for call, response in self._responses(batch):
             if call.respond(response):
@@ -192,8 +194,6 @@ class Classify:
             else:
                 self._count_departed(call)
         self._metrics.batch(batch, answered, self._clock())
-        if batch.error is not None:
-            self._metrics.log_failure(batch.error)
 
     def _responses(self, batch: Batch) -> Iterator[tuple[Call, bytes]]:
         """The finished calls of a batch with their response bytes; refused ones are failed."""
