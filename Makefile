@@ -51,6 +51,6 @@ export: .venv/export.stamp ## Prove and write the trained model as the next vers
 bench: .venv/dev.stamp ## Measure throughput against raw onnxruntime (needs h2load)
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
-clean: ## Remove the environment, caches and runs
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist runs benchmarks/results
+clean: ## Remove the environment and caches; runs/ and data/ stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist benchmarks/results
 	rm -f proto/digits/v1/*_pb2*.py proto/digits/v1/*_pb2*.pyi

@@ -11,10 +11,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from service.artifact import INPUT, LABELS, OPSET
+from service.artifact import INPUT, LABELS, OPSET, OUTPUTS
 from training.model import Classifier
 
-OUTPUTS = ("logits", "probabilities")
 # torch.export may specialise on a batch of 1; any larger example keeps the axis symbolic.
 EXAMPLE_BATCH = 2
 

@@ -6,6 +6,7 @@ SHA-256 of every other one. See docs/architecture.md.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -25,6 +28,8 @@ FILES = (MODEL, GOLDEN, PARITY)
 
 OPSET = 20
 INPUT: dict[str, Any] = {"name": "image", "dtype": "uint8", "shape": ["batch", 28, 28]}
+OUTPUTS = ("logits", "probabilities")
+PRECISIONS = ("fp32", "int8")
 LABELS = [str(digit) for digit in range(10)]
 MIN_GOLDEN = 32
 # Kernels differ between CPUs (AVX2, AVX-512) in the last bits; far below what a caller can see.
@@ -105,8 +110,8 @@ def load_artifact(folder: Path) -> Artifact:
     """
     manifest_json = _read(folder / MANIFEST).decode("utf-8", errors="replace")
     try:
-        manifest = json.loads(manifest_json)
-    except ValueError as error:
+        manifest = json.loads(manifest_json, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{MANIFEST}: not JSON: {error}") from None
     _check_manifest(manifest, folder.name)
     contents = {name: _read(folder / name) for name in FILES}
@@ -114,6 +119,9 @@ def load_artifact(folder: Path) -> Artifact:
         expected, got = manifest["files"].get(name), sha256(data)
         if got != expected:
             raise ArtifactError(f"{name}: expected sha256 {expected}, got {got}")
+    opset = model_opset(contents[MODEL])
+    if opset != OPSET:
+        raise ArtifactError(f"{MODEL}: opset: expected {OPSET}, got {opset}")
     golden = read_golden(contents[GOLDEN])
     return Artifact(manifest, manifest_json, contents[MODEL], golden)
 
@@ -130,6 +138,10 @@ def _check_manifest(manifest: Any, version: str) -> None:
     if missing:
         raise ArtifactError(f"{MANIFEST}: missing {', '.join(missing)}")
     require("version", version, str(manifest["version"]))
+    if manifest["precision"] not in PRECISIONS:
+        expected = ", ".join(PRECISIONS)
+        got = manifest["precision"]
+        raise ArtifactError(f"{MANIFEST}: precision: expected one of {expected}, got {got!r}")
     require("opset", OPSET, manifest["opset"])
     require("input", INPUT, manifest["input"])
     require("labels", LABELS, manifest["labels"])
@@ -137,11 +149,51 @@ def _check_manifest(manifest: Any, version: str) -> None:
         raise ArtifactError(f"{MANIFEST}: files: expected an object")
 
 
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path.name}: {error.strerror}") from None
+
+
+def model_opset(model: bytes) -> int:
+    """The version of the standard operators that a serialised model asks for; 0 if it says none.
+
+    The server has no onnx package: this reads one field of onnx.proto's ModelProto.
+
+    Raises:
+        ArtifactError: If the bytes are no protobuf message.
+    """
+    message = _model_class()()
+    try:
+        message.ParseFromString(model)
+    except DecodeError:
+        raise ArtifactError(f"{MODEL}: not an ONNX model") from None
+    return max((item.version for item in message.opset_import if not item.domain), default=0)
+
+
+@functools.cache
+def _model_class() -> Any:
+    """ModelProto { repeated OperatorSetIdProto opset_import = 8 }, as onnx.proto numbers it."""
+    field_type = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="opset.proto", package="digits.opset")
+    file.syntax = "proto3"
+    operator_set = file.message_type.add(name="OperatorSetId")
+    operator_set.field.add(name="domain", number=1, type=field_type.TYPE_STRING)
+    operator_set.field.add(name="version", number=2, type=field_type.TYPE_INT64)
+    model = file.message_type.add(name="Model")
+    model.field.add(
+        name="opset_import", number=8, type=field_type.TYPE_MESSAGE,
+        label=field_type.LABEL_REPEATED, type_name=".digits.opset.OperatorSetId",
+    )  # fmt: skip
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    found = pool.FindMessageTypeByName("digits.opset.Model")
+    return message_factory.GetMessageClass(found)
 
 
 def write_golden(golden: Golden) -> bytes:
@@ -165,9 +217,9 @@ def read_golden(data: bytes) -> Golden:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             loaded = {name: arrays[name] for name in expected}
+        count = len(loaded["labels"])
     except Exception as error:  # numpy and zipfile raise many types on damaged files
         raise ArtifactError(f"{GOLDEN}: unreadable: {error}") from None
-    count = len(loaded["labels"])
     for name, (dtype, shape) in expected.items():
         array = loaded[name]
         if array.dtype != dtype or array.shape != (count, *shape):

@@ -41,28 +41,6 @@ class Refusal(enum.Enum):
     FAILED = "failed"
 
 
-class BoundedCount:
-    """A number that threads raise up to a limit; an amount above the limit is let in alone."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._count = 0
-        self._lock = threading.Lock()
-
-    def add(self, amount: int) -> bool:
-        """Adds ``amount``, or returns False where that would exceed the limit."""
-        with self._lock:
-            if self._count and self._count + amount > self._limit:
-                return False
-            self._count += amount
-            return True
-
-    def remove(self, amount: int) -> None:
-        """Takes ``amount`` back."""
-        with self._lock:
-            self._count -= amount
-
-
 class Job:
     """Images of one caller, waiting for or going through inference.
 
@@ -232,8 +210,12 @@ class Batcher:
     def _admission(self, job: Job, now: float) -> Refusal | None:
         if self._stopping:
             return Refusal.STOPPED
+        if job.deadline is not None and now >= job.deadline:
+            return Refusal.EXPIRED
         waiting = self._queued_images
-        if waiting and waiting + job.count > self._max_queue_images:
+        if not waiting:
+            return None  # a retry would find nothing better
+        if waiting + job.count > self._max_queue_images:
             job.retry_after_s = waiting * self._wait_per_image_s
             return Refusal.QUEUE_FULL
         wait = (waiting + job.count) * self._wait_per_image_s
@@ -246,7 +228,8 @@ class Batcher:
         """The second-slot rule: an idle slot is needed for a first batch or for a full one."""
         if self._running == 0:
             return bool(self._queue)
-        return self._queued_images >= self._max_batch_size
+        # A queue that is shorter than a batch must wake it, too.
+        return self._queued_images >= min(self._max_batch_size, self._max_queue_images)
 
     def _serve_slot(self) -> None:
         batch = self._next_batch()
@@ -336,11 +319,9 @@ class Batcher:
         return batch
 
     def _dead(self, job: Job, now: float) -> Refusal | None:
-        if job.cancelled:
-            return Refusal.CANCELLED
         if job.deadline is not None and now >= job.deadline:
             return Refusal.EXPIRED
-        return None
+        return Refusal.CANCELLED if job.cancelled else None
 
     def infer(self, batch: Batch) -> None:
         """Runs a batch; an error stays with it."""

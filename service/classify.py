@@ -7,25 +7,27 @@ No event loop in here: ``receive`` runs on the transport's thread, ``complete`` 
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from digits.v1 import digits_pb2
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
+from digits.v1 import digits_pb2
 from service import wire
-from service.batcher import Batch, Batcher, BoundedCount, Refusal
-from service.images import decode_image
-from service.status import InvalidRequestError, Status, refusal_status, unavailable
+from service.batcher import Batch, Batcher, Refusal
+from service.decoder import Decoder
+from service.status import CLOCK_SLACK_S, InvalidRequestError, Status, refusal_status, unavailable
 
 if TYPE_CHECKING:
     from service.call import Call
     from service.metrics import Metrics
     from service.model import ServedModel
+
+logger = logging.getLogger(__name__)
 
 
 class Classify:
@@ -36,7 +38,6 @@ class Classify:
     Args:
         make_batcher: Builds the batcher around this object's run and complete functions.
         max_images_per_request: Images in one request at most.
-        max_queue_images: Image files that may wait to be decoded.
         metrics: Where calls are counted.
         clock: Monotonic seconds.
     """
@@ -46,7 +47,6 @@ class Classify:
         make_batcher: Callable[..., Batcher],
         *,
         max_images_per_request: int,
-        max_queue_images: int,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,9 +56,7 @@ class Classify:
         self._clock = clock
         self._model: ServedModel | None = None
         self._closed: Status | None = unavailable("the model is loading")
-        # Decoding a file takes longer than accepting a call, so it has a thread of its own.
-        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
-        self._decoding = BoundedCount(max_queue_images)
+        self._decoder = Decoder(self._decoded)
 
     @property
     def model(self) -> ServedModel | None:
@@ -71,7 +69,8 @@ class Classify:
         return self._closed is None
 
     def start(self) -> None:
-        """Starts the slots."""
+        """Starts the threads."""
+        self._decoder.start()
         self.batcher.start()
 
     def open(self, model: ServedModel) -> None:
@@ -86,78 +85,69 @@ class Classify:
 
     def stop(self, grace_s: float) -> bool:
         """Finishes what was admitted; True if all of it was answered within the grace."""
-        self._decoder.shutdown(wait=True)
-        return self.batcher.stop(grace_s)
+        give_up = self._clock() + grace_s
+        decoded = self._decoder.stop(grace_s)
+        return self.batcher.stop(max(0.0, give_up - self._clock())) and decoded
 
     def receive(self, calls: Sequence[Call]) -> None:
         """Takes a burst of calls; each is answered later, or failed here."""
         ready = []
         for call in calls:
-            if self._closed is not None:
-                self._fail(call, self._closed, Refusal.STOPPED)
-                continue
-            pixels = wire.pixels_view(call.request)
-            if pixels is None:
-                self._receive_slowly(call)
-                continue
             try:
-                self._attach(call, pixels)
+                if self._accept(call):
+                    ready.append(call)
             except InvalidRequestError as error:
                 self._fail(call, error.status())
-                continue
-            ready.append(call)
+            except Exception:  # must not keep the others from being served
+                logger.exception("reading a call failed; this is a bug")
+                call.refusal = Refusal.FAILED
+                self._refuse(call)
         if ready:
             self._submit(ready)
 
-    def _receive_slowly(self, call: Call) -> None:
-        """A request that is more than raw pixels: the generated class reads it."""
+    def _accept(self, call: Call) -> bool:
+        """Reads a call; True if its images are ready for the queue."""
+        if self._closed is not None:
+            self._fail(call, self._closed, Refusal.STOPPED)
+            return False
+        pixels = wire.sole_field(call.request)
+        if pixels is None:
+            return self._accept_slowly(call)
+        self._attach(call, pixels)
+        return True
+
+    def _accept_slowly(self, call: Call) -> bool:
+        """The same for a request that is more than raw pixels: the generated class reads it."""
         try:
             request = digits_pb2.ClassifyRequest.FromString(call.request)
-            form = request.WhichOneof("input")
-            if form is None:
-                raise InvalidRequestError("input", "pixels or encoded", "neither")
-            if form == "pixels":
-                self._attach(call, memoryview(request.pixels))
-                self._submit([call])
-                return
-            files = request.encoded.files
-            self._check_count("encoded.files", len(files))
         except DecodeError:
-            error = InvalidRequestError(
-                "request", "a serialised ClassifyRequest", "malformed bytes"
-            )
-            self._fail(call, error.status())
-        except InvalidRequestError as error:
-            self._fail(call, error.status())
-        else:
-            self._queue_decoding(call, files)
-
-    def _queue_decoding(self, call: Call, files: Sequence[bytes]) -> None:
-        if not self._decoding.add(len(files)):
-            call.refusal = Refusal.QUEUE_FULL
-            self._refuse(call)
-            return
-        try:
-            self._decoder.submit(self._decode, call, files)
-        except RuntimeError:  # the executor was shut down between the check and here
-            call.refusal = Refusal.STOPPED
-            self._refuse(call)
+            expected = "a serialised ClassifyRequest"
+            raise InvalidRequestError("request", expected, "malformed bytes") from None
+        form = request.WhichOneof("input")
+        if form is None:
+            raise InvalidRequestError("input", "pixels or encoded", "neither")
+        if form == "pixels":
+            self._attach(call, memoryview(request.pixels))
+            return True
+        self._check_count("encoded.files", len(request.encoded.files))
+        self._decode(call, request.encoded.files)
+        return False
 
     def _decode(self, call: Call, files: Sequence[bytes]) -> None:
-        self._decoding.remove(len(files))
-        if call.cancelled:
-            call.refusal = Refusal.CANCELLED
+        call.request = b""  # the files are held already
+        if not self._decoder.submit(call, files):
+            call.refusal = Refusal.QUEUE_FULL
             self._refuse(call)
-            return
-        try:
-            pixels = b"".join(
-                decode_image(data, f"encoded.files[{index}]") for index, data in enumerate(files)
-            )
-            self._attach(call, memoryview(pixels))
-        except InvalidRequestError as error:
-            self._fail(call, error.status())
-        else:
+
+    def _decoded(self, call: Call, result: bytes | Refusal | InvalidRequestError) -> None:
+        if isinstance(result, bytes):
+            self._attach(call, memoryview(result))
             self._submit([call])
+        elif isinstance(result, Refusal):
+            call.refusal = result
+            self._refuse(call)
+        else:
+            self._fail(call, result.status())
 
     def _attach(self, call: Call, pixels: memoryview) -> None:
         count, rest = divmod(len(pixels), wire.IMAGE_BYTES)
@@ -187,30 +177,32 @@ class Classify:
         """Answers the finished calls of a batch, and counts them all at once."""
         if batch.error is not None:
             self._metrics.log_failure(batch.error)
-        answered: list[Call] = []
-        for call, response in self._responses(batch):
-            if call.respond(response):
-                answered.append(call)
-            else:
-                self._count_departed(call)
-        self._metrics.batch(batch, answered, self._clock())
-
-    def _responses(self, batch: Batch) -> Iterator[tuple[Call, bytes]]:
-        """The finished calls of a batch with their response bytes; refused ones are failed."""
         model: ServedModel | None = batch.source
         whole_tail = b""
         if model is not None:
             whole_tail = wire.encode_tail(model.encoded_ref, batch.seconds, batch.images)
+        answered: list[Call] = []
         for job in batch.finished:
             call = cast("Call", job)
-            if call.refusal is not None or model is None:
-                self._refuse(call)
-                continue
-            tail = whole_tail
-            if call.returned:  # it was split: its times are sums over several batches
-                tail = wire.encode_tail(model.encoded_ref, call.inference_s, call.batch_images)
-            queue_s = call.started - call.enqueued
-            yield call, call.result + tail + wire.encode_queue_time(queue_s)
+            try:
+                if self._answer(call, batch, whole_tail):
+                    answered.append(call)
+            except Exception:  # must not keep the others from their answers
+                logger.exception("answering a call failed; this is a bug")
+        self._metrics.batch(batch, answered, self._clock())
+
+    def _answer(self, call: Call, batch: Batch, tail: bytes) -> bool:
+        """Ends one call of a batch; True if it was with predictions that reached the caller."""
+        if call.refusal is not None:
+            self._refuse(call)
+            return False
+        if call.returned:  # it was split: its times are sums over several batches
+            model: ServedModel = batch.source
+            tail = wire.encode_tail(model.encoded_ref, call.inference_s, call.batch_images)
+        if call.respond(call.result + tail + wire.encode_queue_time(call.started - call.enqueued)):
+            return True
+        self._count_departed(call)
+        return False
 
     def _refuse(self, call: Call) -> None:
         self._fail(call, refusal_status(call), call.refusal)
@@ -228,6 +220,6 @@ class Classify:
         if not call.is_rpc:
             return
         now = self._clock()
-        expired = call.deadline is not None and now >= call.deadline
+        expired = call.deadline is not None and now >= call.deadline - CLOCK_SLACK_S
         code = StatusCode.DEADLINE_EXCEEDED if expired else StatusCode.CANCELLED
         self._metrics.handled(code, now - call.received)

@@ -24,6 +24,8 @@ def classify_files(argv: list[str]) -> int:
     try:
         with DigitClient(arguments.address, timeout_s=arguments.timeout_s) as client:
             answer = client.classify_files(arguments.files)
+    except ValueError as error:
+        parser.error(str(error))
     except (OSError, DigitError) as error:
         print(f"digits classify: {_explain(error, arguments.files)}", file=sys.stderr)
         return 1

@@ -6,7 +6,7 @@ reported together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -150,13 +150,19 @@ def _read_flags(argv: Sequence[str], errors: list[str]) -> dict[str, tuple[str, 
         if flag in by_flag:
             setting = by_flag[flag]
             if not equals:
-                text = "true" if setting.type == "bool" else next(tokens, "")
+                text = "true" if setting.type == "bool" else _value_after(tokens)
             given[setting.name] = (flag, text)
         elif flag.startswith("--no-") and switched_off and switched_off.type == "bool":
-            given[switched_off.name] = (flag, "false")
+            given[switched_off.name] = (flag, "a value" if equals else "false")
         else:
             errors.append(f"{flag}: unknown flag; see digits serve --help")
     return given
+
+
+def _value_after(tokens: Iterator[str]) -> str:
+    """The next token; nothing where a flag follows, which is then lost with the error."""
+    value = next(tokens, "")
+    return "" if value.startswith("--") else value
 
 
 def _parse(setting: Field[Any], text: str) -> Any:

@@ -49,6 +49,11 @@ class Engine:
         self._session, self.reason = _open_session(model, device, intra_op_threads)
         self.provider: str = self._session.get_providers()[0]
 
+    def signature(self) -> tuple[list[str], list[str]]:
+        """Names of the model's inputs and outputs."""
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        return [value.name for value in inputs], [value.name for value in outputs]
+
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Classifies images uint8[N, 28, 28]; returns probabilities float32[N, 10]."""
         probabilities: npt.NDArray[np.float32] = self._session.run(
@@ -84,7 +89,8 @@ def _open_session(model: bytes, device: str, threads: int) -> tuple[ort.Inferenc
     return session, f"{device}: the CUDA provider works"
 
 
-def _options(threads: int) -> ort.SessionOptions:
+def session_options(threads: int) -> ort.SessionOptions:
+    """What every session of this project runs with: ``threads`` inside one run, no spinning."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -94,7 +100,7 @@ def _options(threads: int) -> ort.SessionOptions:
 
 
 def _cpu_session(model: bytes, threads: int) -> ort.InferenceSession:
-    return ort.InferenceSession(model, _options(threads), providers=[CPU_PROVIDER])
+    return ort.InferenceSession(model, session_options(threads), providers=[CPU_PROVIDER])
 
 
 def _cuda_session(model: bytes, threads: int) -> ort.InferenceSession:
@@ -104,7 +110,7 @@ def _cuda_session(model: bytes, threads: int) -> ort.InferenceSession:
     closed here.
     """
     _check_wheels()
-    options = _options(threads)
+    options = session_options(threads)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         if hasattr(ort, "preload_dlls"):

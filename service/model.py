@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from digits.v1 import digits_pb2
-
 from service import wire
-from service.artifact import MODEL, Artifact, ArtifactError, load_artifact
+from service.artifact import INPUT, MODEL, OUTPUTS, Artifact, ArtifactError, load_artifact
 from service.engine import DeviceError, Engine
 
 if TYPE_CHECKING:
@@ -43,7 +42,11 @@ def versions(repository: Path) -> list[Path]:
     """Folders of the repository with a number for a name, the highest first."""
     if not repository.is_dir():
         raise ArtifactError(f"model_repository: {repository} is not a folder")
-    numbered = [path for path in repository.iterdir() if path.name.isdecimal() and path.is_dir()]
+    try:
+        entries = list(repository.iterdir())
+    except OSError as error:
+        raise ArtifactError(f"model_repository: {repository}: {error.strerror}") from None
+    numbered = [path for path in entries if path.name.isdecimal() and path.is_dir()]
     return sorted(numbered, key=lambda path: int(path.name), reverse=True)
 
 
@@ -72,7 +75,9 @@ def load_best(
     """
     for folder in _candidates(repository, pinned):
         try:
-            model = load_model(folder, repository.name, device, intra_op_threads, max_batch_size)
+            model = load_model(
+                folder, repository.resolve().name, device, intra_op_threads, max_batch_size
+            )
         except ArtifactError as error:
             metrics.model_load("refused")
             logger.error("model version %s refused: %s", folder.name, error)
@@ -99,8 +104,16 @@ def load_model(
         DeviceError: If the device can not serve.
     """
     artifact = load_artifact(folder)
-    engine = _engine(artifact, device, intra_op_threads)
-    artifact.golden.check(engine.run(artifact.golden.images))
+    try:
+        engine = Engine(artifact.model, device=device, intra_op_threads=intra_op_threads)
+        _check_signature(engine)
+        answered = engine.run(artifact.golden.images)
+        seconds_per_image = engine.warm_up(max_batch_size)
+    except (ArtifactError, DeviceError):
+        raise
+    except Exception as error:  # onnxruntime raises many types on a bad model
+        raise ArtifactError(f"{MODEL}: onnxruntime refuses it: {error}") from error
+    artifact.golden.check(answered)
     manifest = artifact.manifest
     ref = digits_pb2.ModelRef(
         name=name,
@@ -114,14 +127,13 @@ def load_model(
         engine=engine,
         ref=ref,
         encoded_ref=wire.encode_model_ref(ref),
-        seconds_per_image=engine.warm_up(max_batch_size),
+        seconds_per_image=seconds_per_image,
     )
 
 
-def _engine(artifact: Artifact, device: str, intra_op_threads: int) -> Engine:
-    try:
-        return Engine(artifact.model, device=device, intra_op_threads=intra_op_threads)
-    except DeviceError:
-        raise
-    except Exception as error:  # onnxruntime raises many types on a bad model
-        raise ArtifactError(f"{MODEL}: onnxruntime refuses it: {error}") from error
+def _check_signature(engine: Engine) -> None:
+    inputs, outputs = engine.signature()
+    if inputs != [INPUT["name"]]:
+        raise ArtifactError(f"{MODEL}: inputs: expected {[INPUT['name']]}, got {inputs}")
+    if outputs != list(OUTPUTS):
+        raise ArtifactError(f"{MODEL}: outputs: expected {list(OUTPUTS)}, got {outputs}")

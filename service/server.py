@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -34,14 +35,17 @@ from service.engine import DeviceError
 from service.http import HttpServer
 from service.metrics import SERVICE, Metrics
 from service.model import ServedModel, load_best
-from service.servicers import DigitClassifier
+from service.servicers import DigitClassifier, Health
 from service.transports import TransportError, choose_transport, grpcio, socket_address
+
+if TYPE_CHECKING:
+    from service.transports.native import NativeTransport
 
 logger = logging.getLogger(__name__)
 
 # Room in a message beside the pixels of the largest request, and for files.
 MESSAGE_SLACK_BYTES = 2**20
-# What connections get to flush their last bytes once no call is left.
+# What connections get to send their last bytes when the grace is over.
 FLUSH_S = 0.2
 LIVENESS, READINESS = "", SERVICE
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -85,14 +89,18 @@ class Server:
                 max_queue_delay_s=config.max_queue_delay_ms / 1000,
             ),
             max_images_per_request=config.max_images_per_request,
-            max_queue_images=config.max_queue_images,
             metrics=self._metrics,
         )
         self._metrics.watch_queue(self._classify.batcher)
-        self._servicer = DigitClassifier(self._classify, self._metrics)
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._servicer = DigitClassifier(
+            self._classify, self._metrics, max_ahead_images=config.max_queue_images // 2
+        )
+        self._health = Health()
         self._transport, self._transport_reason = choose_transport(config)
         self._metrics.transport(self._transport, self._transport_reason)
+        self._fronts: list[Front] = []
+        self._native: NativeTransport | None = None
+        self._private = ""
         self._message_bytes = config.max_images_per_request * wire.IMAGE_BYTES + MESSAGE_SLACK_BYTES
 
     async def run(self) -> int:
@@ -105,6 +113,7 @@ class Server:
         """
         self._handle_signals()
         with self._private_folder() as private:
+            self._private = private
             await self._listen(Path(private, "grpcio.sock"))
             model = await self._unless_stopped(_in_daemon_thread(self._load))
             if model is None:
@@ -131,6 +140,8 @@ class Server:
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
             logger.warning("second signal: stopping now")
+            if self._private:
+                shutil.rmtree(self._private, ignore_errors=True)
             os._exit(128 + number)
         logger.info("%s: draining", signal.Signals(number).name)
         self._stop.set()
@@ -140,11 +151,10 @@ class Server:
         config = self._config
         self._server = grpcio.make_server(self._message_bytes)
         address = socket_address(config.host, config.grpc_port)
-        self._fronts: list[Front] = []
         if self._transport == "native":
             from service.transports.native import NativeTransport  # noqa: PLC0415 - may be absent
 
-            native = NativeTransport(
+            self._native = NativeTransport(
                 config.host,
                 config.grpc_port,
                 fallback=str(socket),
@@ -152,8 +162,8 @@ class Server:
                 metrics=self._metrics,
                 max_message_bytes=self._message_bytes,
             )
-            self._fronts.append(native)
-            self.grpc_port = native.port
+            self._fronts.append(self._native)
+            self.grpc_port = self._native.port
             grpcio.bind(self._server, f"unix:{socket}")
         else:
             self.grpc_port = grpcio.bind(self._server, address)
@@ -198,7 +208,7 @@ class Server:
         self._announce(model)
 
     def _is_ready(self) -> bool:
-        return self._classify.is_open
+        return self._classify.is_open and not self._stop.is_set()
 
     async def _drain(self) -> int:
         """Leaves the balancer first, then finishes what is in flight. 0 if nothing was lost."""
@@ -206,15 +216,16 @@ class Server:
         await asyncio.sleep(self._config.drain_delay_s)
         self._classify.close("the server is shutting down")
         self._servicer.close()
-        began = time.monotonic()
-        stopping = partial(self._classify.stop, self._config.grace_s)
-        drained = await _in_daemon_thread(stopping)
-        left = max(0.0, self._config.grace_s - (time.monotonic() - began))
-        drained = await self._servicer.finished(left) and drained
-        await self._server.stop(FLUSH_S)
+        self._health.close()
+        give_up = time.monotonic() + self._config.grace_s
+        answered = await _in_daemon_thread(partial(self._classify.stop, self._config.grace_s))
+        streams = await self._servicer.finished(max(0.0, give_up - time.monotonic()))
+        sent = self._native is None or await self._native.flushed(give_up - time.monotonic())
+        # Waits for what grpcio itself has not sent yet, then ends what is left.
+        await self._server.stop(max(FLUSH_S, give_up - time.monotonic()))
         for front in self._fronts:
             front.close()
-        if not drained:
+        if not (answered and streams and sent):
             logger.error("calls were still in flight after %g s of grace", self._config.grace_s)
             return 1
         logger.info("drained: every call was answered")

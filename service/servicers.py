@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from digits.v1 import digits_pb2
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
 
+from digits.v1 import digits_pb2
+from service import wire
 from service.classify import Classify
 from service.metrics import Metrics
-from service.status import Status
-from service.transports.grpcio import AsyncCall, Mailbox
+from service.status import CLOCK_SLACK_S, InvalidRequestError, Status
+from service.transports.grpcio import AsyncCall, Mailbox, trailing_metadata
 
 if TYPE_CHECKING:
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
@@ -34,6 +38,10 @@ class StreamItem(AsyncCall):
 
     is_rpc = False
 
+    def __init__(self, mailbox: Mailbox, request: bytes, **rest: Any) -> None:
+        super().__init__(mailbox, request, **rest)
+        self.size = len(request)
+
 
 class DigitClassifier:
     """Everything of the service but Classify, which a transport carries.
@@ -41,27 +49,25 @@ class DigitClassifier:
     Args:
         classify: The hot path, and the model in service.
         metrics: Counts the RPCs.
+        max_ahead_images: Images that one stream may have in the queue beside the item that waits.
     """
 
-    def __init__(self, classify: Classify, metrics: Metrics) -> None:
+    def __init__(self, classify: Classify, metrics: Metrics, *, max_ahead_images: int) -> None:
         self._classify = classify
+        self._max_ahead_bytes = max_ahead_images * wire.IMAGE_BYTES
         self._metrics = metrics
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._closing = asyncio.Event()
         self._streams: set[asyncio.Task[Any]] = set()
 
     def handlers(self) -> dict[str, RpcMethodHandler]:
-        """The method handlers by name."""
+        """The method handlers by name. Messages stay bytes: a malformed one is answered here."""
         return {
             "GetModel": grpc.unary_unary_rpc_method_handler(
-                _counted_unary(self._metrics, "GetModel", self.get_model),
-                digits_pb2.GetModelRequest.FromString,
-                digits_pb2.GetModelResponse.SerializeToString,
+                _counted_unary(self._metrics, "GetModel", self.get_model)
             ),
             "ClassifyStream": grpc.stream_stream_rpc_method_handler(
-                _counted_stream(self._metrics, "ClassifyStream", self.classify_stream),
-                digits_pb2.ClassifyStreamRequest.FromString,
-                digits_pb2.ClassifyStreamResponse.SerializeToString,
+                _counted_stream(self._metrics, "ClassifyStream", self.classify_stream)
             ),
         }
 
@@ -75,56 +81,60 @@ class DigitClassifier:
             await asyncio.wait(self._streams, timeout=grace_s)
         return not self._streams
 
-    async def get_model(
-        self, _request: digits_pb2.GetModelRequest, context: ServicerContext
-    ) -> digits_pb2.GetModelResponse:
+    async def get_model(self, request: bytes, context: ServicerContext) -> bytes:
         """Which model serves; UNAVAILABLE while none does."""
+        try:
+            digits_pb2.GetModelRequest.FromString(request)
+        except DecodeError:
+            expected = "a serialised GetModelRequest"
+            status = InvalidRequestError("request", expected, "malformed bytes").status()
+            await context.abort(status.code, status.message, trailing_metadata(status))
         model = self._classify.model
         if model is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the model is loading")
-            raise AssertionError("abort raises; this is a bug")
-        return digits_pb2.GetModelResponse(
+        assert model is not None
+        response = digits_pb2.GetModelResponse(
             model=model.ref,
             labels=model.artifact.manifest["labels"],
             manifest_json=model.artifact.manifest_json,
         )
+        return response.SerializeToString()
 
     async def classify_stream(
-        self,
-        request_iterator: AsyncIterator[digits_pb2.ClassifyStreamRequest],
-        context: ServicerContext,
-    ) -> AsyncIterator[digits_pb2.ClassifyStreamResponse]:
-        """Answers items in order; at most ``STREAM_WINDOW`` of them are taken in advance."""
+        self, requests: AsyncIterator[bytes], context: ServicerContext
+    ) -> AsyncIterator[bytes]:
+        """Answers items in order, taking a bounded number of them in advance."""
         stream = asyncio.current_task()
         assert stream is not None
         self._streams.add(stream)
         stream.add_done_callback(self._streams.discard)
         window: asyncio.Queue[StreamItem | None] = asyncio.Queue(STREAM_WINDOW)
-        reader = asyncio.create_task(self._read(request_iterator, context, window))
+        reader = asyncio.create_task(self._read(requests, context, window))
         item: StreamItem | None = None
         try:
             while (item := await window.get()) is not None:
                 yield _stream_response(await item.outcome)
-            await reader  # raises what ended the stream, if that was an error
+            ended = await reader  # raises what ended the stream, if that was an error
         finally:
             reader.cancel()
             for left in (item, *_drain(window)):
                 if left is not None:
                     left.cancelled = True
-        if self._closing.is_set():
+        if not ended:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
 
     async def _read(
         self,
-        requests: AsyncIterator[digits_pb2.ClassifyStreamRequest],
+        requests: AsyncIterator[bytes],
         context: ServicerContext,
         window: asyncio.Queue[StreamItem | None],
-    ) -> None:
-        """Moves requests into the window and the batcher until the stream or the server ends."""
+    ) -> bool:
+        """Moves requests into the window and the batcher; True if the caller ended the stream."""
         closing = asyncio.create_task(self._closing.wait())
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
         iterator = aiter(requests)
+        unanswered: deque[StreamItem] = deque()
         try:
             while not closing.done():
                 following = asyncio.ensure_future(anext(iterator, None))
@@ -134,35 +144,79 @@ class DigitClassifier:
                     break
                 message = following.result()
                 if message is None:
-                    break
+                    return True
                 item = StreamItem(
                     self._mailbox,
-                    message.request.SerializeToString(),
+                    _item_request(message),
                     received=time.monotonic(),
                     deadline=deadline,
                     peer=context.peer(),
                 )
+                await self._make_room(unanswered, item)
                 await window.put(item)
                 self._classify.receive([item])
+            return False
         finally:
             closing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await window.put(None)
+
+    async def _make_room(self, unanswered: deque[StreamItem], item: StreamItem) -> None:
+        """Waits until the stream's own items leave room in the queue for one more."""
+        unanswered.append(item)
+        while len(unanswered) > 1 and sum(i.size for i in unanswered) > self._max_ahead_bytes:
+            await asyncio.wait({unanswered.popleft().outcome})
+
+
+def _item_request(message: bytes) -> bytes:
+    """The ClassifyRequest inside a ClassifyStreamRequest; a malformed one stays malformed."""
+    view = wire.sole_field(message)
+    if view is not None:
+        return bytes(view)
+    try:
+        request = digits_pb2.ClassifyStreamRequest.FromString(message).request
+    except DecodeError:
+        return message
+    return request.SerializeToString()
 
 
 def _drain(window: asyncio.Queue[StreamItem | None]) -> list[StreamItem | None]:
     return [window.get_nowait() for _ in range(window.qsize())]
 
 
-def _stream_response(answer: bytes | Status) -> digits_pb2.ClassifyStreamResponse:
+def _stream_response(answer: bytes | Status) -> bytes:
     if isinstance(answer, bytes):
-        response = digits_pb2.ClassifyResponse.FromString(answer)
-        return digits_pb2.ClassifyStreamResponse(response=response)
+        return wire.as_field_1(answer)
     retry_after_ms = 0 if answer.retry_after_s is None else max(1, int(answer.retry_after_s * 1000))
     error = digits_pb2.StreamError(
         code=answer.code.value[0], message=answer.message, retry_after_ms=retry_after_ms
     )
-    return digits_pb2.ClassifyStreamResponse(error=error)
+    return digits_pb2.ClassifyStreamResponse(error=error).SerializeToString()
+
+
+class Health(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
+    """The standard health service, whose watches end when the server closes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """Ends watches, which would otherwise keep the server from stopping in time."""
+        self._closing.set()
+
+    async def Watch(  # noqa: N802 - the method's name in the proto
+        self, request: health_pb2.HealthCheckRequest, context: ServicerContext
+    ) -> None:
+        """Streams the status until the caller leaves or the server closes."""
+        watch = asyncio.create_task(super().Watch(request, context))
+        closing = asyncio.create_task(self._closing.wait())
+        try:
+            await asyncio.wait({watch, closing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watch.cancel()
+            closing.cancel()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
 
 
 def _counted_unary(metrics: Metrics, method: str, behaviour: Any) -> Callable[..., Any]:
@@ -197,7 +251,7 @@ def _counting(metrics: Metrics, method: str, context: ServicerContext) -> Iterat
         raise
     except (asyncio.CancelledError, GeneratorExit):
         remaining = context.time_remaining()
-        expired = remaining is not None and remaining <= 0
+        expired = remaining is not None and remaining <= CLOCK_SLACK_S
         code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
         raise
     finally:

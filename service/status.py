@@ -15,6 +15,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 # A shorter hint than this would only make callers spin.
 MIN_RETRY_AFTER_S = 0.005
+# A caller gives up by its own clock, which may be a moment ahead of this one.
+CLOCK_SLACK_S = 0.005
 
 REFUSALS: dict[Refusal, tuple[StatusCode, str]] = {
     Refusal.QUEUE_FULL: (StatusCode.RESOURCE_EXHAUSTED, "the queue is full; retry later"),

@@ -11,12 +11,13 @@ import struct
 
 import numpy as np
 import numpy.typing as npt
+
 from digits.v1 import digits_pb2
 
 IMAGE_BYTES = 28 * 28
 
-# ClassifyRequest.pixels: field 1, length-delimited.
-_PIXELS_TAG = 0x0A
+# The tag of field 1, length-delimited.
+_FIELD_1 = 0x0A
 # A length that fits 32 bits takes at most 5 bytes as a varint.
 _MAX_VARINT_BYTES = 5
 
@@ -46,23 +47,35 @@ _TIMING_BYTES = 15
 _UINT32_MAX = 2**32 - 1
 
 
-def pixels_view(request: bytes) -> memoryview | None:
-    """The pixels of a serialised ``ClassifyRequest`` that holds nothing else, without a copy.
+def sole_field(message: bytes) -> memoryview | None:
+    """Field 1 of a message that holds nothing else, without a copy.
+
+    That is the pixels of a ``ClassifyRequest`` and the request of a ``ClassifyStreamRequest``.
 
     Returns:
-        A view into ``request``, or None when it is anything but one ``pixels`` field: then the
-        generated class must decide.
+        A view into ``message``, or None when it is anything but one length-delimited field 1: then
+        the generated class must decide.
     """
-    if not request or request[0] != _PIXELS_TAG:
+    if not message or message[0] != _FIELD_1:
         return None
     length = 0
-    for position in range(1, min(len(request), 1 + _MAX_VARINT_BYTES)):
-        byte = request[position]
+    for position in range(1, min(len(message), 1 + _MAX_VARINT_BYTES)):
+        byte = message[position]
         length |= (byte & 0x7F) << (7 * (position - 1))
         if byte < 0x80:
             start = position + 1
-            return memoryview(request)[start:] if start + length == len(request) else None
+            return memoryview(message)[start:] if start + length == len(message) else None
     return None
+
+
+def as_field_1(content: bytes) -> bytes:
+    """A message whose one field 1 is ``content``: the inverse of ``sole_field``."""
+    length, varint = len(content), bytearray()
+    while length >= 0x80:
+        varint.append(length & 0x7F | 0x80)
+        length >>= 7
+    varint.append(length)
+    return b"".join((bytes((_FIELD_1,)), varint, content))
 
 
 def encode_predictions(probabilities: npt.NDArray[np.float32]) -> bytes:

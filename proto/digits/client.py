@@ -1,7 +1,8 @@
 """A client of the digit classifier: ``DigitClient`` for threads, ``AsyncDigitClient`` for asyncio.
 
 Needs grpcio, protobuf and numpy only. Calls that the server refuses for a passing reason are
-retried by gRPC itself, within the deadline, waiting as long as the server asks for.
+retried by gRPC itself, within the deadline, waiting as long as the server asks for where its
+transport can say so.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import grpc
 import grpc.aio
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 10.0
+# gRPC takes far longer deadlines for ones that have passed.
+MAX_TIMEOUT_S = 1e6
 
 # Source: gRFC A6 (client retries). The server's pushback, where it can send one, takes the place
 # of the backoff.
@@ -42,6 +46,8 @@ SERVICE_CONFIG = {
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.enable_retries", 1),
+    # A call larger than this is not retried; gRPC's default of 256 KiB would be 334 images.
+    ("grpc.per_rpc_retry_buffer_size", 8 * 2**20),
 ]
 
 Image = npt.NDArray[np.uint8]
@@ -128,11 +134,14 @@ class DigitError(RuntimeError):
     def _read_details(self, serialised: bytes) -> None:
         bad_request = error_details_pb2.BadRequest()
         retry_info = error_details_pb2.RetryInfo()
-        for detail in status_pb2.Status.FromString(serialised).details:
-            if detail.Unpack(bad_request):
-                self.violations = {v.field: v.description for v in bad_request.field_violations}
-            elif detail.Unpack(retry_info):
-                self.retry_after_s = retry_info.retry_delay.ToNanoseconds() / 1e9
+        try:
+            for detail in status_pb2.Status.FromString(serialised).details:
+                if detail.Unpack(bad_request):
+                    self.violations = {v.field: v.description for v in bad_request.field_violations}
+                elif detail.Unpack(retry_info):
+                    self.retry_after_s = retry_info.retry_delay.ToNanoseconds() / 1e9
+        except DecodeError:
+            return  # not from this server; code and message still tell
 
 
 class DigitClient:
@@ -159,7 +168,7 @@ class DigitClient:
 
         Raises:
             TypeError: If the array is not uint8.
-            ValueError: If its shape is another one.
+            ValueError: If its shape is another one, or the deadline is not a time.
             DigitError: If the server refused or could not be reached in time.
         """
         return self._call(pixels_request(images), timeout_s)
@@ -183,7 +192,7 @@ class DigitClient:
         """
         try:
             response = self._stub.GetModel(
-                digits_pb2.GetModelRequest(), timeout=timeout_s or self._timeout_s
+                digits_pb2.GetModelRequest(), timeout=_deadline(timeout_s, self._timeout_s)
             )
         except grpc.RpcError as error:
             raise DigitError(error) from error
@@ -202,7 +211,7 @@ class DigitClient:
     def _call(self, request: digits_pb2.ClassifyRequest, timeout_s: float | None) -> Classification:
         try:
             return _classification(
-                self._stub.Classify(request, timeout=timeout_s or self._timeout_s)
+                self._stub.Classify(request, timeout=_deadline(timeout_s, self._timeout_s))
             )
         except grpc.RpcError as error:
             raise DigitError(error) from error
@@ -237,7 +246,7 @@ class AsyncDigitClient:
         """See ``DigitClient.get_model``."""
         try:
             response = await self._stub.GetModel(
-                digits_pb2.GetModelRequest(), timeout=timeout_s or self._timeout_s
+                digits_pb2.GetModelRequest(), timeout=_deadline(timeout_s, self._timeout_s)
             )
         except grpc.aio.AioRpcError as error:
             raise DigitError(error) from error
@@ -257,10 +266,19 @@ class AsyncDigitClient:
         self, request: digits_pb2.ClassifyRequest, timeout_s: float | None
     ) -> Classification:
         try:
-            response = await self._stub.Classify(request, timeout=timeout_s or self._timeout_s)
+            response = await self._stub.Classify(
+                request, timeout=_deadline(timeout_s, self._timeout_s)
+            )
         except grpc.aio.AioRpcError as error:
             raise DigitError(error) from error
         return _classification(response)
+
+
+def _deadline(timeout_s: float | None, default_s: float) -> float:
+    seconds = default_s if timeout_s is None else timeout_s
+    if not 0 < seconds < MAX_TIMEOUT_S:
+        raise ValueError(f"timeout_s: expected 0 to {MAX_TIMEOUT_S:g} seconds, got {seconds}")
+    return seconds
 
 
 def pixels_request(images: Image) -> digits_pb2.ClassifyRequest:
@@ -278,7 +296,16 @@ def pixels_request(images: Image) -> digits_pb2.ClassifyRequest:
 
 
 def files_request(files: Sequence[str | Path | bytes]) -> digits_pb2.ClassifyRequest:
-    """A request of image files, given by path or content."""
+    """A request of image files, given by path or content.
+
+    Raises:
+        TypeError: If one path or content is given in place of a sequence of them.
+        OSError: If a file can not be read.
+    """
+    if isinstance(files, (str, bytes, Path)):
+        raise TypeError(
+            f"files: expected a sequence of paths or bytes, got one {type(files).__name__}"
+        )
     contents = [file if isinstance(file, bytes) else Path(file).read_bytes() for file in files]
     return digits_pb2.ClassifyRequest(encoded=digits_pb2.EncodedImages(files=contents))
 

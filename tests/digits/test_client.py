@@ -11,9 +11,9 @@ from concurrent import futures
 import grpc
 import numpy as np
 import pytest
+
 from digits.client import AsyncDigitClient, DigitClient, DigitError, pixels_request
 from digits.v1 import digits_pb2, digits_pb2_grpc
-
 from tests.conftest import SAMPLES
 
 FILES = [SAMPLES / f"{digit}.png" for digit in range(10)]
@@ -107,11 +107,14 @@ def test_server_that_is_not_there_is_unavailable_within_the_deadline():
     assert time.monotonic() - began < 10
 
 
+PUSHBACK = (("grpc-retry-pushback-ms", "700"),)
+
+
 class Reluctant(digits_pb2_grpc.DigitClassifierServiceServicer):
     """Refuses the first calls with a passing reason, then answers."""
 
-    def __init__(self, code, refusals, pushback_ms=None):
-        self.code, self.refusals, self.pushback_ms = code, refusals, pushback_ms
+    def __init__(self, code, refusals, metadata=()):
+        self.code, self.refusals, self.metadata = code, refusals, metadata
         self.times = []
         self.lock = threading.Lock()
 
@@ -120,9 +123,7 @@ class Reluctant(digits_pb2_grpc.DigitClassifierServiceServicer):
             self.times.append(time.monotonic())
             refuse = len(self.times) <= self.refusals
         if refuse:
-            if self.pushback_ms is not None:
-                pushback = (("grpc-retry-pushback-ms", str(self.pushback_ms)),)
-                context.set_trailing_metadata(pushback)
+            context.set_trailing_metadata(self.metadata)
             context.abort(self.code, "not now")
         return digits_pb2.ClassifyResponse(predictions=[digits_pb2.Prediction(digit=5)])
 
@@ -153,8 +154,34 @@ def test_passing_refusals_are_retried(reluctant, code):
     assert len(servicer.times) == 4
 
 
+def test_large_calls_are_retried_too(reluctant):
+    servicer, address = reluctant(grpc.StatusCode.UNAVAILABLE, 2)
+    with DigitClient(address) as client:
+        assert client.classify(np.zeros((4096, 28, 28), np.uint8)).digits == [5]
+    assert len(servicer.times) == 3
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e12])
+def test_deadline_that_is_no_time_is_refused(timeout_s):
+    with DigitClient() as client, pytest.raises(ValueError, match="timeout_s: expected"):
+        client.classify(np.zeros((28, 28), np.uint8), timeout_s=timeout_s)
+
+
+def test_details_that_are_not_ours_leave_the_error_readable(reluctant):
+    _, address = reluctant(
+        grpc.StatusCode.INVALID_ARGUMENT, 1, metadata=(("grpc-status-details-bin", b"\xff"),)
+    )
+    with DigitClient(address) as client, pytest.raises(DigitError, match="not now"):
+        client.classify(np.zeros((28, 28), np.uint8))
+
+
+def test_one_path_in_place_of_a_list_is_refused():
+    with DigitClient() as client, pytest.raises(TypeError, match="expected a sequence"):
+        client.classify_files("seven.png")
+
+
 def test_retry_waits_as_long_as_the_server_asks(reluctant):
-    servicer, address = reluctant(grpc.StatusCode.RESOURCE_EXHAUSTED, 1, pushback_ms=700)
+    servicer, address = reluctant(grpc.StatusCode.RESOURCE_EXHAUSTED, 1, metadata=PUSHBACK)
     with DigitClient(address) as client:
         client.classify(np.zeros((28, 28), np.uint8))
     first, second = servicer.times

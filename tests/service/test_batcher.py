@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batch, Batcher, BoundedCount, Job, Refusal
+from service.batcher import Batch, Batcher, Job, Refusal
 
 
 class FakeClock:
@@ -181,9 +181,18 @@ def test_deadline_that_the_queue_can_not_meet_is_refused_at_once():
     bench = Bench()
     bench.batcher.tune(1.0)
     assert bench.submit(job(*range(10), deadline=200.0)) == []
-    hopeless = job(1, deadline=104.0)
+    hopeless = job(1, deadline=104.0)  # behind 10 s of work for each of two slots
     assert bench.submit(hopeless) == [hopeless]
     assert hopeless.refusal is Refusal.DEADLINE_UNREACHABLE
+
+
+def test_deadline_on_an_idle_server_is_tried_and_a_passed_one_is_not():
+    bench = Bench()
+    bench.batcher.tune(1.0)
+    assert bench.submit(job(*range(50), deadline=101.0)) == []
+    late = job(1, deadline=100.0)
+    assert bench.submit(late) == [late]
+    assert late.refusal is Refusal.EXPIRED
 
 
 @pytest.mark.parametrize(
@@ -237,6 +246,17 @@ def test_second_slot_stays_asleep_until_a_full_batch_waits():
     bench.gate.release(10)
     bench.wait_for(5)
     assert bench.sizes == [1, 4]
+    assert bench.batcher.stop(30)
+
+
+def test_second_slot_wakes_when_a_queue_shorter_than_a_batch_is_full():
+    bench = GatedBench(max_batch_size=100, max_queue_images=3)
+    bench.batcher.submit([job(1)])
+    assert bench.running.acquire(timeout=30)
+    bench.batcher.submit([job(2), job(3), job(4)])
+    assert bench.running.acquire(timeout=30)
+    bench.gate.release(10)
+    bench.wait_for(4)
     assert bench.batcher.stop(30)
 
 
@@ -315,13 +335,3 @@ def test_every_job_is_answered_once_with_its_own_result(sizes, slots, data):
         else:
             assert (done.refusal, index in leaving) == (Refusal.CANCELLED, True)
     assert batcher.queued_images == 0
-
-
-def test_bounded_count_admits_an_amount_above_its_limit_only_alone():
-    count = BoundedCount(3)
-    assert count.add(5)
-    assert not count.add(1)
-    count.remove(5)
-    assert count.add(2)
-    assert count.add(1)
-    assert not count.add(1)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from digits.v1 import digits_pb2
 from grpc import StatusCode
 
+from digits.v1 import digits_pb2
 from service import wire
 from service.batcher import Batcher
 from service.call import Call
@@ -52,7 +52,7 @@ class FakeEngine:
 @pytest.fixture
 def classify():
     made = partial(Batcher, slots=1, max_batch_size=4, max_queue_images=100)
-    hot_path = Classify(made, max_images_per_request=8, max_queue_images=100, metrics=Metrics())
+    hot_path = Classify(made, max_images_per_request=8, metrics=Metrics())
     engine = FakeEngine()
     ref = digits_pb2.ModelRef(version="1")
     model = SimpleNamespace(

@@ -69,6 +69,14 @@ def test_service_link_of_kubernetes_is_explained():
     assert "enableServiceLinks: false" in error
 
 
+def test_value_on_a_switch_that_turns_off_is_an_error():
+    assert "expected true or false" in errors_of(["--no-reflection=false"])[0]
+
+
+def test_flag_in_place_of_a_value_is_not_swallowed():
+    assert errors_of(["--host", "--bogus"])[-1] == "--host: expected a value, got nothing"
+
+
 def test_value_that_is_missing_or_not_finite_is_an_error():
     assert errors_of(["--host"]) == ["--host: expected a value, got nothing"]
     assert "got nan" in errors_of(["--grace-s", "nan"])[0]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from service.artifact import (
@@ -80,7 +83,15 @@ def test_missing_file_is_refused_by_name(repository, name):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("schema_version", 2), ("version", 7), ("opset", 12), ("labels", ["a"]), ("input", {})],
+    [
+        ("schema_version", 2),
+        ("version", 7),
+        ("opset", 12),
+        ("labels", ["a"]),
+        ("input", {}),
+        ("precision", 32),
+        ("precision", None),
+    ],
 )
 def test_manifest_that_says_something_else_is_refused(repository, field, value):
     path = repository / "1" / MANIFEST
@@ -89,7 +100,9 @@ def test_manifest_that_says_something_else_is_refused(repository, field, value):
         load_artifact(path.parent)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema_version": 1}', "null"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"schema_version": 1}', "null", "[" * 200_000, '{"x": NaN}']
+)
 def test_manifest_that_is_no_manifest_is_refused(repository, content):
     (repository / "1" / MANIFEST).write_text(content)
     with pytest.raises(ArtifactError, match="manifest"):
@@ -97,9 +110,54 @@ def test_manifest_that_is_no_manifest_is_refused(repository, content):
 
 
 def test_model_that_onnxruntime_refuses_is_refused(repository):
-    rewrite(repository / "1", MODEL, b"not a model")
+    model = onnx.load(repository / "1" / MODEL)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    rewrite(repository / "1", MODEL, model.SerializeToString())
     with pytest.raises(ArtifactError, match="onnxruntime refuses it"):
         load_model(repository / "1", "digits", "cpu", 1, 4)
+
+
+def rename(model, old, new):
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = new if value.name == old else value.name
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+
+
+def older_opset(model):
+    model.opset_import[0].version = 19
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: rename(model, "image", "picture"), "inputs: expected"),
+        (lambda model: model.graph.output.pop(0), "outputs: expected"),
+        (older_opset, "opset: expected 20, got 19"),
+    ],
+)
+def test_model_of_another_contract_is_refused(repository, change, message):
+    model = onnx.load(repository / "1" / MODEL)
+    change(model)
+    rewrite(repository / "1", MODEL, model.SerializeToString())
+    with pytest.raises(ArtifactError, match=message):
+        load_model(repository / "1", "digits", "cpu", 1, 4)
+
+
+@pytest.mark.parametrize("data", [b"not a model", b"", bytes(100)])
+def test_model_that_is_no_model_is_refused(repository, data):
+    rewrite(repository / "1", MODEL, data)
+    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+        load_model(repository / "1", "digits", "cpu", 1, 4)
+
+
+def test_golden_arrays_of_another_form_are_refused(repository):
+    buffer = io.BytesIO()
+    np.savez(buffer, images=np.zeros(3), labels=np.int64(3), probabilities=np.zeros(3))
+    rewrite(repository / "1", GOLDEN, buffer.getvalue())
+    with pytest.raises(ArtifactError, match=r"golden\.npz"):
+        load_artifact(repository / "1")
 
 
 def test_golden_digits_that_do_not_hold_refuse_the_model(repository):
@@ -161,6 +219,19 @@ def test_highest_version_that_is_damaged_yields_to_the_next(repository, caplog):
     assert model.ref.version == "1"
     assert loads(metrics, "refused") == 1
     assert "version 2 refused: model.onnx: expected sha256" in caplog.text
+
+
+@pytest.mark.parametrize("precision", [32, ["fp32"]])
+def test_any_defect_of_the_highest_version_yields_to_the_next(repository, precision):
+    folder = copy_version(repository, 2)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"precision": precision}))
+    assert load(repository)[0].ref.version == "1"
+
+
+def test_repository_named_by_a_dot_keeps_its_name(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    assert load(Path())[0].ref.name == "digits"
 
 
 def test_pinned_version_is_the_only_one_considered(repository):

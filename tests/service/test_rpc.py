@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import urllib.error
 import urllib.request
@@ -11,12 +12,13 @@ from itertools import pairwise
 import grpc
 import numpy as np
 import pytest
-from digits.v1 import digits_pb2, digits_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.engine import Engine
 from tests.conftest import REPOSITORY, SAMPLES, wait_until
 
@@ -170,6 +172,51 @@ def test_message_over_the_limit_is_refused_alike(stub):
     assert "larger than max (6000005 vs. 4259840)" in error.details()
 
 
+def test_malformed_get_model_is_invalid_and_counted(server, channel):
+    before = handled(server, "INVALID_ARGUMENT", "GetModel")
+    error = refused(channel.unary_unary(f"/{SERVICE}/GetModel"), b"\xff\xff")
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details() == "request: expected a serialised GetModelRequest, got malformed bytes"
+    wait_until(lambda: handled(server, "INVALID_ARGUMENT", "GetModel") == before + 1)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff", b"", b"\x0a\x02\x0a\x09"])
+def test_malformed_item_of_a_stream_is_answered_in_place(channel, data):
+    good = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE)).SerializeToString()
+    call = channel.stream_stream(f"/{SERVICE}/ClassifyStream")
+    answers = [
+        digits_pb2.ClassifyStreamResponse.FromString(answer)
+        for answer in call(iter([good, data, good]), timeout=30)
+    ]
+    assert [answer.WhichOneof("result") for answer in answers] == ["response", "error", "response"]
+    assert answers[1].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+
+
+@pytest.mark.parametrize("count", [300, 1000, 4096])
+def test_stream_of_large_items_is_not_refused_by_its_own_queue(stub, count):
+    answers = list(stub.ClassifyStream(stream_of([pixels(IMAGE * count)] * 12), timeout=60))
+    assert [len(answer.response.predictions) for answer in answers] == [count] * 12
+
+
+def test_transparent_paper_is_background(stub):
+    seven = Image.open(SAMPLES / "7.png").convert("L")
+    cut_out = Image.new("RGBA", seven.size, "white")
+    cut_out.putalpha(seven)
+    buffer = io.BytesIO()
+    cut_out.save(buffer, "PNG")
+    assert stub.Classify(encoded(buffer.getvalue())).predictions[0].digit == 7
+
+
+def test_compressed_text_inside_an_image_is_bounded(stub):
+    text = PngInfo()
+    for number in range(40):
+        text.add_text(f"bomb {number}", "x" * 1_000_000, zip=True)
+    buffer = io.BytesIO()
+    Image.open(SAMPLES / "7.png").save(buffer, "PNG", pnginfo=text)
+    error = refused(stub.Classify, encoded(buffer.getvalue()))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_unknown_fields_beside_the_pixels_are_ignored(channel):
     call = channel.unary_unary(f"/{SERVICE}/Classify")
     request = pixels(IMAGE).SerializeToString() + b"\x98\x06\x01"  # field 99, a later version's
@@ -302,14 +349,19 @@ def test_slow_reader_holds_a_bounded_number_of_items(server):
 def test_metrics_count_exactly_what_was_sent(server, stub):
     before = scrape(server)
     ok, invalid = handled(server, "OK"), handled(server, "INVALID_ARGUMENT")
+    streams = handled(server, "OK", "ClassifyStream", "bidi_stream")
     with ThreadPoolExecutor(8) as callers:
         list(callers.map(lambda n: stub.Classify(pixels(IMAGE * n)), [1, 2, 5, 100] * 10))
     for _ in range(3):
         refused(stub.Classify, pixels(b"bad"))
     list(stub.ClassifyStream(stream_of([pixels(IMAGE)] * 4)))
-    after = wait_until(
-        lambda: scrape(server) if handled(server, "OK", "ClassifyStream", "bidi_stream") else None
+    # A call is counted a moment after its answer left.
+    wait_until(lambda: handled(server, "OK") - ok == 40)
+    wait_until(lambda: handled(server, "OK", "ClassifyStream", "bidi_stream") == streams + 1)
+    wait_until(
+        lambda: scrape(server)["digits_images_total"] - before["digits_images_total"] == 1084
     )
+    after = scrape(server)
     assert handled(server, "OK") - ok == 40
     assert handled(server, "INVALID_ARGUMENT") - invalid == 3
     grown = {name: after[name] - before[name] for name in after if name in before}

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from digits.v1 import digits_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from digits.v1 import digits_pb2
 from service import wire
 
 
 @given(st.binary(max_size=3 * 784))
-def test_pixels_view_agrees_with_the_generated_class(pixels):
+def test_sole_field_agrees_with_the_generated_class(pixels):
     request = digits_pb2.ClassifyRequest(pixels=pixels).SerializeToString()
-    view = wire.pixels_view(request)
+    view = wire.sole_field(request)
     assert view is not None
     assert bytes(view) == pixels
 
 
 @given(st.binary(max_size=40))
-def test_pixels_view_of_any_bytes_never_contradicts_the_generated_class(data):
-    view = wire.pixels_view(data)
+def test_sole_field_of_any_bytes_never_contradicts_the_generated_class(data):
+    view = wire.sole_field(data)
     if view is not None:
         assert digits_pb2.ClassifyRequest.FromString(data).pixels == bytes(view)
 
@@ -38,7 +38,15 @@ def test_pixels_view_of_any_bytes_never_contradicts_the_generated_class(data):
     ],
 )
 def test_anything_but_one_pixels_field_is_left_to_the_generated_class(data):
-    assert wire.pixels_view(data) is None
+    assert wire.sole_field(data) is None
+
+
+@given(st.binary(max_size=40_000))
+def test_wrapped_response_is_the_generated_class(content):
+    request = digits_pb2.ClassifyRequest(pixels=content)
+    wrapped = wire.as_field_1(request.SerializeToString())
+    assert digits_pb2.ClassifyStreamRequest.FromString(wrapped).request == request
+    assert bytes(wire.sole_field(wrapped)) == request.SerializeToString()
 
 
 def test_encoded_response_parses_to_what_was_meant():

@@ -1,0 +1,82 @@
+"""Owns the thread that turns image files into pixels, beside the hot path."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from service.batcher import Refusal
+from service.images import decode_image
+from service.status import InvalidRequestError
+
+if TYPE_CHECKING:
+    from service.call import Call
+
+logger = logging.getLogger(__name__)
+
+# Bytes of files that may wait or be decoded; the largest request of defaults is 4 MiB.
+MAX_WAITING_BYTES = 64 * 2**20
+
+
+class Decoder:
+    """Decodes the files of one call after the other, in the order of arrival.
+
+    Args:
+        done: Takes a call with its pixels, back to back, or with what became of it instead.
+    """
+
+    def __init__(self, done: Callable[[Call, bytes | Refusal | InvalidRequestError], None]) -> None:
+        self._done = done
+        self._waiting: queue.SimpleQueue[tuple[Call, Sequence[bytes], int] | None]
+        self._waiting = queue.SimpleQueue()
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._serve, name="decoder", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def submit(self, call: Call, files: Sequence[bytes]) -> bool:
+        """Queues a call's files; False if too much waits already."""
+        size = sum(len(data) for data in files)
+        with self._lock:
+            if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:
+                return False
+            self._waiting_bytes += size
+        self._waiting.put((call, files, size))
+        return True
+
+    def stop(self, grace_s: float) -> bool:
+        """Decodes what waits; True if that was done within the grace."""
+        self._waiting.put(None)
+        self._thread.join(grace_s)
+        return not self._thread.is_alive()
+
+    def _serve(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            call, files, size = item
+            try:
+                self._done(call, self._decode(call, files))
+            except Exception:
+                logger.exception("decoding a call's files failed; this is a bug")
+                self._done(call, Refusal.FAILED)
+            with self._lock:
+                self._waiting_bytes -= size
+
+    def _decode(self, call: Call, files: Sequence[bytes]) -> bytes | Refusal | InvalidRequestError:
+        images = []
+        for index, data in enumerate(files):
+            if call.deadline is not None and time.monotonic() >= call.deadline:
+                return Refusal.EXPIRED
+            if call.cancelled:
+                return Refusal.CANCELLED
+            try:
+                images.append(decode_image(data, f"encoded.files[{index}]"))
+            except InvalidRequestError as error:
+                return error
+        return b"".join(images)
