@@ -18,6 +18,11 @@ from training.checkpoint import Checkpoint
 from training.model import parameter_count
 
 
+ACCURACY_KEYS = (
+    "accuracy", "accuracy_ci95", "correct", "images", "nll", "ece", "class_accuracy", "corruptions",
+)  # fmt: skip
+
+
 def next_version(repository: Path) -> int:
     """One more than the highest version there is."""
     taken = [int(p.name) for p in repository.glob("*") if p.name.isdecimal()]
@@ -84,13 +89,14 @@ def _manifest(
         "training": {
             "architecture": checkpoint.config.arch,
             "parameters": parameter_count(checkpoint.model),
+            "temperature": metrics["temperature"],
             "config": checkpoint.config.to_dict(),
             "seconds": metrics["train_seconds"],
             "selection": "last epoch; nothing was chosen on the test set",
         },
         "dataset": {"name": checkpoint.config.dataset, "sha256": checkpoint.dataset_sha256},
         "accuracy": {
-            key: metrics[key] for key in ("accuracy", "accuracy_ci95", "correct", "images")
+            key: metrics[key] for key in ACCURACY_KEYS
         },
         "parity": {check.name: check.figure for check in report.checks},
         "tools": {

@@ -1,44 +1,198 @@
-"""``python -m training``: trains a classifier and writes ``runs/<name>/checkpoint.pt``."""
+"""``python -m training``: train a classifier, or look at architectures, runs and digits."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import subprocess
 import sys
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
+from rich.table import Table
 
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import TrainingConfig
-from training.data import DataError, data_dir, load_split
-from training.evaluate import evaluate
-from training.model import ARCHITECTURES, parameter_count
-from training.train import train
+from training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    build_classifier,
+    load_checkpoint,
+    save_checkpoint,
+)
+from training.config import RECIPES, TrainingConfig, make_config
+from training.data import DATASETS, DataError, Split, data_dir, hold_out, load_split
+from training.evaluate import evaluate, evaluate_corruptions, fit_temperature, predict_logits
+from training.model import ARCHITECTURES, Classifier, parameter_count, trace_layers
+from training.train import Trainer
 
 DEFAULT_RUN = Path("runs/default")
+STATE = "state.pt"
+CHOICES = {"arch": sorted(ARCHITECTURES), "dataset": sorted(DATASETS)}
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Flags are the fields of ``TrainingConfig``, plus where data comes from and results go."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+def _add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of ``TrainingConfig``; one that is not given leaves the recipe's."""
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="default")
     defaults = TrainingConfig()
     for field in fields(TrainingConfig):
         default = getattr(defaults, field.name)
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(default),
-            default=default,
-            choices=sorted(ARCHITECTURES) if field.name == "arch" else None,
-            help=f"default {default}",
-        )
-    parser.add_argument("--data-dir", type=Path, help="default $DIGITS_DATA, else data/")
-    parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN, help=f"default {DEFAULT_RUN}")
-    return parser.parse_args(argv)
+        flag = f"--{field.name.replace('_', '-')}"
+        text = f"default recipe: {default}"
+        if isinstance(default, bool):
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=action, default=None, help=text)
+        else:
+            choices = CHOICES.get(field.name)
+            parser.add_argument(flag, type=type(default), choices=choices, help=text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train and report (the default command)")
+    _add_config_flags(train)
+    train.add_argument("--data-dir", type=Path, help="default $DIGITS_DATA, else data/")
+    train.add_argument("--run-dir", type=Path, default=DEFAULT_RUN, help=f"default {DEFAULT_RUN}")
+    train.add_argument("--resume", action="store_true", help="go on where a run was interrupted")
+    describe = commands.add_parser("describe", help="print the layers of an architecture")
+    describe.add_argument("--arch", choices=sorted(ARCHITECTURES), default=TrainingConfig.arch)
+    describe.add_argument("--kernel-size", type=int, default=3)
+    describe.add_argument("--batch", type=int, default=64, help="images in the batch")
+    compare = commands.add_parser("compare", help="accuracy against cost of several runs")
+    compare.add_argument("runs", nargs="+", type=Path)
+    compare.add_argument("--plot", type=Path, default=Path("runs/comparison.png"))
+    explain = commands.add_parser("explain", help="draw what the first layers do to a digit")
+    explain.add_argument("image", type=Path, help="an image file of 28x28 pixels")
+    explain.add_argument("--run-dir", type=Path, default=DEFAULT_RUN)
+    explain.add_argument("--out", type=Path, default=Path("runs/explanation"))
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit code."""
+    if not argv or (argv[0].startswith("-") and argv[0] not in {"-h", "--help"}):
+        argv = ["train", *argv]
+    arguments = _parser().parse_args(argv)
+    commands = {"train": _train, "describe": _describe, "compare": _compare, "explain": _explain}
+    try:
+        return commands[arguments.command](arguments, Console(soft_wrap=True, highlight=False))
+    except (CheckpointError, DataError, ValueError, OSError) as error:
+        print(f"training: {error}", file=sys.stderr)
+        return 1
+
+
+def _train(arguments: argparse.Namespace, console: Console) -> int:
+    """Trains, calibrates on validation images, and looks at the test split once, at the end."""
+    names = [field.name for field in fields(TrainingConfig)]
+    given = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+    config = make_config(arguments.recipe, given)
+    run_dir: Path = arguments.run_dir
+    root = data_dir(arguments.data_dir)
+    full = load_split(config.dataset, "train", root)
+    test = load_split(config.dataset, "test", root)
+    train, validation = hold_out(full, config.validation, config.seed)
+    trainer = Trainer(config, train, validation, console)
+    if arguments.resume:
+        trainer.resume(run_dir / STATE)
+    commit = source_commit()
+    console.print(f"training {config.arch} on {len(train):,} {config.dataset} images")
+    try:
+        model = trainer.run(run_dir / STATE)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; {run_dir / STATE} holds the last epoch: --resume goes on")
+        return 130
+    calibrate(model, validation)
+    checkpoint = Checkpoint(
+        model=model,
+        config=config,
+        metrics=_metrics(model, trainer, validation, test),
+        dataset_sha256={"train": full.digest(), "test": test.digest()},
+        versions={
+            "python": platform.python_version(),
+            "torch": version("torch"),
+            "torchvision": version("torchvision"),
+        },
+        source_commit=commit,
+    )
+    save_checkpoint(checkpoint, run_dir / "checkpoint.pt")
+    _report(checkpoint, test, run_dir, console)
+    return 0
+
+
+def calibrate(model: Classifier, validation: Split) -> None:
+    """Sets the temperature by held-out images; without any it stays 1."""
+    if len(validation):
+        temperature = fit_temperature(predict_logits(model, validation.images), validation.labels)
+        model.temperature.fill_(temperature)
+
+
+def _metrics(model: Classifier, trainer: Trainer, validation: Split, test: Split) -> dict[str, Any]:
+    metrics = evaluate(model, test)
+    metrics["corruptions"] = evaluate_corruptions(model, test)
+    metrics["temperature"] = float(model.temperature)
+    metrics["history"] = trainer.history
+    metrics["train_seconds"] = round(trainer.seconds, 1)
+    if len(validation):
+        held = evaluate(model, validation)
+        metrics["validation"] = {key: held[key] for key in ("images", "correct", "accuracy", "nll")}
+    return metrics
+
+
+def _report(checkpoint: Checkpoint, test: Split, run_dir: Path, console: Console) -> None:
+    from training.report import summary, write_report  # noqa: PLC0415 - matplotlib is slow
+
+    write_report(checkpoint, test, run_dir)
+    for key, value in summary(checkpoint).items():
+        console.print(f"{key:>27}  {value}")
+    console.print(f"{'report':>27}  {run_dir / 'report.html'}")
+
+
+def _describe(arguments: argparse.Namespace, console: Console) -> int:
+    knobs = {"kernel_size": arguments.kernel_size}
+    model = build_classifier(make_config("default", {"arch": arguments.arch, **knobs}))
+    images = torch.zeros((arguments.batch, 28, 28), dtype=torch.uint8)
+    table = Table("layer", "shape after it", "parameters", "MACs per image", title=arguments.arch)
+    table.add_row("input", str((arguments.batch, 1, 28, 28)), "", "")
+    layers = trace_layers(model, images)
+    for layer in layers:
+        table.add_row(layer.name, str(layer.shape), f"{layer.parameters:,}", f"{layer.macs:,}")
+    total = sum(layer.macs for layer in layers)
+    table.add_row("total", "", f"{parameter_count(model):,}", f"{total:,}", style="bold")
+    console.print(table)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace, console: Console) -> int:
+    from training import pictures  # noqa: PLC0415 - matplotlib is slow
+    from training.compare import compare, markdown  # noqa: PLC0415
+
+    rows = compare(arguments.runs)
+    console.print(markdown(rows), markup=False)
+    arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+    arguments.plot.write_bytes(pictures.comparison(rows))
+    console.print(f"drawn in {arguments.plot}")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace, console: Console) -> int:
+    from service.images import decode_image  # noqa: PLC0415 - Pillow, for this command alone
+    from training import pictures  # noqa: PLC0415 - matplotlib is slow
+
+    pixels = decode_image(arguments.image.read_bytes(), str(arguments.image))
+    image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(28, 28)
+    model = load_checkpoint(arguments.run_dir / "checkpoint.pt").model
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    drawn = {
+        "steps": pictures.explanation(model, image),
+        "layers": pictures.feature_maps(model, image),
+    }
+    for name, data in drawn.items():
+        (arguments.out / f"{name}.png").write_bytes(data)
+        console.print(f"drawn in {arguments.out / name}.png")
+    return 0
 
 
 def source_commit() -> str:
@@ -50,46 +204,6 @@ def source_commit() -> str:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def main(argv: list[str]) -> int:
-    """Trains, evaluates on the test split once, at the end, and saves. Returns the exit code."""
-    arguments = parse_arguments(argv)
-    config = TrainingConfig(**{f.name: getattr(arguments, f.name) for f in fields(TrainingConfig)})
-    console = Console(soft_wrap=True)
-    root = data_dir(arguments.data_dir)
-    try:
-        train_split = load_split(config.dataset, "train", root)
-        test_split = load_split(config.dataset, "test", root)
-        commit = source_commit()
-        console.print(f"training {config.arch} on {len(train_split):,} {config.dataset} images")
-        model, seconds = train(config, train_split, console)
-    except (DataError, ValueError) as error:
-        print(f"training: {error}", file=sys.stderr)
-        return 1
-    metrics = evaluate(model, test_split)
-    metrics["train_seconds"] = round(seconds, 1)
-    checkpoint = Checkpoint(
-        model=model,
-        config=config,
-        metrics=metrics,
-        dataset_sha256={"train": train_split.digest(), "test": test_split.digest()},
-        versions={
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "torchvision": version("torchvision"),
-        },
-        source_commit=commit,
-    )
-    save_checkpoint(checkpoint, arguments.run_dir / "checkpoint.pt")
-    (arguments.run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    low, high = metrics["accuracy_ci95"]
-    console.print(
-        f"test accuracy {metrics['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-        f"{parameter_count(model):,} parameters, {seconds:.0f} s, "
-        f"last epoch, saved to {arguments.run_dir / 'checkpoint.pt'}"
-    )
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,13 +9,19 @@ from typing import Any
 import torch
 
 from training.config import TrainingConfig
-from training.model import Classifier
+from training.model import Classifier, Knobs
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged, or written by another version of this project."""
+
+
+def build_classifier(config: TrainingConfig) -> Classifier:
+    """The untrained classifier of a configuration."""
+    knobs = Knobs(config.kernel_size, config.dropout)
+    return Classifier(config.arch, knobs, normalise=config.normalise)
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,7 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Writes the file atomically: a reader sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(
+    write_file(
         {
             "schema_version": SCHEMA_VERSION,
             "weights": checkpoint.model.state_dict(),
@@ -53,9 +57,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             "versions": checkpoint.versions,
             "source_commit": checkpoint.source_commit,
         },
-        temporary,
+        path,
     )
-    temporary.replace(path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -66,23 +69,44 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; run 'make train' first")
+    stored = read_file(path)
+    found = stored.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise CheckpointError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {found}")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        found = stored["schema_version"]
-        if found != SCHEMA_VERSION:
-            raise CheckpointError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {found}")
         config = TrainingConfig(**stored["config"])
-        model = Classifier(config.arch)
+        model = build_classifier(config)
         model.load_state_dict(stored["weights"])
-    except CheckpointError:
-        raise
+        return Checkpoint(
+            model=model.eval(),
+            config=config,
+            metrics=stored["metrics"],
+            dataset_sha256=stored["dataset_sha256"],
+            versions=stored["versions"],
+            source_commit=stored["source_commit"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this project: {error}") from error
+
+
+def write_file(content: dict[str, Any], path: Path) -> None:
+    """Saves tensors and plain values, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Loads what ``write_file`` saved; a file that would run code is refused.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or holds anything else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types on damaged files
         raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
-    return Checkpoint(
-        model=model.eval(),
-        config=config,
-        metrics=stored["metrics"],
-        dataset_sha256=stored["dataset_sha256"],
-        versions=stored["versions"],
-        source_commit=stored["source_commit"],
-    )
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a checkpoint of this project")
+    return content

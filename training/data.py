@@ -1,4 +1,4 @@
-"""Data sets as whole tensors, and augmentation as batched tensor operations.
+"""Data sets as whole tensors.
 
 A 60,000-image set is 47 MB: it is held in memory and indexed, without a DataLoader.
 """
@@ -6,17 +6,15 @@ A 60,000-image set is 47 MB: it is held in memory and indexed, without a DataLoa
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets
 
-DATASETS = {"mnist": datasets.MNIST}
+DATASETS = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
 DEFAULT_DATA_DIR = Path("data")
 SPLIT_SIZES = {"train": 60_000, "test": 10_000}
 
@@ -82,33 +80,11 @@ def load_split(dataset: str, split: str, root: Path) -> Split:
     return loaded
 
 
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Random rotation, scale, shear and shift, one affine warp an image.
-
-    Args:
-        pixels: float[N, 28, 28].
-        generator: CPU generator that decides the warps.
-
-    Returns:
-        Warped pixels of the same shape and scale; what moves in from outside is background.
-    """
-    count = len(pixels)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=generator) * (high - low) + low
-
-    angle = uniform(-12.0, 12.0) * (math.pi / 180)
-    shear = uniform(-0.18, 0.18)
-    scale_x, scale_y = uniform(0.87, 1.15), uniform(0.87, 1.15)
-    # affine_grid's unit is half an image: 2 px of 28 is 2 / 14.
-    shift_x, shift_y = uniform(-2 / 14, 2 / 14), uniform(-2 / 14, 2 / 14)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    matrix = torch.stack(
-        [
-            torch.stack([cos * scale_x, (shear * cos - sin) * scale_y, shift_x], dim=1),
-            torch.stack([sin * scale_x, (shear * sin + cos) * scale_y, shift_y], dim=1),
-        ],
-        dim=1,
-    ).to(pixels)  # (N, 2, 3)
-    grid = F.affine_grid(matrix, [count, 1, 28, 28], align_corners=False)
-    return F.grid_sample(pixels.unsqueeze(1), grid, align_corners=False).squeeze(1)
+def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """Splits into what is trained on and ``count`` images, drawn by ``seed``, that are not."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    held, kept = order[:count].sort().values, order[count:].sort().values
+    return (
+        Split(split.images[kept], split.labels[kept]),
+        Split(split.images[held], split.labels[held]),
+    )

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on a whole split, with its uncertainty."""
+"""What a classifier is worth on a whole split: accuracy, calibration, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from training.corruptions import CORRUPTIONS
 from training.data import Split
 from training.model import NUM_CLASSES, Classifier
+
+CALIBRATION_BINS = 15
 
 
 @torch.inference_mode()
@@ -29,17 +33,90 @@ def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, f
     return (centre - margin) / denominator, (centre + margin) / denominator
 
 
+def calibration_bins(probabilities: Tensor, labels: Tensor) -> list[dict[str, float]]:
+    """Confidence, accuracy and number of images in equal bins of confidence; empty ones left out.
+
+    Args:
+        probabilities: float[N, 10].
+        labels: int64[N].
+    """
+    confidence, predicted = probabilities.max(dim=1)
+    right = (predicted == labels).double()
+    bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    rows = []
+    for number in range(CALIBRATION_BINS):
+        inside = bins == number
+        if inside.any():
+            rows.append(
+                {
+                    "images": int(inside.sum()),
+                    "confidence": float(confidence[inside].double().mean()),
+                    "accuracy": float(right[inside].mean()),
+                }
+            )
+    return rows
+
+
+def expected_calibration_error(rows: list[dict[str, float]]) -> float:
+    """Mean gap between confidence and accuracy. Source: Guo et al. 2017, equation 3."""
+    total = sum(row["images"] for row in rows)
+    gaps = (row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows)
+    return sum(gaps) / total
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature that minimises the negative log likelihood of held-out images.
+
+    The likelihood has one minimum in the logarithm of the temperature: golden-section search.
+
+    Args:
+        logits: float[N, 10] at temperature 1.
+        labels: int64[N].
+    """
+    exact = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(exact / math.exp(log_temperature), labels))
+
+    low, high, ratio = math.log(0.05), math.log(20.0), (math.sqrt(5) - 1) / 2
+    while high - low > 1e-6:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if loss(left) < loss(right):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2)
+
+
 def evaluate(model: Classifier, split: Split) -> dict[str, Any]:
-    """Accuracy, its 95 % interval, negative log likelihood and confusion matrix (rows: truth)."""
+    """Accuracy, its 95 % interval, calibration, and the confusion matrix (rows: truth)."""
     logits = predict_logits(model, split.images)
+    probabilities = torch.softmax(logits.double(), dim=1)
     predicted = logits.argmax(dim=1)
     correct = int((predicted == split.labels).sum())
     cells = torch.bincount(split.labels * NUM_CLASSES + predicted, minlength=NUM_CLASSES**2)
+    confusion = cells.reshape(NUM_CLASSES, NUM_CLASSES)
+    rows = calibration_bins(probabilities, split.labels)
+    one_hot = F.one_hot(split.labels, NUM_CLASSES)
     return {
         "images": len(split),
         "correct": correct,
         "accuracy": correct / len(split),
         "accuracy_ci95": list(wilson_interval(correct, len(split))),
-        "nll": float(torch.nn.functional.cross_entropy(logits, split.labels)),
-        "confusion": cells.reshape(NUM_CLASSES, NUM_CLASSES).tolist(),
+        "class_accuracy": (confusion.diagonal() / confusion.sum(dim=1).clamp(min=1)).tolist(),
+        "nll": float(F.cross_entropy(logits.double(), split.labels)),
+        "brier": float((probabilities - one_hot).square().sum(dim=1).mean()),
+        "ece": expected_calibration_error(rows),
+        "calibration": rows,
+        "confusion": confusion.tolist(),
     }
+
+
+def evaluate_corruptions(model: Classifier, split: Split, seed: int = 0) -> dict[str, float]:
+    """Accuracy on the split under each corruption."""
+    accuracy = {}
+    for name, corrupt in CORRUPTIONS.items():
+        images = corrupt(split.images, torch.Generator().manual_seed(seed))
+        predicted = predict_logits(model, images).argmax(dim=1)
+        accuracy[name] = float((predicted == split.labels).double().mean())
+    return accuracy

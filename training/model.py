@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,29 @@ NUM_CLASSES = 10
 # Mean and standard deviation of the MNIST training pixels, on the 0-1 scale.
 PIXEL_MEAN = 0.1307
 PIXEL_STD = 0.3081
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What can be chosen about an architecture, where it says so.
+
+    Attributes:
+        kernel_size: Kernel of every convolution.
+        dropout: Probability of dropping a feature before the last layer.
+    """
+
+    kernel_size: int = 3
+    dropout: float = 0.0
+
+
+def conv_relu(in_channels: int, out_channels: int, kernel: int = 3) -> list[nn.Module]:
+    """Convolution that keeps the size, and ReLU."""
+    return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2), nn.ReLU()]
+
+
+def block(in_channels: int, out_channels: int, kernel: int = 3) -> list[nn.Module]:
+    """Convolution, ReLU, and pooling that halves the size."""
+    return [*conv_relu(in_channels, out_channels, kernel), nn.MaxPool2d(2)]
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1) -> nn.Module:
@@ -22,12 +47,47 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, *, stride: in
     )
 
 
-def strided() -> nn.Sequential:
-    """The default: a strided stem keeps every map at 14x14 or below; 71k parameters.
+def mlp(_: Knobs) -> list[nn.Module]:
+    """784-128-10, the dense baseline."""
+    return [nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, NUM_CLASSES)]
+
+
+def conv16(_: Knobs) -> list[nn.Module]:
+    """One block of 16 channels, then the classes."""
+    return [*block(1, 16), nn.Flatten(), nn.Linear(16 * 14 * 14, NUM_CLASSES)]
+
+
+def conv16_32(_: Knobs) -> list[nn.Module]:
+    """Two blocks, then the classes."""
+    return [*block(1, 16), *block(16, 32), nn.Flatten(), nn.Linear(32 * 7 * 7, NUM_CLASSES)]
+
+
+def conv16_32_fc128(_: Knobs) -> list[nn.Module]:
+    """Two blocks and a hidden layer of 128."""
+    hidden = [nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, NUM_CLASSES)]
+    return [*block(1, 16), *block(16, 32), nn.Flatten(), *hidden]
+
+
+def conv32_64_fc128(_: Knobs) -> list[nn.Module]:
+    """Two wider blocks and a hidden layer of 128: the network of most tutorials."""
+    hidden = [nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, NUM_CLASSES)]
+    return [*block(1, 32), *block(32, 64), nn.Flatten(), *hidden]
+
+
+def conv32_64_128(knobs: Knobs) -> list[nn.Module]:
+    """Three blocks, with a choice of kernel and dropout."""
+    size = knobs.kernel_size
+    blocks = [*block(1, 32, size), *block(32, 64, size), *block(64, 128, size)]
+    head = [nn.Dropout(knobs.dropout), nn.Linear(128 * 3 * 3, NUM_CLASSES)]
+    return [*blocks, nn.Flatten(), *head]
+
+
+def strided(_: Knobs) -> list[nn.Module]:
+    """The default: a strided stem keeps every map at 14x14 or below.
 
     Widths are multiples of 16, the channel block of ONNX Runtime's NCHWc kernels on AVX-512.
     """
-    return nn.Sequential(
+    return [
         conv_bn_relu(1, 32, 4, stride=2),  # (N, 32, 14, 14)
         conv_bn_relu(32, 32, 3),  # (N, 32, 14, 14)
         conv_bn_relu(32, 64, 3, stride=2),  # (N, 64, 7, 7)
@@ -35,10 +95,19 @@ def strided() -> nn.Sequential:
         nn.MaxPool2d(2),  # (N, 64, 3, 3)
         nn.Flatten(),
         nn.Linear(64 * 3 * 3, NUM_CLASSES),
-    )
+    ]
 
 
-ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {"strided": strided}
+ARCHITECTURES: dict[str, Callable[[Knobs], list[nn.Module]]] = {
+    "mlp": mlp,
+    "conv16": conv16,
+    "conv16-32": conv16_32,
+    "conv16-32-fc128": conv16_32_fc128,
+    "conv32-64-fc128": conv32_64_fc128,
+    "conv32-64-128": conv32_64_128,
+    "strided": strided,
+}
+WITH_KNOBS = frozenset({"conv32-64-128"})
 
 
 class Classifier(nn.Module):
@@ -46,17 +115,37 @@ class Classifier(nn.Module):
 
     Args:
         arch: Name in ``ARCHITECTURES``.
+        knobs: What was chosen about it.
+        normalise: Whether pixels are shifted and scaled by the MNIST mean and deviation.
+
+    Attributes:
+        temperature: Divides the logits in evaluation mode, so that probabilities mean what they
+            say; fitted on validation images after training. Source: Guo et al. 2017, section 4.2.
 
     Raises:
-        ValueError: If the architecture is unknown.
+        ValueError: If the architecture is unknown, or has no such knobs.
     """
 
-    def __init__(self, arch: str) -> None:
+    temperature: Tensor
+
+    def __init__(self, arch: str, knobs: Knobs = Knobs(), *, normalise: bool = True) -> None:
         super().__init__()
         if arch not in ARCHITECTURES:
             raise ValueError(f"arch: expected one of {', '.join(ARCHITECTURES)}, got {arch!r}")
+        if knobs != Knobs() and arch not in WITH_KNOBS:
+            expected = ", ".join(sorted(WITH_KNOBS))
+            raise ValueError(f"kernel_size, dropout: {arch} has no such choice, only {expected}")
         self.arch = arch
-        self.network = ARCHITECTURES[arch]()
+        mean, std = (PIXEL_MEAN, PIXEL_STD) if normalise else (0.0, 1.0)
+        # (pixels / 255 - mean) / std as one multiplication and one subtraction.
+        self.scale, self.shift = 1 / (255 * std), mean / std
+        self.network = nn.Sequential(*ARCHITECTURES[arch](knobs))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels uint8 or float [N, 28, 28], 0-255, to network input [N, 1, 28, 28]."""
+        pixels = images.unsqueeze(1).to(next(self.network.parameters()).dtype)
+        return pixels * self.scale - self.shift
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies raw pixels.
@@ -67,16 +156,84 @@ class Classifier(nn.Module):
         Returns:
             Logits, [N, 10], in the dtype of the parameters.
         """
-        pixels = images.unsqueeze(1).to(next(self.network.parameters()).dtype)
-        # (pixels / 255 - mean) / std as one multiplication and one subtraction.
-        normalised = pixels * (1 / (255 * PIXEL_STD)) - PIXEL_MEAN / PIXEL_STD
-        logits: Tensor = self.network(normalised)
-        return logits
+        logits: Tensor = self.network(self.normalise(images))
+        return logits if self.training else logits / self.temperature
 
 
 def parameter_count(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a network, as it works on a batch.
+
+    Attributes:
+        name: Type, with kernel and stride where there are any.
+        shape: Shape after it.
+        parameters: Trainable parameters.
+        macs: Multiply-accumulates per image.
+        output: What it made of the images.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    output: Tensor
+
+
+@torch.inference_mode()
+def trace_layers(model: Classifier, images: Tensor) -> list[Layer]:
+    """Runs images uint8[N, 28, 28] and records every layer through forward hooks."""
+    layers: list[Layer] = []
+
+    def record(module: nn.Module, _: object, output: Tensor) -> None:
+        layers.append(
+            Layer(
+                name=_layer_name(module),
+                shape=tuple(output.shape),
+                parameters=parameter_count(module),
+                macs=_macs(module, output),
+                output=output,
+            )
+        )
+
+    with _hooks(model, record):
+        model.eval()(images)
+    return layers
+
+
+@contextmanager
+def _hooks(model: Classifier, record: Callable[..., None]) -> Iterator[None]:
+    leaves = [module for module in model.network.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(record) for leaf in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_name(module: nn.Module) -> str:
+    name = type(module).__name__
+    if isinstance(module, nn.Conv2d):
+        stride = f" stride {module.stride[0]}" if module.stride[0] > 1 else ""
+        return f"{name} {module.kernel_size[0]}x{module.kernel_size[1]}{stride}"
+    if isinstance(module, nn.MaxPool2d):
+        return f"{name} {module.kernel_size}x{module.kernel_size}"
+    return name
+
+
+def _macs(module: nn.Module, output: Tensor) -> int:
+    """Multiply-accumulates per image; batch norm counts none, as the export folds it away."""
+    if isinstance(module, nn.Conv2d):
+        weights = module.weight[0].numel()
+        return weights * output[0].numel()
+    if isinstance(module, nn.Linear):
+        return module.weight.numel()
+    return 0
 
 
 def select_device() -> torch.device:

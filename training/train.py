@@ -1,10 +1,12 @@
-"""The training loop: one path for every architecture and device."""
+"""The training loop: one path for every architecture, recipe and device."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +15,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from training.augment import augment
+from training.checkpoint import CheckpointError, build_classifier, read_file, write_file
 from training.config import TrainingConfig
-from training.data import Split, augment
+from training.data import Split
+from training.evaluate import predict_logits
 from training.model import Classifier, select_device
 
 
@@ -25,78 +30,187 @@ class _Running:
     loss: float = 0.0
     correct: int = 0
     images: int = 0
+    began: float = field(default_factory=time.monotonic)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         self.loss += float(loss.detach()) * len(labels)
         self.correct += int((logits.argmax(dim=1) == labels).sum())
         self.images += len(labels)
 
-    def __str__(self) -> str:
+    def summary(self) -> dict[str, float]:
         images = max(1, self.images)
-        return f"loss {self.loss / images:.4f}  accuracy {self.correct / images:7.3%}"
+        speed = self.images / max(1e-9, time.monotonic() - self.began)
+        return {
+            "loss": self.loss / images,
+            "accuracy": self.correct / images,
+            "images_per_s": speed,
+        }
+
+    def __str__(self) -> str:
+        now = self.summary()
+        return (
+            f"loss {now['loss']:.4f}  accuracy {now['accuracy']:7.3%}  "
+            f"{now['images_per_s']:6,.0f} images/s"
+        )
 
 
-def _batches(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index batches of one shuffled epoch; a short last one, bad for batch norm, is left out."""
-    order = torch.randperm(len(split), generator=generator)
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
+class Trainer:
+    """One training run, from its first epoch or from where it was interrupted.
 
-
-def train(config: TrainingConfig, split: Split, console: Console) -> tuple[Classifier, float]:
-    """Trains a classifier; the same config, data, machine and thread count give the same weights.
+    The same config, data, machine and thread count give the same weights, interrupted or not.
 
     Args:
         config: The recipe.
-        split: Training images and labels.
-        console: Where progress goes: a live bar on a terminal, a line per epoch anywhere.
+        train: Images and labels to learn from.
+        validation: Images and labels that are only looked at; may be empty.
+        console: Where progress goes: a live bar on a terminal, lines anywhere.
 
-    Returns:
-        The averaged-weights classifier on the CPU in evaluation mode, and the seconds it took.
+    Attributes:
+        history: Loss, accuracy and speed of each finished epoch.
+        seconds: Time spent in epochs.
 
     Raises:
-        ValueError: If the split is smaller than one batch.
+        ValueError: If the training split is smaller than one batch.
     """
-    if len(split) < config.batch_size:
-        raise ValueError(f"batch_size: expected at most {len(split)}, got {config.batch_size}")
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    device = select_device()
-    # channels_last is 1.4 times as fast as the default layout on the CPU.
-    model = Classifier(config.arch).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.max_lr, weight_decay=config.weight_decay
-    )
-    steps = len(split) // config.batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
+
+    def __init__(
+        self, config: TrainingConfig, train: Split, validation: Split, console: Console
+    ) -> None:
+        if len(train) < config.batch_size:
+            raise ValueError(f"batch_size: expected at most {len(train)}, got {config.batch_size}")
+        self._config, self._train, self._validation = config, train, validation
+        self._console = console
+        self._device = select_device()
+        torch.manual_seed(config.seed)
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._steps = len(train) // config.batch_size
+        # channels_last is 1.4 times as fast as the default layout on the CPU.
+        self._model = build_classifier(config).to(  # type: ignore[call-overload]
+            device=self._device, memory_format=torch.channels_last
+        )
+        average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        self._averaged = AveragedModel(self._model, multi_avg_fn=average, use_buffers=True)
+        self._optimizer = _optimizer(config, self._model)
+        self._schedule = _schedule(config, self._optimizer, self._steps)
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    def run(self, state_path: Path | None = None) -> Classifier:
+        """Trains the epochs that are left, saving the state after each.
+
+        Returns:
+            The trained classifier, on the CPU, in evaluation mode.
+        """
+        with _progress(self._console) as progress:
+            total = self._config.epochs * self._steps
+            task = progress.add_task("training", total=total, detail="")
+            progress.update(task, completed=len(self.history) * self._steps)
+            while len(self.history) < self._config.epochs:
+                began = time.monotonic()
+                running = self._epoch(progress, task)
+                self.seconds += time.monotonic() - began
+                self._record(running)
+                if state_path is not None:
+                    write_file(self._state(), state_path)
+        return self._result()
+
+    def _epoch(self, progress: Progress, task: TaskID) -> _Running:
+        config, number = self._config, len(self.history) + 1
+        self._model.train()
+        running, recent = _Running(), _Running()
+        for batch, index in enumerate(self._batches(), start=1):
+            images = self._train.images[index].float()
+            if config.augment:
+                images = augment(images, self._generator)
+            labels = self._train.labels[index].to(self._device)
+            logits = self._model(images.to(self._device))
+            loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            self._schedule.step()
+            self._averaged.update_parameters(self._model)
+            running.add(loss, logits, labels)
+            recent.add(loss, logits, labels)
+            progress.update(task, advance=1, description=f"epoch {number}", detail=str(running))
+            if config.log_every and batch % config.log_every == 0:
+                self._console.print(f"epoch {number} batch {batch}/{self._steps}  {recent}")
+                recent = _Running()
+        return running
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Index batches of one shuffled epoch; a short last one, bad for batch norm, is left."""
+        order = torch.randperm(len(self._train), generator=self._generator)
+        size = self._config.batch_size
+        for start in range(0, len(order) - size + 1, size):
+            yield order[start : start + size]
+
+    def _record(self, running: _Running) -> None:
+        entry = running.summary()
+        text = f"epoch {len(self.history) + 1:3d}/{self._config.epochs}  {running}"
+        if len(self._validation):
+            logits = predict_logits(self._result(), self._validation.images)
+            labels = self._validation.labels
+            entry["validation_loss"] = float(F.cross_entropy(logits, labels))
+            entry["validation_accuracy"] = float((logits.argmax(dim=1) == labels).float().mean())
+            text += f"  validation {entry['validation_accuracy']:7.3%}"
+        self.history.append(entry)
+        self._console.print(text)
+
+    def _result(self) -> Classifier:
+        source = self._averaged.module if self._config.ema_decay else self._model
+        result = build_classifier(self._config)
+        result.load_state_dict(source.state_dict())
+        return result.eval()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": self._config.to_dict(),
+            "model": self._model.state_dict(),
+            "averaged": self._averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generator": self._generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+
+    def resume(self, state_path: Path) -> None:
+        """Goes on from a state that ``run`` saved.
+
+        Raises:
+            CheckpointError: If the file is unreadable or belongs to another configuration.
+        """
+        state = read_file(state_path)
+        if state.get("config") != self._config.to_dict():
+            raise CheckpointError(f"{state_path}: was saved by another configuration")
+        self._model.load_state_dict(state["model"])
+        self._averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_rng"])
+        self.history, self.seconds = state["history"], state["seconds"]
+
+
+def _optimizer(config: TrainingConfig, model: Classifier) -> torch.optim.Optimizer:
+    decay = config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), config.max_lr, momentum=0.9, weight_decay=decay)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), config.max_lr, weight_decay=decay)
+    return torch.optim.AdamW(model.parameters(), config.max_lr, weight_decay=decay)
+
+
+def _schedule(
+    config: TrainingConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if not config.one_cycle:
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.max_lr, epochs=config.epochs, steps_per_epoch=steps, pct_start=0.2
     )
-    started = time.monotonic()
-    with _progress(console) as progress:
-        task = progress.add_task("training", total=config.epochs * steps, detail="")
-        for epoch in range(1, config.epochs + 1):
-            model.train()
-            running = _Running()
-            epoch_started = time.monotonic()
-            for index in _batches(split, config.batch_size, generator):
-                images = augment(split.images[index].float(), generator).to(device)
-                labels = split.labels[index].to(device)
-                logits = model(images)
-                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-                averaged.update_parameters(model)
-                running.add(loss, logits, labels)
-                _show(progress, task, epoch, running, epoch_started)
-            speed = running.images / (time.monotonic() - epoch_started)
-            console.print(f"epoch {epoch:3d}/{config.epochs}  {running}  {speed:,.0f} images/s")
-    trained = Classifier(config.arch).eval()
-    trained.load_state_dict(averaged.module.state_dict())
-    return trained, time.monotonic() - started
 
 
 def _progress(console: Console) -> Progress:
@@ -108,9 +222,3 @@ def _progress(console: Console) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console, transient=True)
-
-
-def _show(progress: Progress, task: TaskID, epoch: int, running: _Running, since: float) -> None:
-    speed = running.images / max(1e-9, time.monotonic() - since)
-    detail = f"{running}  {speed:,.0f} images/s"
-    progress.update(task, advance=1, description=f"epoch {epoch}", detail=detail)

@@ -1,0 +1,90 @@
+"""The folder that every run leaves: metrics, pictures, and one page that holds them all."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from training import pictures
+from training.checkpoint import Checkpoint
+from training.data import Split
+from training.model import parameter_count
+
+CAPTIONS = {
+    "curves": "Loss and accuracy of each epoch",
+    "confusion": "Truth against prediction on the test images",
+    "misclassified": "Test digits that were read wrong, the most confident first",
+    "filters": "Kernels of the first convolution",
+    "features": "A test digit on its way through the layers",
+    "reliability": "Accuracy against confidence",
+    "corruptions": "Accuracy on corrupted test images",
+}
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; background: #fff; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: left;
+       border-bottom: 1px solid #ddd; } img { max-width: 100%; } figure { margin: 2rem 0; }
+figcaption { font-weight: 600; margin-bottom: .4rem; }
+"""
+
+
+def write_report(checkpoint: Checkpoint, test: Split, folder: Path) -> None:
+    """Writes metrics.json, a PNG for each picture, and report.html, which needs no other file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = checkpoint.metrics
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    drawn = {
+        "curves": pictures.curves(metrics["history"]),
+        "confusion": pictures.confusion(metrics["confusion"]),
+        "misclassified": pictures.misclassified(checkpoint.model, test),
+        "filters": pictures.filters(checkpoint.model),
+        "features": pictures.feature_maps(checkpoint.model, test.images[0]),
+        "reliability": pictures.reliability(metrics["calibration"]),
+        "corruptions": pictures.corruption_bars(metrics["corruptions"]),
+    }
+    shown = {name: data for name, data in drawn.items() if data is not None}
+    for name, data in shown.items():
+        (folder / f"{name}.png").write_bytes(data)
+    (folder / "report.html").write_text(_page(checkpoint, shown))
+
+
+def _page(checkpoint: Checkpoint, shown: dict[str, bytes]) -> str:
+    title = f"{checkpoint.config.arch} on {checkpoint.config.dataset}"
+    figures = "".join(
+        f"<figure><figcaption>{html.escape(CAPTIONS[name])}</figcaption>"
+        f'<img alt="{html.escape(CAPTIONS[name])}" '
+        f'src="data:image/png;base64,{base64.b64encode(data).decode()}"></figure>'
+        for name, data in shown.items()
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{_table(summary(checkpoint))}"
+        f"{figures}<h2>Configuration</h2>{_table(checkpoint.config.to_dict())}</html>\n"
+    )
+
+
+def summary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The figures that matter, for people."""
+    metrics = checkpoint.metrics
+    low, high = metrics["accuracy_ci95"]
+    return {
+        "test accuracy": f"{metrics['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})",
+        "negative log likelihood": f"{metrics['nll']:.4f}",
+        "expected calibration error": f"{metrics['ece']:.4f}",
+        "temperature": f"{metrics['temperature']:.3f}",
+        "parameters": f"{parameter_count(checkpoint.model):,}",
+        "training time": f"{metrics['train_seconds']:.0f} s",
+        "weights": "last epoch; nothing was chosen on the test set",
+        "source commit": checkpoint.source_commit,
+    }
+
+
+def _table(rows: dict[str, Any]) -> str:
+    cells = (
+        f"<tr><th>{html.escape(str(key))}</th><td>{html.escape(str(value))}</td></tr>"
+        for key, value in rows.items()
+    )
+    return f"<table>{''.join(cells)}</table>"
