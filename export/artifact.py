@@ -17,7 +17,6 @@ from service.artifact import Golden, write_golden
 from training.checkpoint import Checkpoint
 from training.model import parameter_count
 
-
 ACCURACY_KEYS = (
     "accuracy", "accuracy_ci95", "correct", "images", "nll", "ece", "class_accuracy", "corruptions",
 )  # fmt: skip
@@ -95,9 +94,7 @@ def _manifest(
             "selection": "last epoch; nothing was chosen on the test set",
         },
         "dataset": {"name": checkpoint.config.dataset, "sha256": checkpoint.dataset_sha256},
-        "accuracy": {
-            key: metrics[key] for key in ACCURACY_KEYS
-        },
+        "accuracy": {key: metrics[key] for key in ACCURACY_KEYS},
         "parity": {check.name: check.figure for check in report.checks},
         "tools": {
             **checkpoint.versions,

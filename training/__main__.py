@@ -90,6 +90,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
     given = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
     config = make_config(arguments.recipe, given)
     run_dir: Path = arguments.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     root = data_dir(arguments.data_dir)
     full = load_split(config.dataset, "train", root)
     test = load_split(config.dataset, "test", root)

@@ -57,7 +57,7 @@ def confusion(matrix: list[list[int]]) -> bytes:
     counts = torch.tensor(matrix)
     errors = counts - torch.diag(counts.diagonal())
     figure, axis = plt.subplots(figsize=(5, 4.5))
-    axis.imshow(errors, cmap="Reds")
+    axis.imshow(errors.numpy(), cmap="Reds")
     for row in range(10):
         for column in range(10):
             count = int(counts[row, column])
@@ -83,7 +83,7 @@ def misclassified(model: Classifier, split: Split) -> bytes:
     for axis in axes.flat:
         axis.axis("off")
     for axis, index in zip(axes.flat, wrong.tolist(), strict=False):
-        axis.imshow(split.images[index], cmap="gray_r")
+        axis.imshow(split.images[index].numpy(), cmap="gray_r")
         title = f"{split.labels[index]} read as {predicted[index]}\n{confidence[index]:.0%}"
         axis.set_title(title, fontsize=7)
     return png(figure)
@@ -101,7 +101,7 @@ def filters(model: Classifier) -> bytes | None:
     for axis in axes.flat:
         axis.axis("off")
     for axis, kernel in zip(axes.flat, kernels, strict=False):
-        axis.imshow(kernel, cmap="RdBu", vmin=-limit, vmax=limit)
+        axis.imshow(kernel.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
     return png(figure)
 
 
@@ -119,10 +119,10 @@ def feature_maps(model: Classifier, image: Tensor) -> bytes:
         row[0].text(-0.2, 0.5, f"{layer.name}\n{shape}", ha="right", va="center",
                     transform=row[0].transAxes, fontsize=8)  # fmt: skip
         if maps.dim() == 1:
-            row[0].imshow(maps[None, :64], cmap="viridis", aspect="auto")
+            row[0].imshow(maps[None, :64].numpy(), cmap="viridis", aspect="auto")
             continue
         for axis, values in zip(row, maps, strict=False):
-            axis.imshow(values, cmap="viridis")
+            axis.imshow(values.numpy(), cmap="viridis")
     return png(figure)
 
 
@@ -200,7 +200,7 @@ def explanation(model: Classifier, image: Tensor) -> bytes:
             shape = "x".join(str(size) for size in values.shape[-2:])
             limit = float(values.abs().max()) or 1.0
             low = -limit if colours == "RdBu" else 0.0
-            axis.imshow(values[0, 0], cmap=colours, vmin=low, vmax=limit)
+            axis.imshow(values[0, 0].numpy(), cmap=colours, vmin=low, vmax=limit)
             axis.set_title(f"{title}\n{shape}", fontsize=8)
             axis.axis("off")
     figure.tight_layout()

