@@ -17,6 +17,13 @@ from torchvision import datasets
 DATASETS = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
 DEFAULT_DATA_DIR = Path("data")
 SPLIT_SIZES = {"train": 60_000, "test": 10_000}
+# ``Split.digest`` of what the data sets' authors published.
+PUBLISHED_SHA256 = {
+    ("mnist", "train"): "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b",
+    ("mnist", "test"): "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b",
+    ("fashion-mnist", "train"): "16d82e2b505296aa2b78bd5ea0992634f30419a4c97def7c907d154a35ac6157",
+    ("fashion-mnist", "test"): "9f1ec356a747bfe4ebab3cfb722d3694c9ca737e2570f6f90cf31d7b6fd689d4",
+}
 
 
 class DataError(RuntimeError):
@@ -60,7 +67,7 @@ def load_split(dataset: str, split: str, root: Path) -> Split:
 
     Raises:
         ValueError: If the data set's name is unknown.
-        DataError: If it cannot be had or its sizes are wrong.
+        DataError: If it cannot be had, or is not what was published.
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}")
@@ -77,6 +84,10 @@ def load_split(dataset: str, split: str, root: Path) -> Split:
     if tuple(loaded.images.shape) != expected or len(loaded.labels) != expected[0]:
         got = f"{tuple(loaded.images.shape)} images and {len(loaded.labels)} labels"
         raise DataError(f"{dataset} {split} split under {root}: expected {expected}, got {got}")
+    digest, published = loaded.digest(), PUBLISHED_SHA256[dataset, split]
+    if digest != published:
+        where = f"{dataset} {split} split under {root}"
+        raise DataError(f"{where}: expected sha256 {published}, got {digest}: a damaged file")
     return loaded
 
 

@@ -285,6 +285,24 @@ def test_truncated_data_set_is_refused(tmp_path, full_data):
         load_split("mnist", "test", tmp_path)
 
 
+def test_data_set_with_one_changed_byte_is_refused(tmp_path, full_data):
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for path in (full_data / "MNIST/raw").iterdir():
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        (raw / path.name).write_bytes(content)
+    with pytest.raises(DataError, match="a damaged file"):
+        load_split("mnist", "test", tmp_path)
+
+
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_every_data_set_loads(full_data, name):
+    if not (full_data / data.DATASETS[name].__name__).is_dir():
+        pytest.skip(f"{name} is not under {full_data}")
+    assert len(load_split(name, "test", full_data)) == 10_000
+
+
 def test_unknown_data_set_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="dataset: expected one of mnist, fashion-mnist"):
         load_split("cats", "test", tmp_path)
