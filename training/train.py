@@ -129,7 +129,8 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             self._schedule.step()
-            self._averaged.update_parameters(self._model)
+            if config.ema_decay:
+                self._averaged.update_parameters(self._model)
             running.add(loss, logits, labels)
             recent.add(loss, logits, labels)
             progress.update(task, advance=1, description=f"epoch {number}", detail=str(running))
