@@ -17,6 +17,7 @@ from training.model import Classifier, trace_layers
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 MAX_MISCLASSIFIED = 48
 MAX_MAPS = 16
@@ -155,14 +156,14 @@ def comparison(rows: list[dict[str, Any]]) -> bytes:
         ("macs", "multiply-accumulates per image"),
         ("images_per_s", "onnxruntime images/s, 1 thread"),
     )
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True)
     for axis, (key, title) in zip(axes, costs, strict=True):
         for row in rows:
-            axis.scatter(row[key], 100 * row["accuracy"], s=30)
-            axis.annotate(row["arch"], (row[key], 100 * row["accuracy"]), fontsize=8,
-                          xytext=(4, 4), textcoords="offset points")  # fmt: skip
+            axis.scatter(row[key], 100 * row["accuracy"], s=36, label=row["arch"])
         axis.set(xlabel=title, xscale="log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
+    axes[2].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
     axes[0].set_ylabel("test accuracy, %")
     return png(figure)
 
