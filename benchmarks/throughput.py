@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import median
 
 from benchmarks.harness import (
     BenchmarkError,
@@ -14,7 +15,6 @@ from benchmarks.harness import (
     check_answers,
     h2load,
     machine,
-    median,
     raw_limit,
     running_server,
     served_artifact,
