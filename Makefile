@@ -45,7 +45,7 @@ format: .venv/dev.stamp ## Format the code
 train: .venv/export.stamp ## Train on MNIST; writes runs/default/checkpoint.pt (ARCH=, ARGS=)
 	$(BIN)/python -m training $(if $(ARCH),--arch $(ARCH)) $(ARGS)
 
-export: .venv/export.stamp ## Prove and write the trained model as the next version in models/digits
+export: .venv/export.stamp ## Prove and write the trained model as the next versions in models/digits
 	$(BIN)/python -m export $(ARGS)
 
 bench: .venv/dev.stamp ## Measure throughput against raw onnxruntime (needs h2load)

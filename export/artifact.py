@@ -1,112 +1,133 @@
-"""Writes a model version: complete or not at all."""
+"""Writes a model version: complete or not at all. Needs no PyTorch."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from export.gate import GateReport
 from service import artifact
-from service.artifact import Golden, write_golden
-from training.checkpoint import Checkpoint
-from training.model import parameter_count
+from service.repository import PROMOTED
 
-ACCURACY_KEYS = (
-    "accuracy", "accuracy_ci95", "correct", "images", "nll", "ece", "class_accuracy", "corruptions",
-)  # fmt: skip
+TEMPORARY = ".export-"
 
 
 def next_version(repository: Path) -> int:
     """One more than the highest version there is."""
-    taken = [int(p.name) for p in repository.glob("*") if p.name.isdecimal()]
+    taken = [int(path.name) for path in repository.glob("*") if path.name.isdecimal()]
     return max(taken, default=0) + 1
 
 
-def write_artifact(
-    repository: Path, model: bytes, golden: Golden, report: GateReport, checkpoint: Checkpoint
+def write_version(
+    repository: Path,
+    files: dict[str, bytes],
+    manifest: dict[str, Any],
+    signing_key: Path | None = None,
 ) -> Path:
     """Adds a version to the repository.
 
-    The files are written to a hidden folder beside it, synced, and renamed in one step, so a
-    reader, or a crash at any moment, sees the whole version or none of it.
+    The files are written to a hidden folder in it, synced, and renamed in one step, so a reader,
+    or a crash at any moment, sees the whole version or none of it.
+
+    Args:
+        repository: Folder of versions; made when it is not there.
+        files: Content of every file that the manifest lists.
+        manifest: All of it but the version and the hashes, which are added here.
+        signing_key: PEM file of the Ed25519 key that signs it.
 
     Returns:
         The new version's folder.
 
     Raises:
-        ValueError: If the gate did not pass.
+        KeyFileError: If the key can not be used.
     """
-    if not report.passed:
-        raise ValueError("the gate did not pass; nothing may be written")
     repository.mkdir(parents=True, exist_ok=True)
-    number = next_version(repository)
-    contents = {
-        artifact.MODEL: model,
-        artifact.GOLDEN: write_golden(golden),
-        artifact.PARITY: _json(report.to_dict()),
-    }
-    manifest = _manifest(repository.name, number, contents, report, checkpoint)
-    contents[artifact.MANIFEST] = _json(manifest)
-    temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=repository))
+    with locked(repository):
+        _remove_abandoned(repository)
+        number = next_version(repository)
+        hashes = {name: artifact.sha256(data) for name, data in files.items()}
+        complete = {**manifest, "version": number, "files": hashes}
+        signed = (json.dumps(complete, indent=2, sort_keys=False) + "\n").encode()
+        contents = {**files, artifact.MANIFEST: signed}
+        if signing_key is not None:
+            contents[artifact.SIGNATURE] = sign(signed, signing_key)
+        folder = repository / str(number)
+        _write_folder(folder, contents)
+    return folder
+
+
+def sign(manifest: bytes, signing_key: Path) -> bytes:
+    """The 64 bytes of manifest.sig.
+
+    Raises:
+        KeyFileError: If the key can not be used.
+    """
+    from service.signature import load_private_key  # noqa: PLC0415 - needs cryptography
+
+    return load_private_key(signing_key).sign(manifest)
+
+
+def sign_version(folder: Path, signing_key: Path) -> None:
+    """Adds a signature to a version that has none, or replaces it, atomically."""
+    signature = sign((folder / artifact.MANIFEST).read_bytes(), signing_key)
+    _replace(folder / artifact.SIGNATURE, signature)
+
+
+def promote(repository: Path, number: int | None) -> None:
+    """Notes which version serves; None removes the note, so that the highest one does."""
+    with locked(repository):
+        if number is None:
+            (repository / PROMOTED).unlink(missing_ok=True)
+            _sync_folder(repository)
+        else:
+            _replace(repository / PROMOTED, f"{number}\n".encode())
+
+
+@contextmanager
+def locked(repository: Path) -> Iterator[None]:
+    """Keeps other writers out until the block ends; a dead writer's lock is gone with it."""
+    descriptor = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(repository: Path) -> None:
+    """What writers left that were killed; nobody else writes while the lock is held."""
+    for path in repository.glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _write_folder(folder: Path, contents: dict[str, bytes]) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     try:
         for name, data in contents.items():
             _write_synced(temporary / name, data)
         temporary.chmod(0o755)  # mkdtemp makes it private; a server may run as another user
         _sync_folder(temporary)
-        folder = repository / str(number)
         temporary.rename(folder)
-        _sync_folder(repository)
+        _sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return folder
 
 
-def _manifest(
-    name: str,
-    number: int,
-    contents: dict[str, bytes],
-    report: GateReport,
-    checkpoint: Checkpoint,
-) -> dict[str, Any]:
-    metrics = checkpoint.metrics
-    return {
-        "schema_version": artifact.SCHEMA_VERSION,
-        "name": name,
-        "version": number,
-        "precision": "fp32",
-        "files": {name: artifact.sha256(data) for name, data in contents.items()},
-        "labels": artifact.LABELS,
-        "input": artifact.INPUT,
-        "opset": artifact.OPSET,
-        "training": {
-            "architecture": checkpoint.config.arch,
-            "parameters": parameter_count(checkpoint.model),
-            "temperature": metrics["temperature"],
-            "config": checkpoint.config.to_dict(),
-            "seconds": metrics["train_seconds"],
-            "selection": "last epoch; nothing was chosen on the test set",
-        },
-        "dataset": {"name": checkpoint.config.dataset, "sha256": checkpoint.dataset_sha256},
-        "accuracy": {key: metrics[key] for key in ACCURACY_KEYS},
-        "parity": {check.name: check.figure for check in report.checks},
-        "tools": {
-            **checkpoint.versions,
-            **{tool: version(tool) for tool in ("onnx", "onnxscript", "onnxruntime")},
-        },
-        "source_commit": checkpoint.source_commit,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.parent / f"{TEMPORARY}{path.name}"
+    _write_synced(temporary, data)
+    temporary.replace(path)
+    _sync_folder(path.parent)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from export.gate import run_session, serving_session
+from export.sessions import run_session, serving_session
 from service.artifact import Golden
 from training.data import Split
 from training.model import NUM_CLASSES
@@ -13,8 +12,9 @@ from training.model import NUM_CLASSES
 PER_CLASS = 6
 # Candidates that are enough to find hard digits of each class without running all 60,000.
 CANDIDATES = 10_000
-# Below this margin between the two best probabilities another CPU could round to another digit.
-MIN_MARGIN = 0.02
+# Below this margin between the two best probabilities another CPU could round to another digit;
+# above twice the tolerance that a server allows (``service.artifact.GOLDEN_TOLERANCE``).
+MIN_MARGIN = 0.05
 
 
 def choose_golden(model: bytes, split: Split) -> Golden:
@@ -24,8 +24,8 @@ def choose_golden(model: bytes, split: Split) -> Golden:
         model: The exported model.
         split: The training split.
     """
-    images, labels = split.images[:CANDIDATES], split.labels[:CANDIDATES].numpy()
-    _, probabilities = run_session(serving_session(model), images, 1000)
+    images, labels = split.images[:CANDIDATES].numpy(), split.labels[:CANDIDATES].numpy()
+    probabilities = run_session(serving_session(model), images).probabilities
     top = np.sort(probabilities, axis=1)
     margin = top[:, -1] - top[:, -2]
     usable = (probabilities.argmax(axis=1) == labels) & (margin > MIN_MARGIN)
@@ -37,9 +37,8 @@ def choose_golden(model: bytes, split: Split) -> Golden:
         hard = ranked[: PER_CLASS // 2]
         spread = ranked[np.linspace(len(ranked) // 10, len(ranked) - 1, PER_CLASS // 2, dtype=int)]
         chosen.extend(int(i) for i in (*hard, *spread))
-    index = torch.tensor(chosen)
     return Golden(
-        images=images[index].numpy(),
+        images=images[chosen],
         labels=labels[chosen].astype(np.int64),
         probabilities=probabilities[chosen],
     )

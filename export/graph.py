@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from typing import Any
@@ -11,7 +10,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from service.artifact import INPUT, LABELS, OPSET, OUTPUTS
+from export.structure import metadata
+from service.artifact import INPUT, OPSET, OUTPUTS
 from training.model import Classifier
 
 # torch.export may specialise on a batch of 1; any larger example keeps the axis symbolic.
@@ -63,11 +63,12 @@ def export_model(classifier: Classifier, *, name: str) -> bytes:
     finally:
         exporter_log.setLevel(level)
     assert program is not None
-    return _cleaned(program.model_proto, name).SerializeToString(deterministic=True)
+    return cleaned(program.model_proto, name).SerializeToString(deterministic=True)
 
 
-def _cleaned(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def cleaned(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Without what depends on the machine, with what identifies the model."""
+    del model.metadata_props[:]
     graph = model.graph
     parts: list[Any] = [model, graph, *graph.node, *graph.initializer]
     parts += [*graph.value_info, *graph.input, *graph.output]
@@ -75,6 +76,6 @@ def _cleaned(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         part.doc_string = ""
         del part.metadata_props[:]
     graph.name = name
-    for key, value in (("labels", json.dumps(LABELS)), ("input", json.dumps(INPUT))):
+    for key, value in metadata().items():
         model.metadata_props.add(key=key, value=value)
     return model

@@ -48,7 +48,14 @@ class ServerConfig:
     )
     model_repository: str = _setting("models/digits", "folder that holds the model's versions")
     model_version: int = _setting(
-        0, "version to pin; 0 serves the highest valid one", minimum=0, maximum=2**31 - 1
+        0,
+        "version to pin; 0 serves the promoted one, or the highest that is valid",
+        minimum=0,
+        maximum=2**31 - 1,
+    )
+    model_public_key: str = _setting(
+        "",
+        "PEM file of the Ed25519 key that must have signed a version; without it none is asked for",
     )
     device: str = _setting(
         "auto",
@@ -205,17 +212,22 @@ def markdown_table() -> str:
     """The README's table of settings."""
     rows = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
     for setting in fields(ServerConfig):
-        default = str(setting.default).lower() if setting.type == "bool" else setting.default
+        default = f"`{_default(setting)}`" if _default(setting) else ""
         meaning = setting.metadata["help"] + _choices(setting)
         rows.append(
-            f"| `{flag_name(setting)}` | `{variable_name(setting)}` | `{default}` | {meaning} |"
+            f"| `{flag_name(setting)}` | `{variable_name(setting)}` | {default} | {meaning} |"
         )
     return "\n".join(rows)
 
 
 def _described(setting: Field[Any]) -> str:
-    default = str(setting.default).lower() if setting.type == "bool" else setting.default
-    return f"{setting.metadata['help']}{_choices(setting)} (default {default})"
+    default = _default(setting)
+    said = f" (default {default})" if default else ""
+    return f"{setting.metadata['help']}{_choices(setting)}{said}"
+
+
+def _default(setting: Field[Any]) -> str:
+    return str(setting.default).lower() if setting.type == "bool" else str(setting.default)
 
 
 def _choices(setting: Field[Any]) -> str:

@@ -149,8 +149,16 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def _missing_part() -> str:
-    """Tells a missing driver from a missing library."""
+def cuda_problem() -> str | None:
+    """Why no session can run on CUDA here; None when nothing is known against it."""
+    try:
+        _check_wheels()
+    except DeviceError as error:
+        return str(error)
+    return _driver_problem()
+
+
+def _driver_problem() -> str | None:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -158,7 +166,13 @@ def _missing_part() -> str:
     devices = ctypes.c_int(0)
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(devices)) or not devices.value:
         return "the NVIDIA driver sees no GPU"
-    return "the CUDA provider can not be loaded: a CUDA or cuDNN library is missing or too old"
+    return None
+
+
+def _missing_part() -> str:
+    """Tells a missing driver from a missing library."""
+    missing = "the CUDA provider can not be loaded: a CUDA or cuDNN library is missing or too old"
+    return _driver_problem() or missing
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 from digits.v1 import digits_pb2
 from service import wire
 from service.artifact import INPUT, MODEL, OUTPUTS, Artifact, ArtifactError, load_artifact
-from service.engine import DeviceError, Engine
+from service.engine import DeviceError, Engine, cuda_problem
+from service.repository import in_serving_order
 
 if TYPE_CHECKING:
     from service.metrics import Metrics
@@ -38,18 +38,6 @@ class ServedModel:
     seconds_per_image: float
 
 
-def versions(repository: Path) -> list[Path]:
-    """Folders of the repository with a number for a name, the highest first."""
-    if not repository.is_dir():
-        raise ArtifactError(f"model_repository: {repository} is not a folder")
-    try:
-        entries = list(repository.iterdir())
-    except OSError as error:
-        raise ArtifactError(f"model_repository: {repository}: {error.strerror}") from None
-    numbered = [path for path in entries if path.name.isdecimal() and path.is_dir()]
-    return sorted(numbered, key=lambda path: int(path.name), reverse=True)
-
-
 def load_best(
     repository: Path,
     *,
@@ -57,9 +45,10 @@ def load_best(
     device: str,
     intra_op_threads: int,
     max_batch_size: int,
+    public_key: Path | None,
     metrics: Metrics,
 ) -> ServedModel:
-    """Loads the pinned version, or else the highest one that holds.
+    """Loads the pinned version, or else the first one in serving order that holds.
 
     Args:
         repository: Folder of versions.
@@ -67,16 +56,23 @@ def load_best(
         device: ``auto``, ``cpu`` or ``cuda``.
         intra_op_threads: Threads inside one inference.
         max_batch_size: Largest batch to warm up with.
+        public_key: Key that must have signed a version; None asks for no signature.
         metrics: Counts versions loaded and refused.
 
     Raises:
         ArtifactError: If no version holds; each refusal has been logged with its reason.
         DeviceError: If the device can not serve.
+        KeyFileError: If the key can not be used.
     """
-    for folder in _candidates(repository, pinned):
+    for folder in in_serving_order(repository, pinned):
         try:
             model = load_model(
-                folder, repository.resolve().name, device, intra_op_threads, max_batch_size
+                folder,
+                repository.resolve().name,
+                device=device,
+                intra_op_threads=intra_op_threads,
+                max_batch_size=max_batch_size,
+                public_key=public_key,
             )
         except ArtifactError as error:
             metrics.model_load("refused")
@@ -88,22 +84,25 @@ def load_best(
     raise ArtifactError(f"{repository}: expected {wanted}, found none")
 
 
-def _candidates(repository: Path, pinned: int) -> Iterator[Path]:
-    for folder in versions(repository):
-        if not pinned or int(folder.name) == pinned:
-            yield folder
-
-
 def load_model(
-    folder: Path, name: str, device: str, intra_op_threads: int, max_batch_size: int
+    folder: Path,
+    name: str,
+    *,
+    device: str,
+    intra_op_threads: int,
+    max_batch_size: int,
+    public_key: Path | None = None,
 ) -> ServedModel:
     """Verifies one version, runs its golden digits on a new engine, and warms that up.
 
     Raises:
         ArtifactError: If anything does not hold.
         DeviceError: If the device can not serve.
+        KeyFileError: If the key can not be used.
     """
-    artifact = load_artifact(folder)
+    artifact = load_artifact(folder, public_key)
+    if artifact.precision == "int8" and device != "cpu" and cuda_problem() is None:
+        raise ArtifactError("precision: int8 runs on the CPU, and this server uses CUDA")
     try:
         engine = Engine(artifact.model, device=device, intra_op_threads=intra_op_threads)
         _check_signature(engine)
@@ -113,13 +112,13 @@ def load_model(
         raise
     except Exception as error:  # onnxruntime raises many types on a bad model
         raise ArtifactError(f"{MODEL}: onnxruntime refuses it: {error}") from error
-    artifact.golden.check(answered)
+    artifact.golden.check(answered, artifact.precision)
     manifest = artifact.manifest
     ref = digits_pb2.ModelRef(
         name=name,
         version=artifact.version,
         sha256=manifest["files"][MODEL],
-        precision=manifest["precision"],
+        precision=artifact.precision,
         execution_provider=engine.provider,
     )
     return ServedModel(

@@ -26,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service import wire
-from service.artifact import ArtifactError
+from service.artifact import ArtifactError, KeyFileError
 from service.batcher import Batcher
 from service.classify import Classify
 from service.config import ServerConfig
@@ -110,6 +110,7 @@ class Server:
             TransportError: If a port can not be had.
             ArtifactError: If no model version holds.
             DeviceError: If the device can not serve.
+            KeyFileError: If the key for signatures can not be used.
         """
         self._handle_signals()
         with self._private_folder() as private:
@@ -198,6 +199,7 @@ class Server:
             device=config.device,
             intra_op_threads=config.intra_op_threads,
             max_batch_size=config.max_batch_size,
+            public_key=Path(config.model_public_key) if config.model_public_key else None,
             metrics=self._metrics,
         )
 
@@ -318,6 +320,6 @@ def serve(config: ServerConfig, started: float) -> int:
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
             return runner.run(main())
-        except (TransportError, ArtifactError, DeviceError) as error:
+        except (TransportError, ArtifactError, DeviceError, KeyFileError) as error:
             logger.error("can not serve: %s", error)
             return 1

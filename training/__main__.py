@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,13 +132,14 @@ def calibrate(model: Classifier, validation: Split) -> None:
 
 
 def _metrics(model: Classifier, trainer: Trainer, validation: Split, test: Split) -> dict[str, Any]:
-    metrics = evaluate(model, test)
-    metrics["corruptions"] = evaluate_corruptions(model, test)
+    predict = partial(predict_logits, model)
+    metrics = evaluate(predict(test.images), test.labels)
+    metrics["corruptions"] = evaluate_corruptions(predict, test)
     metrics["temperature"] = float(model.temperature)
     metrics["history"] = trainer.history
     metrics["train_seconds"] = round(trainer.seconds, 1)
     if len(validation):
-        held = evaluate(model, validation)
+        held = evaluate(predict(validation.images), validation.labels)
         metrics["validation"] = {key: held[key] for key in ("images", "correct", "accuracy", "nll")}
     return metrics
 

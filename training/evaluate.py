@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from training.data import Split
 from training.model import NUM_CLASSES, Classifier
 
 CALIBRATION_BINS = 15
+
+Predict = Callable[[Tensor], Tensor]
 
 
 @torch.inference_mode()
@@ -88,23 +91,32 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp((low + high) / 2)
 
 
-def evaluate(model: Classifier, split: Split) -> dict[str, Any]:
-    """Accuracy, its 95 % interval, calibration, and the confusion matrix (rows: truth)."""
-    logits = predict_logits(model, split.images)
+def confusion_matrix(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Counts int64[10, 10] of predictions int64[N] (columns) for each true label (rows)."""
+    cells = torch.bincount(labels * NUM_CLASSES + predicted, minlength=NUM_CLASSES**2)
+    return cells.reshape(NUM_CLASSES, NUM_CLASSES)
+
+
+def evaluate(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Accuracy, its 95 % interval, calibration, and the confusion matrix (rows: truth).
+
+    Args:
+        logits: float[N, 10].
+        labels: int64[N].
+    """
     probabilities = torch.softmax(logits.double(), dim=1)
     predicted = logits.argmax(dim=1)
-    correct = int((predicted == split.labels).sum())
-    cells = torch.bincount(split.labels * NUM_CLASSES + predicted, minlength=NUM_CLASSES**2)
-    confusion = cells.reshape(NUM_CLASSES, NUM_CLASSES)
-    rows = calibration_bins(probabilities, split.labels)
-    one_hot = F.one_hot(split.labels, NUM_CLASSES)
+    correct = int((predicted == labels).sum())
+    confusion = confusion_matrix(predicted, labels)
+    rows = calibration_bins(probabilities, labels)
+    one_hot = F.one_hot(labels, NUM_CLASSES)
     return {
-        "images": len(split),
+        "images": len(labels),
         "correct": correct,
-        "accuracy": correct / len(split),
-        "accuracy_ci95": list(wilson_interval(correct, len(split))),
+        "accuracy": correct / len(labels),
+        "accuracy_ci95": list(wilson_interval(correct, len(labels))),
         "class_accuracy": (confusion.diagonal() / confusion.sum(dim=1).clamp(min=1)).tolist(),
-        "nll": float(F.cross_entropy(logits.double(), split.labels)),
+        "nll": float(F.cross_entropy(logits.double(), labels)),
         "brier": float((probabilities - one_hot).square().sum(dim=1).mean()),
         "ece": expected_calibration_error(rows),
         "calibration": rows,
@@ -112,11 +124,17 @@ def evaluate(model: Classifier, split: Split) -> dict[str, Any]:
     }
 
 
-def evaluate_corruptions(model: Classifier, split: Split, seed: int = 0) -> dict[str, float]:
-    """Accuracy on the split under each corruption."""
+def evaluate_corruptions(predict: Predict, split: Split, seed: int = 0) -> dict[str, float]:
+    """Accuracy on the split under each corruption.
+
+    Args:
+        predict: Logits float[N, 10] for images uint8[N, 28, 28].
+        split: What is corrupted.
+        seed: Seeds each corruption.
+    """
     accuracy = {}
     for name, corrupt in CORRUPTIONS.items():
         images = corrupt(split.images, torch.Generator().manual_seed(seed))
-        predicted = predict_logits(model, images).argmax(dim=1)
+        predicted = predict(images).argmax(dim=1)
         accuracy[name] = float((predicted == split.labels).double().mean())
     return accuracy

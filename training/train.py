@@ -19,8 +19,9 @@ from training.augment import augment
 from training.checkpoint import CheckpointError, build_classifier, read_file, write_file
 from training.config import TrainingConfig
 from training.data import Split
+from training.device import select_device
 from training.evaluate import predict_logits
-from training.model import Classifier, select_device
+from training.model import Classifier
 
 
 @dataclass
@@ -116,14 +117,16 @@ class Trainer:
 
     def _epoch(self, progress: Progress, task: TaskID) -> _Running:
         config, number = self._config, len(self.history) + 1
+        strength = self._augmentation()
         self._model.train()
         running, recent = _Running(), _Running()
         for batch, index in enumerate(self._batches(), start=1):
             images = self._train.images[index].float()
             if config.augment:
-                images = augment(images, self._generator)
+                images = augment(images, self._generator, strength)
             labels = self._train.labels[index].to(self._device)
-            logits = self._model(images.to(self._device))
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bfloat16):
+                logits = self._model(images.to(self._device)).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -138,6 +141,11 @@ class Trainer:
                 self._console.print(f"epoch {number} batch {batch}/{self._steps}  {recent}")
                 recent = _Running()
         return running
+
+    def _augmentation(self) -> float:
+        """1, and over the last share of the epochs down towards the images as they are."""
+        left = 1 - len(self.history) / self._config.epochs
+        return min(1.0, left / self._config.fade_out) if self._config.fade_out else 1.0
 
     def _batches(self) -> Iterator[Tensor]:
         """Index batches of one shuffled epoch; a short last one, bad for batch norm, is left."""
@@ -173,6 +181,7 @@ class Trainer:
             "schedule": self._schedule.state_dict(),
             "generator": self._generator.get_state(),
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
             "history": self.history,
             "seconds": self.seconds,
         }
@@ -192,6 +201,7 @@ class Trainer:
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.history, self.seconds = state["history"], state["seconds"]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,6 +29,10 @@ QUICK = TrainingConfig(epochs=2, batch_size=50, seed=3, validation=0)
 @pytest.fixture(scope="module")
 def split(sample):
     return Split(torch.from_numpy(sample["images"]), torch.from_numpy(sample["labels"]))
+
+
+def judged(model, split):
+    return evaluate(predict_logits(model, split.images), split.labels)
 
 
 def quiet():
@@ -65,7 +70,7 @@ def test_training_learns_and_reports_each_epoch(split):
     config = replace(QUICK, epochs=15, ema_decay=0.9)
     kept, held = hold_out(split, 100, seed=0)
     trainer = Trainer(config, kept, held, Console(file=output, width=150))
-    assert evaluate(trainer.run(), split)["accuracy"] > 0.9
+    assert evaluate(predict_logits(trainer.run(), split.images), split.labels)["accuracy"] > 0.9
     lines = [line for line in output.getvalue().splitlines() if line.startswith("epoch")]
     assert len(lines) == len(trainer.history) == 15
     assert "images/s  validation" in lines[0]
@@ -175,16 +180,16 @@ def test_resuming_nothing_is_refused(split, tmp_path, monkeypatch, capsys):
 def test_temperature_is_fitted_on_validation_and_applied(split):
     model, _ = train(replace(QUICK, epochs=10, ema_decay=0.9), split)
     before = predict_logits(model, split.images)
-    nll = evaluate(model, split)["nll"]
+    nll = judged(model, split)["nll"]
     command.calibrate(model, split)
     temperature = float(model.temperature)
     assert temperature != 1
     torch.testing.assert_close(predict_logits(model, split.images) * temperature, before)
-    assert evaluate(model, split)["nll"] < nll
-    best = evaluate(model, split)["nll"]
+    assert judged(model, split)["nll"] < nll
+    best = judged(model, split)["nll"]
     for other in (temperature * 0.9, temperature * 1.1):
         model.temperature.fill_(other)
-        assert evaluate(model, split)["nll"] > best
+        assert judged(model, split)["nll"] > best
 
 
 def test_normalisation_is_the_usual_mean_and_deviation(split):
@@ -206,7 +211,7 @@ def test_predictions_do_not_depend_on_the_batch_size(split):
 
 def test_evaluation_counts_by_hand(split):
     model = Classifier("strided")
-    metrics = evaluate(model, split)
+    metrics = judged(model, split)
     predicted = predict_logits(model, split.images).argmax(dim=1).numpy()
     truth = split.labels.numpy()
     assert metrics["correct"] == int((predicted == truth).sum())
@@ -226,7 +231,7 @@ def checkpoint_of(model, split, config=QUICK):
     return Checkpoint(
         model=model,
         config=config,
-        metrics=evaluate(model, split) | {"train_seconds": 1.0},
+        metrics=judged(model, split) | {"train_seconds": 1.0},
         dataset_sha256={"train": split.digest(), "test": split.digest()},
         versions={"torch": str(torch.__version__)},
         source_commit="unknown",
@@ -395,7 +400,7 @@ def test_every_corruption_is_seeded_and_keeps_form(split, name):
 
 def test_accuracy_is_told_for_every_corruption(split):
     model, _ = train(replace(QUICK, epochs=15, ema_decay=0.9), split)
-    accuracy = evaluate_corruptions(model, split)
+    accuracy = evaluate_corruptions(partial(predict_logits, model), split)
     assert set(accuracy) == set(CORRUPTIONS)
     assert accuracy["larger"] > 0.6
     assert all(0 <= value <= 1 for value in accuracy.values())
@@ -408,3 +413,39 @@ def test_command_without_data_fails_with_a_clear_error(tmp_path, monkeypatch, ca
     monkeypatch.setitem(data.DATASETS, "mnist", nothing)
     assert command.main([f"--data-dir={tmp_path}"]) == 1
     assert "training: mnist train split under" in capsys.readouterr().err
+
+
+def test_augmentation_fades_out_over_the_last_epochs(split, monkeypatch):
+    strengths = []
+
+    def noted(pixels, generator, strength):
+        strengths.append(round(strength, 3))
+        return pixels
+
+    monkeypatch.setattr("training.train.augment", noted)
+    train(replace(QUICK, epochs=10, batch_size=500, augment=True, fade_out=0.4), split)
+    assert strengths == [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(split, bfloat16, monkeypatch):
+    seen = set()
+    forward = torch.nn.Conv2d.forward
+
+    def noted(layer, images):
+        result = forward(layer, images)
+        seen.add(result.dtype)
+        return result
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", noted)
+    model, _ = train(replace(QUICK, bfloat16=bfloat16), split)
+    assert (torch.bfloat16 in seen) == bfloat16
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_default_recipe_takes_bfloat16_where_the_processor_has_it():
+    from training.device import has_bfloat16, select_device
+
+    assert make_config("default", {}).bfloat16 == has_bfloat16(select_device())
+    assert make_config("default", {"bfloat16": False}).bfloat16 is False
+    assert make_config("classic", {}).bfloat16 is False

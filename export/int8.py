@@ -1,0 +1,141 @@
+"""Is the int8 variant good enough to answer in the fp32 model's place?
+
+It is compared with the fp32 model that passed the parity gate. Its logits differ by design; what
+is bounded is what callers see: decisions and accuracy, and that the integers are the weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
+
+from export.check import Check, at_most, equal
+from export.parity import Reference, check_probabilities
+from export.sessions import Images, Outputs, run_session, serving_session
+from training.data import Split
+
+MAX_ACCURACY_DROP = 0.0005
+MAX_FLIPS = 0.001
+# Corruptions put many images near a border between two digits, where any noise flips a decision.
+MAX_FLIPS_CORRUPTED = 0.005
+JUDGED = {
+    "test images": MAX_FLIPS,
+    "training images": MAX_FLIPS,
+    "corrupted images": MAX_FLIPS_CORRUPTED,
+}
+# Half a step, and float32's own rounding of the quotient.
+MAX_ROUNDING = 0.501
+TIMED_BATCH = 64
+TIMED_ROUNDS = 60
+
+Array = npt.NDArray[Any]
+
+
+def check_int8(
+    model: bytes, fp32: bytes, references: list[Reference], split: Split
+) -> Iterator[Check]:
+    """Weights, decisions on each probe, accuracy, and speed.
+
+    Args:
+        model: The int8 model.
+        fp32: The model it was made from.
+        references: From ``make_references``; the first is the test images.
+        split: The test split.
+    """
+    yield from check_weights(model, fp32)
+    session, exact = serving_session(model), serving_session(fp32)
+    for probe in references:
+        outputs, expected = run_session(session, probe.images), run_session(exact, probe.images)
+        finite = np.isfinite(outputs.logits) & np.isfinite(outputs.probabilities)
+        yield equal(probe.name, "outputs that are NaN or infinite", int((~finite).sum()), 0)
+        if probe.name in JUDGED:
+            yield _flips(probe, outputs, expected)
+        if probe is references[0]:
+            yield _accuracy(outputs, expected, split)
+        yield from check_probabilities(probe.name, outputs)
+    yield _speed(session, exact, references[0].images[:TIMED_BATCH])
+
+
+def largest_difference(model: bytes, fp32: bytes, images: Images) -> float:
+    """How far quantisation moved a logit."""
+    outputs, expected = (run_session(serving_session(m), images) for m in (model, fp32))
+    return float(np.abs(outputs.logits - expected.logits).max())
+
+
+def check_weights(model: bytes, fp32: bytes) -> Iterator[Check]:
+    """Every integer is the nearest one to its weight, so nothing else was quantised."""
+    exact, stored = _initializers(fp32), _initializers(model)
+    worst, count = 0.0, 0
+    for name, scale in _scales(stored).items():
+        integers = stored[f"{name}_quantized"]
+        per_channel = scale.reshape(-1, *([1] * (integers.ndim - 1)))
+        steps = np.abs(integers - exact[name] / per_channel)
+        worst, count = max(worst, float(steps.max())), count + integers.size
+    yield at_most("weights", f"largest rounding of {count:,}, in steps", worst, MAX_ROUNDING)
+    kept = exact.keys() - {name for name in exact if f"{name}_quantized" in stored}
+    changed = [
+        n for n in sorted(kept) if n not in stored or not np.array_equal(exact[n], stored[n])
+    ]
+    yield equal("weights", "changed among those that stay float32", changed, [])
+    convolutions = [n for n in onnx.load_from_string(fp32).graph.node if n.op_type == "Conv"]
+    left = [n.input[1] for n in convolutions if f"{n.input[1]}_quantized" not in stored]
+    yield equal("weights", "convolutions left in float32", left, [])
+
+
+def _scales(stored: dict[str, Array]) -> dict[str, Array]:
+    """The step of every quantised weight and bias, by the name it had in fp32."""
+    names = [name.removesuffix("_quantized") for name in stored if name.endswith("_quantized")]
+    return {
+        name: stored[f"{name}_scale" if f"{name}_scale" in stored else f"{name}_quantized_scale"]
+        for name in names
+    }
+
+
+def _initializers(model: bytes) -> dict[str, Array]:
+    graph = onnx.load_from_string(model).graph
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def _flips(probe: Reference, outputs: Outputs, expected: Outputs) -> Check:
+    flipped = np.flatnonzero(outputs.decisions != expected.decisions)
+    bound = int(JUDGED[probe.name] * len(probe.images))
+    listed = ", ".join(
+        f"#{row} {expected.decisions[row]}→{outputs.decisions[row]}" for row in flipped[:bound]
+    )
+    figure = f"{len(flipped)} of {len(probe.images):,}" + (f": {listed}" if listed else "")
+    return Check(
+        probe.name, "decisions changed against fp32", figure, f"<= {bound}", len(flipped) <= bound
+    )
+
+
+def _accuracy(outputs: Outputs, expected: Outputs, split: Split) -> Check:
+    labels = split.labels.numpy()
+    correct, before = (int((o.decisions == labels).sum()) for o in (outputs, expected))
+    least = before - int(MAX_ACCURACY_DROP * len(labels))
+    return Check(
+        "test images",
+        "correct digits",
+        f"{correct:,} (fp32 {before:,})",
+        f">= {least:,}",
+        correct >= least,
+    )
+
+
+def _speed(session: ort.InferenceSession, exact: ort.InferenceSession, images: Images) -> Check:
+    """Both in turn, the fastest of many rounds each: noise of the machine only ever adds."""
+    fastest = [float("inf"), float("inf")]
+    for _ in range(TIMED_ROUNDS):
+        for number, timed in enumerate((session, exact)):
+            started = time.perf_counter()
+            run_session(timed, images)
+            fastest[number] = min(fastest[number], time.perf_counter() - started)
+    ratio = fastest[1] / fastest[0]
+    name = f"images/s over fp32, batch of {len(images)}, one thread"
+    return Check("speed", name, f"{ratio:.2f}", "> 1", ratio > 1)

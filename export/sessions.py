@@ -1,0 +1,71 @@
+"""Ways to run a model: as it serves, with other options, in a fresh process, and in PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from service.artifact import INPUT, OUTPUTS
+from service.engine import CPU_PROVIDER, session_options
+
+Images = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model answered.
+
+    Attributes:
+        logits: float32[N, 10].
+        probabilities: float32[N, 10].
+    """
+
+    logits: Floats
+    probabilities: Floats
+
+    @property
+    def decisions(self) -> npt.NDArray[np.int64]:
+        """int64[N], the digit with the highest logit."""
+        return np.asarray(self.logits.argmax(axis=1))
+
+
+def serving_session(model: bytes) -> ort.InferenceSession:
+    """A session with the options that serve."""
+    return ort.InferenceSession(model, session_options(1), providers=[CPU_PROVIDER])
+
+
+def run_session(session: ort.InferenceSession, images: Images, batch_size: int = 64) -> Outputs:
+    """Runs images uint8[N, 28, 28] in batches."""
+    batches = range(0, len(images), batch_size)
+    parts = [
+        session.run(list(OUTPUTS), {INPUT["name"]: images[start : start + batch_size]})
+        for start in batches
+    ]
+    logits, probabilities = (np.concatenate(output) for output in zip(*parts, strict=True))
+    return Outputs(logits, probabilities)
+
+
+def digest(outputs: Outputs) -> str:
+    """Hex digest of every bit of the answers."""
+    return hashlib.sha256(outputs.logits.tobytes() + outputs.probabilities.tobytes()).hexdigest()
+
+
+def session_digest(model: bytes, images: Images) -> str:
+    """The digest of what a new session answers."""
+    return digest(run_session(serving_session(model), images))
+
+
+def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """The function's result in a new interpreter, which shares nothing with this one."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

@@ -1,0 +1,73 @@
+"""Detached signatures of artifacts: Ed25519 over the bytes of the manifest.
+
+The manifest holds the SHA-256 of every other file, so signing it signs the version.
+Nothing imports this module, which needs ``cryptography``, unless a key is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service.artifact import SIGNATURE, ArtifactError, KeyFileError
+
+try:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+    from cryptography.hazmat.primitives.serialization import (
+        load_pem_private_key,
+        load_pem_public_key,
+    )
+except ImportError:
+    raise KeyFileError(
+        "signatures need the package cryptography: pip install 'digits-serving[signing]'"
+    ) from None
+
+
+def load_public_key(path: Path) -> Ed25519PublicKey:
+    """Reads a PEM file.
+
+    Raises:
+        KeyFileError: If it can not be read or holds anything but an Ed25519 public key.
+    """
+    key = _load(path, load_pem_public_key)
+    if not isinstance(key, Ed25519PublicKey):
+        raise KeyFileError(f"{path}: expected an Ed25519 public key, got {type(key).__name__}")
+    return key
+
+
+def load_private_key(path: Path) -> Ed25519PrivateKey:
+    """Reads an unencrypted PEM file.
+
+    Raises:
+        KeyFileError: If it can not be read or holds anything but an Ed25519 private key.
+    """
+    key = _load(path, lambda pem: load_pem_private_key(pem, password=None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{path}: expected an Ed25519 private key, got {type(key).__name__}")
+    return key
+
+
+def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse(path.read_bytes())
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:  # TypeError: the key is encrypted
+        raise KeyFileError(f"{path}: not a usable PEM key: {error}") from None
+
+
+def check_signature(key: Ed25519PublicKey, manifest: bytes, signature: bytes) -> None:
+    """Refuses a manifest that the key's owner has not signed.
+
+    Raises:
+        ArtifactError: If the signature is not that of the manifest.
+    """
+    try:
+        key.verify(signature, manifest)
+    except InvalidSignature:
+        raise ArtifactError(f"{SIGNATURE}: not made by the required key") from None

@@ -1,0 +1,150 @@
+"""int8: made from training images, compared with fp32, and its gate catches what is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export import create
+from export.create import GateError, make_variants
+from export.quantize import is_quantizable, quantize_model
+from export.sessions import run_session, serving_session
+from tests.export.conftest import Caught, Silent, UntilCaught, trained
+from training.config import make_config
+
+
+def altered(model, ending, change):
+    """The model with one stored tensor changed in place, in its own type."""
+    proto = onnx.load_from_string(model)
+    [tensor] = [t for t in proto.graph.initializer if t.name.endswith(ending)]
+    values = numpy_helper.to_array(tensor).copy()
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(values), values.dtype), tensor.name))
+    return proto.SerializeToString()
+
+
+def test_gate_passes_int8_and_lists_what_changed(int8_gate):
+    report = int8_gate()
+    assert [name for name in report.failed if not name.startswith("speed")] == []
+    names = {(check.group, check.name) for check in report.checks}
+    assert ("test images", "decisions changed against fp32") in names
+    assert ("test images", "correct digits") in names
+    assert ("batches", "neighbours replaced by noise") in names
+    assert ("structure", "made again in a fresh process, sha256") in names
+
+
+def test_all_convolutions_run_on_integers(int8_model, tmp_path):
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(int8_model, options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert operators.count("QLinearConv") == 4
+    assert "Conv" not in operators
+
+
+def test_scales_are_fixed_in_the_file(int8_model):
+    """Scales that are computed at run time would tie an answer to its batch-mates."""
+    operators = {node.op_type for node in onnx.load_from_string(int8_model).graph.node}
+    assert "DynamicQuantizeLinear" not in operators
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+
+
+def test_weights_use_seven_bits(int8_model):
+    """Eight would overflow the 16-bit sums of CPUs without VNNI."""
+    stored = onnx.load_from_string(int8_model).graph.initializer
+    weights = [t for t in stored if t.name.endswith("weight_quantized")]
+    assert len(weights) == 4
+    assert max(int(np.abs(numpy_helper.to_array(t)).max()) for t in weights) <= 64
+
+
+def test_calibration_images_decide_the_scales(model, int8_model, split):
+    dim = split.images.numpy() // 4
+    assert quantize_model(model, dim) != int8_model
+
+
+def swapped(values):
+    values[[0, 1]] = values[[1, 0]]
+    return values
+
+
+MUTATIONS = {
+    "a weight one step off": ("network.2.0.weight_quantized", lambda v: v + (v == v.flat[7])),
+    "a bias one step off": ("network.1.0.weight_bias_quantized", lambda v: v + 1),
+    "a float weight changed": ("network.7.weight", lambda v: v + np.float32(1e-3)),
+    "two classes swapped": ("network.7.weight", swapped),
+    "temperature not applied": ("temperature", np.ones_like),
+    "another scale": ("network.3.0.weight_scale", lambda v: v * np.float32(1.1)),
+    "activations of half the range": ("relu_1_scale", lambda v: v / 2),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_gate_catches_a_wrong_int8_model(mutation, int8_model, int8_gate):
+    mutant = altered(int8_model, *MUTATIONS[mutation])
+    assert mutant != int8_model
+    with pytest.raises(Caught, match=r"weights|images"):
+        int8_gate(mutant, reporter=UntilCaught())
+
+
+def test_gate_catches_int8_of_another_model(checkpoint, split, int8_gate, model, int8_model):
+    def brighter(values):
+        return values * np.float32(1.01)
+
+    other = altered(model, "network.0.0.weight", brighter)
+    with pytest.raises(Caught, match="weights"):
+        int8_gate(int8_model, fp32=other, reporter=UntilCaught())
+
+
+def test_gate_catches_a_layer_left_in_float(model, int8_gate):
+    with pytest.raises(Caught, match="left in float32"):
+        int8_gate(model, reporter=UntilCaught())
+
+
+def test_int8_serves_when_it_passes(variants, model, int8_model):
+    assert [variant.precision for variant in variants] == ["fp32", "int8"]
+    assert variants[0].model == model
+    assert variants[1].model == int8_model
+    exact, quantised = (variant.accuracy["correct"] for variant in variants)
+    assert abs(exact - quantised) <= 2
+    assert variants[1].accuracy != variants[0].accuracy  # measured, not copied
+
+
+def test_golden_digits_are_of_their_own_variant(variants):
+    for variant in variants:
+        outputs = run_session(serving_session(variant.model), variant.golden.images)
+        np.testing.assert_array_equal(variant.golden.probabilities, outputs.probabilities)
+
+
+def test_network_without_convolutions_stays_fp32(split, monkeypatch):
+    config = make_config("classic", {"arch": "mlp", "epochs": 3, "validation": 0})
+    checkpoint = trained(config, split)
+    made = [
+        make_variants(checkpoint, split, split, name="digits", precision=p, reporter=Silent())
+        for p in ("fp32", "best")
+    ]
+    assert [[v.precision for v in variants] for variants in made] == [["fp32"], ["fp32"]]
+    assert not is_quantizable(made[0][0].model)
+
+
+def test_failing_int8_is_left_out_unless_it_was_asked_for(
+    checkpoint, split, references, monkeypatch
+):
+    def broken(model, images):
+        return altered(quantize_model(model, images), "temperature", np.ones_like)
+
+    monkeypatch.setattr(create, "quantize_model", broken)
+    monkeypatch.setattr(create, "make_references", lambda *_: references)
+    monkeypatch.setattr(create, "in_fresh_process", lambda function, *given: function(*given))
+
+    def make(precision):
+        return make_variants(
+            checkpoint, split, split, name="digits", precision=precision, reporter=Silent()
+        )
+
+    assert [variant.precision for variant in make("best")] == ["fp32"]
+    with pytest.raises(GateError, match="int8: weights"):
+        make("int8")
