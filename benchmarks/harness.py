@@ -30,7 +30,7 @@ from digits.client import DigitClient
 from digits.v1 import digits_pb2
 from service.artifact import Artifact, load_artifact
 from service.engine import Engine
-from service.model import versions
+from service.repository import in_serving_order
 
 CLASSIFY_PATH = "/digits.v1.DigitClassifierService/Classify"
 REPOSITORY = Path(__file__).parents[1] / "models/digits"
@@ -109,7 +109,7 @@ def _wait_for_serving(process: subprocess.Popen[bytes], log: int) -> dict[str, s
 
 def served_artifact() -> Artifact:
     """The artifact that a server on the default repository serves."""
-    return load_artifact(versions(REPOSITORY)[0])
+    return load_artifact(in_serving_order(REPOSITORY)[0])
 
 
 def check_answers(server: ServerProcess) -> None:
@@ -118,10 +118,11 @@ def check_answers(server: ServerProcess) -> None:
     Raises:
         BenchmarkError: If one does not.
     """
-    golden = served_artifact().golden
+    artifact = served_artifact()
+    golden = artifact.golden
     with DigitClient(server.address) as client:
         answered = client.classify(golden.images).predictions
-    golden.check(np.stack([prediction.probabilities for prediction in answered]))
+    golden.check(np.stack([p.probabilities for p in answered]), artifact.precision)
 
 
 def raw_limit(seconds: float, callers: int = 2, batch: int = 64) -> float:

@@ -16,10 +16,12 @@ import urllib.request
 import grpc
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from tests.conftest import REPOSITORY, SAMPLES, start_process, wait_until
+from tests.conftest import REPOSITORY, SAMPLES, START_TIMEOUT_S, start_process, wait_until
 
 SERVICE = "digits.v1.DigitClassifierService"
 TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
@@ -359,3 +361,14 @@ def test_repeated_answers_are_identical(start_server):
         request = digits_pb2.ClassifyRequest(pixels=golden.tobytes())
         first = stub.Classify(request).predictions
         assert all(stub.Classify(request).predictions == first for _ in range(20))
+
+
+def test_server_that_requires_a_signature_serves_nothing_unsigned(tmp_path):
+    key = tmp_path / "key.pem"
+    public = Ed25519PrivateKey.generate().public_key()
+    key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    process = start_process(tmp_path / "log", f"--model-public-key={key}")
+    assert process.wait(START_TIMEOUT_S) == 1
+    log = (tmp_path / "log").read_text()
+    assert "refused: manifest.sig: No such file" in log
+    assert "expected a valid version, found none" in log

@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from service.artifact import (
     GOLDEN,
     MANIFEST,
     MODEL,
     PARITY,
+    SIGNATURE,
     ArtifactError,
     Golden,
+    KeyFileError,
     load_artifact,
     read_golden,
     sha256,
@@ -25,6 +29,7 @@ from service.artifact import (
 )
 from service.metrics import Metrics
 from service.model import load_best, load_model
+from service.repository import PROMOTED
 from tests.conftest import REPOSITORY
 
 DEFAULT = REPOSITORY / "1"
@@ -45,13 +50,20 @@ def rewrite(folder, name, data):
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def load(repository, pinned=0):
+def load(repository, pinned=0, public_key=None):
     metrics = Metrics()
     model = load_best(
         repository, pinned=pinned, device="cpu", intra_op_threads=1, max_batch_size=4,
-        metrics=metrics,
+        public_key=public_key, metrics=metrics,
     )  # fmt: skip
     return model, metrics
+
+
+def load_one(folder, device="cpu", public_key=None):
+    return load_model(
+        folder, "digits", device=device, intra_op_threads=1, max_batch_size=4,
+        public_key=public_key,
+    )  # fmt: skip
 
 
 def loads(metrics, result):
@@ -114,7 +126,7 @@ def test_model_that_onnxruntime_refuses_is_refused(repository):
     model.graph.node[0].op_type = "NoSuchOperator"
     rewrite(repository / "1", MODEL, model.SerializeToString())
     with pytest.raises(ArtifactError, match="onnxruntime refuses it"):
-        load_model(repository / "1", "digits", "cpu", 1, 4)
+        load_one(repository / "1")
 
 
 def rename(model, old, new):
@@ -142,14 +154,14 @@ def test_model_of_another_contract_is_refused(repository, change, message):
     change(model)
     rewrite(repository / "1", MODEL, model.SerializeToString())
     with pytest.raises(ArtifactError, match=message):
-        load_model(repository / "1", "digits", "cpu", 1, 4)
+        load_one(repository / "1")
 
 
 @pytest.mark.parametrize("data", [b"not a model", b"", bytes(100)])
 def test_model_that_is_no_model_is_refused(repository, data):
     rewrite(repository / "1", MODEL, data)
     with pytest.raises(ArtifactError, match=r"model\.onnx"):
-        load_model(repository / "1", "digits", "cpu", 1, 4)
+        load_one(repository / "1")
 
 
 def test_golden_arrays_of_another_form_are_refused(repository):
@@ -166,7 +178,7 @@ def test_golden_digits_that_do_not_hold_refuse_the_model(repository):
     off[0] += np.float32(1e-4)
     rewrite(repository / "1", GOLDEN, write_golden(Golden(golden.images, golden.labels, off)))
     with pytest.raises(ArtifactError, match="golden digits: expected probabilities within"):
-        load_model(repository / "1", "digits", "cpu", 1, 4)
+        load_one(repository / "1")
 
 
 def test_golden_label_that_is_wrong_refuses_the_model(repository):
@@ -176,7 +188,7 @@ def test_golden_label_that_is_wrong_refuses_the_model(repository):
         repository / "1", GOLDEN, write_golden(Golden(golden.images, labels, golden.probabilities))
     )
     with pytest.raises(ArtifactError, match="labels are wrong"):
-        load_model(repository / "1", "digits", "cpu", 1, 4)
+        load_one(repository / "1")
 
 
 @pytest.mark.parametrize("count", [0, 31])
@@ -195,7 +207,7 @@ def test_golden_probability_that_is_nan_is_refused():
     answered = golden.probabilities.copy()
     answered[0, golden.labels[0]] = np.nan
     with pytest.raises(ArtifactError):
-        golden.check(answered)
+        golden.check(answered, "fp32")
 
 
 def copy_version(repository, number):
@@ -244,3 +256,86 @@ def test_pinned_version_is_the_only_one_considered(repository):
 def test_repository_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="is not a folder"):
         load(tmp_path / "nowhere")
+
+
+def test_promoted_version_comes_first_and_yields_when_it_does_not_hold(repository, caplog):
+    copy_version(repository, 2)
+    copy_version(repository, 3)
+    (repository / PROMOTED).write_text("2\n")
+    assert load(repository)[0].ref.version == "2"
+    (repository / "2" / MODEL).write_bytes(b"half a file")
+    assert load(repository)[0].ref.version == "3"
+    assert "version 2 refused" in caplog.text
+    assert load(repository, pinned=1)[0].ref.version == "1"
+
+
+def test_promotion_of_a_version_that_is_not_there_leaves_the_highest(repository):
+    copy_version(repository, 2)
+    (repository / PROMOTED).write_text("7\n")
+    assert load(repository)[0].ref.version == "2"
+
+
+@pytest.mark.parametrize("text", ["", "two", "-1", "1 2", "²"])
+def test_note_that_is_no_version_is_refused_by_name(repository, text):
+    (repository / PROMOTED).write_text(text)
+    with pytest.raises(ArtifactError, match="PROMOTED: expected the number of a version"):
+        load(repository)
+
+
+@pytest.fixture
+def key(tmp_path):
+    """A new private key, and the PEM file of its public half."""
+    private = Ed25519PrivateKey.generate()
+    path = tmp_path / "key.pem"
+    pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    path.write_bytes(pem)
+    return private, path
+
+
+def test_required_signature_admits_what_the_key_signed(repository, key):
+    private, public_key = key
+    manifest = (repository / "1" / MANIFEST).read_bytes()
+    (repository / "1" / SIGNATURE).write_bytes(private.sign(manifest))
+    assert load(repository, public_key=public_key)[0].ref.version == "1"
+
+
+def test_required_signature_refuses_everything_else(repository, key):
+    private, public_key = key
+    with pytest.raises(ArtifactError, match=r"manifest\.sig: No such file"):
+        load_one(repository / "1", public_key=public_key)
+    manifest = (repository / "1" / MANIFEST).read_bytes()
+    stranger = Ed25519PrivateKey.generate()
+    for signature in (stranger.sign(manifest), private.sign(manifest + b" "), b"", bytes(64)):
+        (repository / "1" / SIGNATURE).write_bytes(signature)
+        with pytest.raises(ArtifactError, match="not made by the required key"):
+            load_one(repository / "1", public_key=public_key)
+
+
+def test_file_behind_a_signed_manifest_can_not_be_exchanged(repository, key):
+    private, public_key = key
+    manifest = (repository / "1" / MANIFEST).read_bytes()
+    (repository / "1" / SIGNATURE).write_bytes(private.sign(manifest))
+    (repository / "1" / MODEL).write_bytes(b"another model")
+    with pytest.raises(ArtifactError, match=r"model\.onnx: expected sha256"):
+        load_one(repository / "1", public_key=public_key)
+
+
+@pytest.mark.parametrize("content", [b"", b"no key", None])
+def test_key_that_can_not_be_used_is_an_error_of_its_own(repository, tmp_path, content):
+    """Not a refusal of the version: with a broken key nothing may serve."""
+    path = tmp_path / "broken.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(KeyFileError, match=r"broken\.pem"):
+        load(repository, public_key=path)
+
+
+def test_int8_yields_to_fp32_where_cuda_works(repository, monkeypatch, caplog):
+    folder = copy_version(repository, 2)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"precision": "int8"}))
+    assert load(repository)[0].ref.precision == "int8"
+    monkeypatch.setattr("service.model.cuda_problem", lambda: None)
+    with pytest.raises(ArtifactError, match="int8 runs on the CPU, and this server uses CUDA"):
+        load_one(folder, device="auto")
+    assert load_one(folder, device="cpu").ref.precision == "int8"
