@@ -1,8 +1,11 @@
-"""Owns the queue: one deque, one condition, N slots. Knows neither gRPC nor onnxruntime.
+"""Owns the queue: two lanes, one condition, N slots. Knows neither gRPC nor onnxruntime.
 
 Timer-free: a free slot takes everything that waits, up to a batch that takes a millisecond or two
 and never more than ``max_batch_size`` images. A second slot wakes only when that many wait, so
 small calls gather into larger batches behind one slot while bulk calls use every core.
+
+Large requests wait in a lane of their own. While both lanes wait, each batch is half of one and
+half of the other: one caller with thousands of images does not stand before everybody else.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ TARGET_BATCH_S = 1.6e-3
 # Batches that may wait for the answerer; beyond that a slot answers its own, so that answers can
 # not pile up faster than they leave.
 MAX_UNANSWERED = 2
+# A job of more than this share of a batch (one in so many) waits among the large ones.
+BULK_SHARE = 4
 
 
 class Refusal(enum.Enum):
@@ -80,6 +85,19 @@ class Job:
         self.deadline = deadline
 
 
+class Lane:
+    """Jobs of one size class, in order of arrival.
+
+    Attributes:
+        jobs: The first may have given some of its images to a batch already.
+        images: Images that wait in them.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: deque[Job] = deque()
+        self.images = 0
+
+
 @dataclass(slots=True)
 class Batch:
     """One trip through the engine.
@@ -117,7 +135,8 @@ class Batcher:
         slots: Batches that may run at the same time.
         max_batch_size: Images in a batch at most, larger jobs are split and rejoined; and images
             that must wait before a second slot wakes.
-        max_queue_images: Images that may wait. A job that is larger is admitted to an empty queue.
+        max_queue_images: Images that may wait in each lane. A job that is larger is admitted to
+            an empty one.
         max_queue_delay_s: How long a batch that is not full may wait for more, in seconds.
         clock: Monotonic seconds.
     """
@@ -143,8 +162,8 @@ class Batcher:
         self._max_queue_delay_s = max_queue_delay_s
         self._clock = clock
         self._condition = threading.Condition(threading.Lock())
-        self._queue: deque[Job] = deque()
-        self._queued_images = 0
+        self._small, self._bulk = Lane(), Lane()
+        self._turn = 0
         self._running = 0
         self._idle = 0
         self._stopping = False
@@ -157,7 +176,7 @@ class Batcher:
     @property
     def queued_images(self) -> int:
         """Images that wait, cancelled ones included until a batch passes them over."""
-        return self._queued_images
+        return self._small.images + self._bulk.images
 
     def tune(self, seconds_per_image: float) -> None:
         """Fits batch size and admission to what an image costs one slot, in seconds."""
@@ -199,8 +218,9 @@ class Batcher:
                 job.enqueued = now
                 job.refusal = self._admission(job, now)
                 if job.refusal is None:
-                    self._queue.append(job)
-                    self._queued_images += job.count
+                    lane = self._lane(job)
+                    lane.jobs.append(job)
+                    lane.images += job.count
                 else:
                     refused.append(job)
             if self._idle and self._wanted():
@@ -212,24 +232,32 @@ class Batcher:
             return Refusal.STOPPED
         if job.deadline is not None and now >= job.deadline:
             return Refusal.EXPIRED
-        waiting = self._queued_images
-        if not waiting:
+        lane = self._lane(job)
+        if not lane.images:
             return None  # a retry would find nothing better
-        if waiting + job.count > self._max_queue_images:
-            job.retry_after_s = waiting * self._wait_per_image_s
+        # Of what waits in the other lane, as much as this one holds gets its turn before.
+        ahead = min(self.queued_images, 2 * lane.images)
+        if lane.images + job.count > self._max_queue_images:
+            job.retry_after_s = ahead * self._wait_per_image_s
             return Refusal.QUEUE_FULL
-        wait = (waiting + job.count) * self._wait_per_image_s
+        wait = (ahead + job.count) * self._wait_per_image_s
         if job.deadline is not None and now + wait > job.deadline:
-            job.retry_after_s = waiting * self._wait_per_image_s
+            job.retry_after_s = ahead * self._wait_per_image_s
             return Refusal.DEADLINE_UNREACHABLE
         return None
+
+    def _lane(self, job: Job) -> Lane:
+        return self._bulk if job.count * BULK_SHARE > self._max_batch_size else self._small
 
     def _wanted(self) -> bool:
         """The second-slot rule: an idle slot is needed for a first batch or for a full one."""
         if self._running == 0:
-            return bool(self._queue)
+            return self._waiting()
         # A queue that is shorter than a batch must wake it, too.
-        return self._queued_images >= min(self._max_batch_size, self._max_queue_images)
+        return self.queued_images >= min(self._max_batch_size, self._max_queue_images)
+
+    def _waiting(self) -> bool:
+        return bool(self._small.jobs or self._bulk.jobs)
 
     def _serve_slot(self) -> None:
         batch = self._next_batch()
@@ -272,7 +300,7 @@ class Batcher:
                     delay = self._delay_left()
                     if delay <= 0:
                         return self._start_batch()
-                elif self._stopping and not self._queue:
+                elif self._stopping and not self._waiting():
                     self._condition.notify_all()
                     return None
                 self._idle += 1
@@ -282,41 +310,50 @@ class Batcher:
     def _start_batch(self) -> Batch:
         self._running += 1
         batch = self.form_batch()
-        if self._idle and self._queue and self._wanted():
+        if self._idle and self._waiting() and self._wanted():
             self._condition.notify()
         return batch
 
     def _delay_left(self) -> float:
         """Seconds that the oldest job may still wait for company, counted from its arrival."""
-        if self._stopping or self._queued_images >= self._batch_size:
+        if self._stopping or not self._max_queue_delay_s or self.queued_images >= self._batch_size:
             return 0.0
-        return self._queue[0].enqueued + self._max_queue_delay_s - self._clock()
+        oldest = min(lane.jobs[0].enqueued for lane in (self._small, self._bulk) if lane.jobs)
+        return oldest + self._max_queue_delay_s - self._clock()
 
     def form_batch(self) -> Batch:
         """Takes waiting images up to ``max_batch_size``; the lock must be held.
 
         Jobs nobody waits for any more are passed over and put straight into ``finished``.
         """
-        batch = Batch()
+        batch, size = Batch(), self._batch_size
+        if self._small.jobs and self._bulk.jobs:
+            self._turn ^= 1  # of an odd size, each gets the larger half in turn
+            self._take(self._small, batch, (size + self._turn) // 2)
+        self._take(self._bulk, batch, size)
+        self._take(self._small, batch, size)
+        return batch
+
+    def _take(self, lane: Lane, batch: Batch, limit: int) -> None:
+        """Moves images from a lane to a batch until that holds ``limit``."""
         now = self._clock()
-        while self._queue and batch.images < self._batch_size:
-            job = self._queue[0]
+        while lane.jobs and batch.images < limit:
+            job = lane.jobs[0]
             job.refusal = self._dead(job, now)
             if job.refusal is not None:
-                self._queue.popleft()
-                self._queued_images -= job.count - job.taken
+                lane.jobs.popleft()
+                lane.images -= job.count - job.taken
                 batch.finished.append(job)
                 continue
             if job.taken == 0:
                 job.started = now
-            taken = min(job.count - job.taken, self._batch_size - batch.images)
+            taken = min(job.count - job.taken, limit - batch.images)
             batch.parts.append((job, job.taken, taken))
             batch.images += taken
             job.taken += taken
-            self._queued_images -= taken
+            lane.images -= taken
             if job.taken == job.count:
-                self._queue.popleft()
-        return batch
+                lane.jobs.popleft()
 
     def _dead(self, job: Job, now: float) -> Refusal | None:
         if job.deadline is not None and now >= job.deadline:
@@ -377,8 +414,9 @@ class Batcher:
             if rows is None:
                 job.refusal = Refusal.FAILED
                 if job.taken < job.count:  # the rest has no use any more
-                    self._queue.remove(job)
-                    self._queued_images -= job.count - job.taken
+                    lane = self._lane(job)
+                    lane.jobs.remove(job)
+                    lane.images -= job.count - job.taken
                 return True
             if job.returned == 0:
                 job.pieces = []

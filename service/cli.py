@@ -16,6 +16,7 @@ usage: digits COMMAND ...
 
   digits serve [FLAG ...]        serve the model over gRPC; digits serve --help lists the flags
   digits classify FILE ...       ask a server about image files; digits classify --help
+  digits tune                    find this machine's best settings, write them as an env file
 """
 
 
@@ -29,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from service.classify_command import classify_files
 
         return classify_files(rest)
+    if command == "tune":
+        from service.tune import tune
+
+        return tune(rest)
     asked = command in ("-h", "--help", "help")
     print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

@@ -1,13 +1,14 @@
 """Every setting of the server, declared once: default, bounds, help, flag, variable, README row.
 
-Precedence: default < environment variable < flag. Unknown names are errors; all errors are
-reported together.
+Precedence: default < env file < environment variable < flag. Unknown names are errors; all errors
+are reported together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 ENV_PREFIX = "DIGITS_"
@@ -94,6 +95,9 @@ class ServerConfig:
     )
     log_format: str = _setting("text", "form of the log lines", choices=("text", "json"))
     reflection: bool = _setting(True, "serve gRPC reflection")
+    env_file: str = _setting(
+        "", "file of such variables, one NAME=VALUE a line; digits tune writes one"
+    )
 
 
 def flag_name(setting: Field[Any]) -> str:
@@ -118,16 +122,10 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
     """
     settings = fields(ServerConfig)
     errors: list[str] = []
-    given: dict[str, tuple[str, str]] = {}  # field name -> (where it was said, text)
-    by_variable = {variable_name(s): s for s in settings}
-    for name in sorted(environ):
-        if not name.startswith(ENV_PREFIX) or name in FOREIGN_VARIABLES:
-            continue
-        if name in by_variable:
-            given[by_variable[name].name] = (name, environ[name])
-        else:
-            errors.append(f"{name}: unknown variable{_kubernetes_hint(environ[name])}")
-    given.update(_read_flags(argv, errors))
+    # Field name -> (where it was said, text), the stronger source last.
+    given = {**_read_variables(environ, errors), **_read_flags(argv, errors)}
+    if given.get("env_file", ("", ""))[1]:
+        given = {**_read_env_file(Path(given["env_file"][1]), errors), **given}
     values: dict[str, Any] = {}
     for setting in settings:
         if setting.name in given:
@@ -139,6 +137,40 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
     if errors:
         raise ConfigError(errors)
     return ServerConfig(**values)
+
+
+def _read_variables(
+    environ: Mapping[str, str], errors: list[str], where: str = ""
+) -> dict[str, tuple[str, str]]:
+    by_variable = {variable_name(s): s for s in fields(ServerConfig)}
+    given = {}
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or name in FOREIGN_VARIABLES:
+            continue
+        if name in by_variable:
+            given[by_variable[name].name] = (where + name, environ[name])
+        else:
+            errors.append(f"{where}{name}: unknown variable{_kubernetes_hint(environ[name])}")
+    return given
+
+
+def _read_env_file(path: Path, errors: list[str]) -> dict[str, tuple[str, str]]:
+    """Variables of a file as ``docker --env-file`` takes it: no quotes, ``#`` begins a comment."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        errors.append(f"--env-file: {path}: {getattr(error, 'strerror', None) or error}")
+        return {}
+    environ = {}
+    for number, line in enumerate(lines, start=1):
+        name, equals, value = line.strip().partition("=")
+        if not name or name.startswith("#"):
+            continue
+        if not equals or not name.startswith(ENV_PREFIX):
+            errors.append(f"{path}:{number}: expected DIGITS_NAME=VALUE, got {line.strip()!r}")
+        else:
+            environ[name] = value
+    return _read_variables(environ, errors, where=f"{path}: ")
 
 
 def _kubernetes_hint(value: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batch, Batcher, Job, Refusal
+from service.batcher import TARGET_BATCH_S, Batch, Batcher, Job, Refusal
 
 
 class FakeClock:
@@ -57,7 +57,7 @@ def job(*images: int, deadline: float | None = None) -> Job:
 
 
 def test_jobs_of_several_callers_share_a_batch_and_get_their_own_results():
-    bench = Bench()
+    bench = Bench(max_batch_size=8)
     first, second = job(1, 2), job(3)
     assert bench.submit(first, second) == []
     batch = bench.step()
@@ -103,7 +103,7 @@ def test_pieces_that_come_back_out_of_order_are_rejoined_in_order():
 
 def test_failing_batch_fails_only_its_own_jobs():
     bench = Bench()
-    doomed, neighbour = job(1, 2, 3, 4), job(5)
+    doomed, neighbour = job(1, 2, 3, 4), job(5, 6)
     bench.submit(doomed, neighbour)
     bench.fail = True
     batch = bench.step()
@@ -111,7 +111,7 @@ def test_failing_batch_fails_only_its_own_jobs():
     bench.step()
     assert isinstance(batch.error, RuntimeError)
     assert doomed.refusal is Refusal.FAILED
-    assert (neighbour.refusal, neighbour.result) == (None, b"\x0a")
+    assert (neighbour.refusal, neighbour.result) == (None, b"\x0a\x0c")
 
 
 def test_split_job_whose_first_piece_fails_is_answered_once_and_its_rest_not_run():
@@ -174,16 +174,60 @@ def test_full_queue_refuses_with_a_hint_and_keeps_what_it_has():
 def test_job_larger_than_the_queue_is_admitted_when_nothing_waits():
     bench = Bench(max_queue_images=4)
     assert bench.submit(job(*range(9))) == []
-    assert bench.submit(job(1))[0].refusal is Refusal.QUEUE_FULL
+    assert bench.submit(job(1, 2))[0].refusal is Refusal.QUEUE_FULL
 
 
 def test_deadline_that_the_queue_can_not_meet_is_refused_at_once():
     bench = Bench()
     bench.batcher.tune(1.0)
     assert bench.submit(job(*range(10), deadline=200.0)) == []
-    hopeless = job(1, deadline=104.0)  # behind 10 s of work for each of two slots
+    hopeless = job(1, 2, deadline=104.0)  # behind 10 s of work for each of two slots
     assert bench.submit(hopeless) == [hopeless]
     assert hopeless.refusal is Refusal.DEADLINE_UNREACHABLE
+
+
+def test_small_job_shares_the_next_batch_with_a_large_one_that_came_before():
+    bench = Bench(max_batch_size=8)
+    large = job(*range(100, 120))
+    singles = [job(number) for number in range(6)]
+    bench.submit(large, *singles)
+    bench.step()
+    assert bench.answered == singles[:4]
+    assert bench.runs == [bytes([0, 1, 2, 3, 100, 101, 102, 103])]
+    bench.step()
+    assert bench.answered == singles
+    assert bench.runs[-1] == bytes([4, 5, *range(104, 110)])  # no place stays empty
+    bench.step()
+    bench.step()
+    assert large.result == bytes(2 * number % 256 for number in range(100, 120))
+
+
+def test_large_jobs_get_their_half_while_small_ones_keep_coming():
+    bench = Bench(max_batch_size=8)
+    large = job(*range(16))
+    bench.submit(large)
+    for _ in range(4):
+        bench.submit(*[job(1) for _ in range(8)])
+        bench.step()
+    assert large.result
+
+
+def test_in_batches_of_one_image_the_lanes_take_turns():
+    bench = Bench(max_batch_size=4)
+    bench.batcher.tune(TARGET_BATCH_S)  # an image takes as long as a batch may
+    bench.submit(job(10, 11), job(1), job(2))
+    for _ in range(4):
+        bench.step()
+    assert sorted(bench.runs) == [b"\1", b"\2", b"\n", b"\x0b"]
+    assert [bench.runs[0] < b"\n", bench.runs[1] < b"\n"] in ([True, False], [False, True])
+
+
+def test_large_jobs_do_not_fill_the_queue_of_small_ones():
+    bench = Bench(max_queue_images=20, max_batch_size=8)
+    assert bench.submit(job(*range(20))) == []
+    assert bench.submit(job(*range(3)))[0].refusal is Refusal.QUEUE_FULL
+    assert bench.submit(*[job(number) for number in range(20)]) == []
+    assert bench.submit(job(1))[0].refusal is Refusal.QUEUE_FULL
 
 
 def test_deadline_on_an_idle_server_is_tried_and_a_passed_one_is_not():

@@ -92,3 +92,32 @@ def test_every_setting_is_in_help_and_readme():
     for setting in fields(ServerConfig):
         assert flag_name(setting) in help_text()
         assert variable_name(setting) in help_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("DIGITS_NO_SUCH=1", "digits.env: DIGITS_NO_SUCH: unknown variable"),
+        ("DIGITS_INSTANCES=many", "digits.env: DIGITS_INSTANCES: expected a whole number"),
+        ("INSTANCES=2", "digits.env:1: expected DIGITS_NAME=VALUE"),
+        ("DIGITS_INSTANCES", "digits.env:1: expected DIGITS_NAME=VALUE"),
+        (None, "digits.env: No such file or directory"),
+    ],
+)
+def test_env_file_that_is_wrong_is_named(tmp_path, text, message):
+    path = tmp_path / "digits.env"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config([f"--env-file={path}"], {})
+
+
+def test_key_for_signatures_can_not_be_empty():
+    """An empty value must not quietly mean that no signature is asked for."""
+    for argv, environ in (
+        (["--model-public-key="], {}),
+        (["--model-public-key"], {}),
+        ([], {"DIGITS_MODEL_PUBLIC_KEY": ""}),
+    ):
+        with pytest.raises(ConfigError, match="expected a value, got nothing"):
+            load_config(argv, environ)
