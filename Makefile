@@ -48,8 +48,8 @@ train: .venv/export.stamp ## Train on MNIST; writes runs/default/checkpoint.pt (
 export: .venv/export.stamp ## Prove and write the trained model as the next versions in models/digits
 	$(BIN)/python -m export $(ARGS)
 
-bench: .venv/dev.stamp ## Measure throughput against raw onnxruntime (needs h2load)
-	$(BIN)/python -m benchmarks.throughput $(ARGS)
+bench: .venv/dev.stamp ## Measure every figure beside its limit (needs h2load; ARGS="latency stream")
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove the environment and caches; runs/ and data/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist benchmarks/results

@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 
 from digits.client import DigitClient
@@ -48,11 +50,17 @@ class ServerProcess:
         pid: Process id.
         address: ``host:port`` of gRPC.
         http: Base URL of the HTTP port.
+        ready_s: Seconds from its start to SERVING.
     """
 
     pid: int
     address: str
     http: str
+    ready_s: float
+
+    def rss_bytes(self) -> int:
+        """Resident memory."""
+        return int(psutil.Process(self.pid).memory_info().rss)
 
     def cpu_seconds(self) -> float:
         """CPU time used so far."""
@@ -77,19 +85,37 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def running_server(*flags: str) -> Iterator[ServerProcess]:
-    """Starts ``digits serve`` on free ports, waits until it serves, and drains it at the end."""
-    command = [sys.executable, "-m", "service.cli", "serve", "--grpc-port=0", "--http-port=0"]
+def running_server(*flags: str, module: str = "service.cli") -> Iterator[ServerProcess]:
+    """Starts ``digits serve`` on free ports, waits until it serves, and drains it at the end.
+
+    Args:
+        flags: Of ``digits serve``.
+        module: What is run with them; a benchmark may put something around the server.
+    """
+    command = [sys.executable, "-m", module, "serve", "--grpc-port=0", "--http-port=0"]
     command += [f"--model-repository={REPOSITORY}", "--log-format=json", *flags]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stderr=log)
         try:
             fields = _wait_for_serving(process, log.fileno())
             http = fields["http"].removesuffix("/metrics")
-            yield ServerProcess(process.pid, fields["grpc"], http)
+            ready_s = float(fields["ready_after"].split()[0])
+            yield ServerProcess(process.pid, fields["grpc"], http, ready_s)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+
+
+@contextlib.contextmanager
+def running_echo(transport: str) -> Iterator[ServerProcess]:
+    """An empty handler on a transport: what a call costs before anything is done for it."""
+    command = [sys.executable, "-m", "benchmarks.echo", transport]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield ServerProcess(process.pid, process.stdout.readline().decode().strip(), "", 0.0)
+        finally:
+            process.kill()
 
 
 def _wait_for_serving(process: subprocess.Popen[bytes], log: int) -> dict[str, str]:
@@ -110,6 +136,19 @@ def _wait_for_serving(process: subprocess.Popen[bytes], log: int) -> dict[str, s
 def served_artifact() -> Artifact:
     """The artifact that a server on the default repository serves."""
     return load_artifact(in_serving_order(REPOSITORY)[0])
+
+
+def raw_seconds_per_image(batch: int) -> float:
+    """What onnxruntime needs for an image in a batch, one caller, the median of many runs."""
+    artifact = served_artifact()
+    engine, images = Engine(artifact.model), np.resize(artifact.golden.images, (batch, 28, 28))
+    engine.warm_up(batch)
+    seconds = []
+    for _ in range(max(50, 2000 // batch)):
+        began = time.perf_counter()
+        engine.run(images)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) / batch
 
 
 def check_answers(server: ServerProcess) -> None:
@@ -152,57 +191,94 @@ class Load:
     """The outcome of one run of the load generator.
 
     Attributes:
-        calls: Calls answered.
-        calls_per_s: Rate.
+        calls: Calls answered with OK; for an echo, with anything.
+        seconds: Duration of the run.
         server_cpu_us: CPU time of the server per call, in microseconds.
+        latencies_s: Duration of each call, float64[calls], where asked for.
     """
 
     calls: int
-    calls_per_s: float
+    seconds: float
     server_cpu_us: float
+    latencies_s: npt.NDArray[np.float64]
+
+    @property
+    def calls_per_s(self) -> float:
+        """Rate."""
+        return self.calls / self.seconds
+
+    def quantile_s(self, share: float) -> float:
+        """Latency that this share of the calls stays below."""
+        return float(np.quantile(self.latencies_s, share))
 
 
-def h2load(server: ServerProcess, *, images: int, in_flight: int, calls: int) -> Load:
-    """Sends calls of ``images`` images, keeping ``in_flight`` of them open on 8 connections.
+@dataclass(frozen=True)
+class Run:
+    """What the load generator does.
+
+    Attributes:
+        images: Images per call.
+        in_flight: Calls kept open, on up to 8 connections.
+        calls: Calls in all.
+        rate: Calls begun each second, over all connections; 0 begins one when another ended.
+        all_ok: Whether a call that is not answered with OK spoils the run.
+    """
+
+    images: int
+    in_flight: int
+    calls: int
+    rate: float = 0.0
+    all_ok: bool = True
+
+
+def h2load(server: ServerProcess, run: Run, *, latencies: bool = False) -> Load:
+    """Sends calls with h2load.
 
     h2load sees only HTTP 200, which a gRPC error carries too: the server's own count of OK
     decides whether the figure counts.
 
     Raises:
-        BenchmarkError: If h2load is missing or any call was not answered with OK.
+        BenchmarkError: If h2load is missing, or calls were not answered with OK.
     """
     program = shutil.which("h2load")
     if program is None:
         raise BenchmarkError("h2load is not installed (Debian: apt-get install nghttp2-client)")
-    pixels = np.resize(served_artifact().golden.images, (images, 28, 28)).tobytes()
+    pixels = np.resize(served_artifact().golden.images, (run.images, 28, 28)).tobytes()
     message = digits_pb2.ClassifyRequest(pixels=pixels).SerializeToString()
-    connections = min(8, in_flight)
-    with tempfile.NamedTemporaryFile() as body:
-        body.write(b"\0" + len(message).to_bytes(4, "big") + message)
-        body.flush()
-        command = [program, "-n", str(calls), "-c", str(connections)]
-        command += ["-m", str(in_flight // connections), "-t", "1", "-d", body.name]
+    connections = min(8, run.in_flight)
+    with tempfile.TemporaryDirectory() as folder:
+        body, log = Path(folder, "body"), Path(folder, "log")
+        body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
+        command = [program, "-n", str(run.calls), "-c", str(connections)]
+        command += ["-m", str(run.in_flight // connections), "-t", "1", "-d", str(body)]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
-        before, cpu_before = server.ok_calls(), server.cpu_seconds()
-        output = subprocess.run(
-            [*command, f"http://{server.address}{CLASSIFY_PATH}"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        cpu = server.cpu_seconds() - cpu_before
-    # A call is counted a moment after its answer left.
-    give_up = time.monotonic() + 2
-    while (answered := server.ok_calls() - before) < calls and time.monotonic() < give_up:
-        time.sleep(0.05)
-    if answered != calls:
-        raise BenchmarkError(
-            f"expected {calls} calls answered with OK, the server counts {answered}"
+        command += ["--rps", str(max(1, round(run.rate / connections)))] if run.rate else []
+        command += ["--log-file", str(log)] if latencies else []
+        before, cpu_before = _ok_calls(server), server.cpu_seconds()
+        began = time.perf_counter()
+        subprocess.run(
+            [*command, f"http://{server.address}{CLASSIFY_PATH}"], check=True, capture_output=True
         )
-    rate = re.search(r"finished in [^,]+, ([0-9.]+) req/s", output)
-    if rate is None:
-        raise BenchmarkError(f"h2load printed no rate:\n{output}")
-    return Load(calls, float(rate[1]), cpu / calls * 1e6)
+        seconds = time.perf_counter() - began
+        cpu = server.cpu_seconds() - cpu_before
+        durations = np.loadtxt(log, usecols=2, ndmin=1) / 1e6 if latencies else np.empty(0)
+    calls = _count(server, before, run) if server.http else run.calls
+    return Load(calls, seconds, cpu / max(1, calls) * 1e6, durations)
+
+
+def _ok_calls(server: ServerProcess) -> int:
+    return server.ok_calls() if server.http else 0
+
+
+def _count(server: ServerProcess, before: int, run: Run) -> int:
+    give_up = time.monotonic() + 2  # a call is counted a moment after its answer left
+    while (answered := server.ok_calls() - before) < run.calls and time.monotonic() < give_up:
+        time.sleep(0.05)
+    if answered != run.calls and run.all_ok:
+        raise BenchmarkError(
+            f"expected {run.calls} calls answered with OK, the server counts {answered}"
+        )
+    return answered
 
 
 def machine() -> dict[str, str]:
