@@ -19,7 +19,7 @@ from torch import Tensor
 MAX_SHIFT = 2 / 14
 MAX_ANGLE = 12 * math.pi / 180
 MAX_SHEAR = 0.18
-SCALE = (-0.13, 0.15)
+SCALE = (0.87, 1.15)
 # Displacements are drawn on a coarse grid and interpolated, which keeps them smooth.
 ELASTIC_GRID = 5
 ELASTIC_STD = 0.6 / 14
@@ -28,32 +28,32 @@ DEGRADED = 0.12
 INVERTED = 0.03
 
 
-def augment(pixels: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
+def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Warps every image and degrades some.
 
     Args:
         pixels: float[N, 28, 28], 0 to 255.
         generator: CPU generator that decides everything.
-        strength: 0 to 1, how far images are warped and how many are degraded.
 
     Returns:
         Pixels of the same shape and range; what moves in from outside is background.
     """
-    images, share = warp(pixels, generator, strength), DEGRADED * strength
-    for degrade in (thicken, blur, fade, add_noise):
-        images = degrade(images, generator, share)
-    return invert(images, generator, INVERTED * strength)
+    warped = warp(pixels, generator)
+    degraded = thicken(warped, generator)
+    degraded = blur(degraded, generator)
+    degraded = fade(degraded, generator)
+    return invert(add_noise(degraded, generator), generator)
 
 
-def warp(pixels: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
+def warp(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Rotation, scale, shear, shift and elastic deformation in one resampling."""
     count = len(pixels)
 
     def uniform(low: float, high: float) -> Tensor:
-        return (torch.rand(count, generator=generator) * (high - low) + low) * strength
+        return torch.rand(count, generator=generator) * (high - low) + low
 
     angle, shear = uniform(-MAX_ANGLE, MAX_ANGLE), uniform(-MAX_SHEAR, MAX_SHEAR)
-    scale_x, scale_y = 1 + uniform(*SCALE), 1 + uniform(*SCALE)
+    scale_x, scale_y = uniform(*SCALE), uniform(*SCALE)
     shift_x, shift_y = uniform(-MAX_SHIFT, MAX_SHIFT), uniform(-MAX_SHIFT, MAX_SHIFT)
     cos, sin = torch.cos(angle), torch.sin(angle)
     matrix = torch.stack(
@@ -64,9 +64,7 @@ def warp(pixels: Tensor, generator: torch.Generator, strength: float = 1.0) -> T
         dim=1,
     )  # (N, 2, 3)
     grid = F.affine_grid(matrix, [count, 1, 28, 28], align_corners=False)
-    coarse = torch.randn(count, 2, ELASTIC_GRID, ELASTIC_GRID, generator=generator) * (
-        ELASTIC_STD * strength
-    )
+    coarse = torch.randn(count, 2, ELASTIC_GRID, ELASTIC_GRID, generator=generator) * ELASTIC_STD
     bend = F.interpolate(coarse, size=(28, 28), mode="bicubic", align_corners=True)
     grid = grid + bend.permute(0, 2, 3, 1)
     return F.grid_sample(pixels.unsqueeze(1), grid, align_corners=False).squeeze(1)
@@ -80,19 +78,19 @@ def _strength(index: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(len(index), 1, 1, generator=generator)
 
 
-def thicken(pixels: Tensor, generator: torch.Generator, share: float = DEGRADED) -> Tensor:
+def thicken(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Strokes half a pixel thicker, or thinner, by a blend with the dilated or eroded image."""
     for sign in (1.0, -1.0):
-        index = _chosen(len(pixels), share, generator)
+        index = _chosen(len(pixels), DEGRADED, generator)
         some = pixels[index]
         spread = sign * F.max_pool2d(sign * some.unsqueeze(1), 3, 1, padding=1).squeeze(1)
         pixels = pixels.index_copy(0, index, some.lerp(spread, 0.7 * _strength(index, generator)))
     return pixels
 
 
-def blur(pixels: Tensor, generator: torch.Generator, share: float = DEGRADED) -> Tensor:
+def blur(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """A blend with the image under a 3x3 binomial kernel, applied twice."""
-    index = _chosen(len(pixels), share, generator)
+    index = _chosen(len(pixels), DEGRADED, generator)
     some = pixels[index]
     row = torch.tensor([0.25, 0.5, 0.25])
     kernel = (row[:, None] * row[None, :]).reshape(1, 1, 3, 3)
@@ -102,23 +100,23 @@ def blur(pixels: Tensor, generator: torch.Generator, share: float = DEGRADED) ->
     return pixels.index_copy(0, index, some.lerp(blurred.squeeze(1), _strength(index, generator)))
 
 
-def fade(pixels: Tensor, generator: torch.Generator, share: float = DEGRADED) -> Tensor:
+def fade(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Down to a third of the contrast, on paper that is not quite black."""
-    index = _chosen(len(pixels), share, generator)
+    index = _chosen(len(pixels), DEGRADED, generator)
     contrast = 1 - 0.67 * _strength(index, generator)
     paper = (255 * (1 - contrast)) * _strength(index, generator)
     return pixels.index_copy(0, index, pixels[index] * contrast + paper)
 
 
-def add_noise(pixels: Tensor, generator: torch.Generator, share: float = DEGRADED) -> Tensor:
+def add_noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Gaussian noise of up to a fifth of the range."""
-    index = _chosen(len(pixels), share, generator)
+    index = _chosen(len(pixels), DEGRADED, generator)
     noise = torch.randn(len(index), 28, 28, generator=generator)
     noisy = pixels[index] + noise * (50 * _strength(index, generator))
     return pixels.index_copy(0, index, noisy.clamp(0, 255))
 
 
-def invert(pixels: Tensor, generator: torch.Generator, share: float = INVERTED) -> Tensor:
+def invert(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Ink and paper swapped."""
-    index = _chosen(len(pixels), share, generator)
+    index = _chosen(len(pixels), INVERTED, generator)
     return pixels.index_copy(0, index, 255 - pixels[index])

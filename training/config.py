@@ -34,7 +34,6 @@ class TrainingConfig:
             plain ones.
         label_smoothing: Share of the target probability spread over all classes, 0 to 1.
         augment: Whether images are warped and degraded at random.
-        fade_out: Share of the epochs, at the end, over which augmentation fades to nothing.
         bfloat16: Whether forward and backward passes compute in bfloat16, with weights in float32:
             twice as fast where the processor has instructions for it.
         log_every: Batches between printed lines of running loss; 0 prints epochs only.
@@ -56,7 +55,6 @@ class TrainingConfig:
     ema_decay: float = 0.998
     label_smoothing: float = 0.02
     augment: bool = True
-    fade_out: float = 0.2
     bfloat16: bool = False
     log_every: int = 0
     seed: int = 0
@@ -66,7 +64,7 @@ class TrainingConfig:
             "kernel_size": (3, 5), "dropout": (0, 0.95), "validation": (0, 30_000),
             "epochs": (1, 10_000), "batch_size": (2, 60_000), "max_lr": (1e-9, 100),
             "weight_decay": (0, 10), "ema_decay": (0, 0.999999), "label_smoothing": (0, 0.9),
-            "fade_out": (0, 1), "log_every": (0, 10**9), "seed": (0, 2**32 - 1),
+            "log_every": (0, 10**9), "seed": (0, 2**32 - 1),
         }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = getattr(self, name)

@@ -117,13 +117,12 @@ class Trainer:
 
     def _epoch(self, progress: Progress, task: TaskID) -> _Running:
         config, number = self._config, len(self.history) + 1
-        strength = self._augmentation()
         self._model.train()
         running, recent = _Running(), _Running()
         for batch, index in enumerate(self._batches(), start=1):
             images = self._train.images[index].float()
             if config.augment:
-                images = augment(images, self._generator, strength)
+                images = augment(images, self._generator)
             labels = self._train.labels[index].to(self._device)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bfloat16):
                 logits = self._model(images.to(self._device)).float()
@@ -141,11 +140,6 @@ class Trainer:
                 self._console.print(f"epoch {number} batch {batch}/{self._steps}  {recent}")
                 recent = _Running()
         return running
-
-    def _augmentation(self) -> float:
-        """1, and over the last share of the epochs down towards the images as they are."""
-        left = 1 - len(self.history) / self._config.epochs
-        return min(1.0, left / self._config.fade_out) if self._config.fade_out else 1.0
 
     def _batches(self) -> Iterator[Tensor]:
         """Index batches of one shuffled epoch; a short last one, bad for batch norm, is left."""

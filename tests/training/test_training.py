@@ -415,18 +415,6 @@ def test_command_without_data_fails_with_a_clear_error(tmp_path, monkeypatch, ca
     assert "training: mnist train split under" in capsys.readouterr().err
 
 
-def test_augmentation_fades_out_over_the_last_epochs(split, monkeypatch):
-    strengths = []
-
-    def noted(pixels, generator, strength):
-        strengths.append(round(strength, 3))
-        return pixels
-
-    monkeypatch.setattr("training.train.augment", noted)
-    train(replace(QUICK, epochs=10, batch_size=500, augment=True, fade_out=0.4), split)
-    assert strengths == [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
-
-
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(split, bfloat16, monkeypatch):
     seen = set()
