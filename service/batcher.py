@@ -74,10 +74,13 @@ class Job:
     result = b""
     refusal: Refusal | None = None
     retry_after_s = 0.0
-    # Of a job that is split: images handed to a batch, images that came back, what they brought.
+    # Of a job that is split: images handed to a batch, images that came back, what they brought,
+    # what made the first of it, and whether something else made another piece.
     taken = 0
     returned = 0
     pieces: list[tuple[int, bytes]]
+    source: Any = None
+    mixed = False
 
     def __init__(self, images: memoryview, count: int, deadline: float | None) -> None:
         self.images = images
@@ -419,11 +422,29 @@ class Batcher:
                     lane.images -= job.count - job.taken
                 return True
             if job.returned == 0:
-                job.pieces = []
+                job.pieces, job.source = [], batch.source
+            job.mixed = job.mixed or batch.source is not job.source
             job.returned += count
             job.pieces.append((first, rows))
             if job.returned < job.count:
                 return False
+            if job.mixed:
+                self._start_over(job)
+                return False
             ordered = [piece for _, piece in sorted(job.pieces, key=itemgetter(0))]
             job.result = b"".join(ordered)
             return True
+
+    def _start_over(self, job: Job) -> None:
+        """Puts a job first in its lane again; the lock must be held.
+
+        Another model came into service between its batches, and an answer names one model. It was
+        admitted, so no bound can refuse it now.
+        """
+        job.taken = job.returned = 0
+        job.mixed = False
+        lane = self._lane(job)
+        lane.jobs.appendleft(job)
+        lane.images += job.count
+        if self._idle and self._wanted():
+            self._condition.notify()

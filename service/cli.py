@@ -45,6 +45,7 @@ def _serve(argv: list[str]) -> int:
     # nothing has to be cleaned up yet.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # means reload, and there is nothing loaded yet
     from service.config import ConfigError, help_text, load_config
 
     if "-h" in argv or "--help" in argv:

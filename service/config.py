@@ -87,6 +87,12 @@ class ServerConfig:
     instances: int = _setting(
         0, "inferences at the same time; 0 takes the CPU quota", minimum=0, maximum=256
     )
+    reload_interval_s: float = _setting(
+        5.0,
+        "seconds between looks for another version to serve; 0 looks on SIGHUP only",
+        minimum=0,
+        maximum=86_400,
+    )
     drain_delay_s: float = _setting(
         0.0, "seconds between NOT_SERVING and refusing calls", minimum=0, maximum=3600
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+# Name, time of change and size of every file.
+Fingerprint = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,8 @@ class ServedModel:
     seconds_per_image: float
 
 
-def load_best(
-    repository: Path,
-    *,
-    pinned: int,
-    device: str,
-    intra_op_threads: int,
-    max_batch_size: int,
-    public_key: Path | None,
-    metrics: Metrics,
-) -> ServedModel:
-    """Loads the pinned version, or else the first one in serving order that holds.
+class ModelLoader:
+    """Decides which version of a repository serves, again and again.
 
     Args:
         repository: Folder of versions.
@@ -58,30 +53,81 @@ def load_best(
         max_batch_size: Largest batch to warm up with.
         public_key: Key that must have signed a version; None asks for no signature.
         metrics: Counts versions loaded and refused.
-
-    Raises:
-        ArtifactError: If no version holds; each refusal has been logged with its reason.
-        DeviceError: If the device can not serve.
-        KeyFileError: If the key can not be used.
     """
-    for folder in in_serving_order(repository, pinned):
-        try:
-            model = load_model(
-                folder,
-                repository.resolve().name,
-                device=device,
-                intra_op_threads=intra_op_threads,
-                max_batch_size=max_batch_size,
-                public_key=public_key,
-            )
-        except ArtifactError as error:
-            metrics.model_load("refused")
-            logger.error("model version %s refused: %s", folder.name, error)
-            continue
-        metrics.model_load("loaded")
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        pinned: int,
+        device: str,
+        intra_op_threads: int,
+        max_batch_size: int,
+        public_key: Path | None,
+        metrics: Metrics,
+    ) -> None:
+        self._repository = repository
+        self._pinned = pinned
+        self._load = partial(
+            load_model,
+            name=repository.resolve().name,
+            device=device,
+            intra_op_threads=intra_op_threads,
+            max_batch_size=max_batch_size,
+            public_key=public_key,
+        )
+        self._metrics = metrics
+        self._refused: dict[Path, Fingerprint] = {}
+
+    def load(self) -> ServedModel:
+        """The first version in serving order that holds.
+
+        Raises:
+            ArtifactError: If no version holds; each refusal has been logged with its reason.
+            DeviceError: If the device can not serve.
+            KeyFileError: If the key can not be used.
+        """
+        model = self.load_other_than(None)
+        if model is None:
+            wanted = f"version {self._pinned}" if self._pinned else "a valid version"
+            raise ArtifactError(f"{self._repository}: expected {wanted}, found none")
         return model
-    wanted = f"version {pinned}" if pinned else "a valid version"
-    raise ArtifactError(f"{repository}: expected {wanted}, found none")
+
+    def load_other_than(self, current: ServedModel | None) -> ServedModel | None:
+        """What should serve in place of ``current``; None when that is what should.
+
+        A version that was refused is not tried again until one of its files changes.
+
+        Raises:
+            ArtifactError: If the repository can not be read.
+            DeviceError: If the device can not serve.
+            KeyFileError: If the key can not be used.
+        """
+        for folder in in_serving_order(self._repository, self._pinned):
+            if current is not None and folder.name == current.ref.version:
+                return None
+            fingerprint = _fingerprint(folder)
+            if self._refused.get(folder) == fingerprint:
+                continue
+            try:
+                model = self._load(folder)
+            except ArtifactError as error:
+                self._refused[folder] = fingerprint
+                self._metrics.model_load("refused")
+                logger.error("model version %s refused: %s", folder.name, error)
+                continue
+            self._metrics.model_load("loaded")
+            return model
+        return None
+
+
+def _fingerprint(folder: Path) -> Fingerprint:
+    """Changes when a file of the folder does."""
+    try:
+        entries = [(path.name, path.stat()) for path in folder.iterdir()]
+    except OSError:  # it is being moved or removed
+        return ()
+    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in entries))
 
 
 def load_model(

@@ -7,6 +7,7 @@ service/classify.py is where a call goes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -34,7 +35,7 @@ from service.cpu import cpu_quota
 from service.engine import DeviceError
 from service.http import HttpServer
 from service.metrics import SERVICE, Metrics
-from service.model import ServedModel, load_best
+from service.model import ModelLoader, ServedModel
 from service.servicers import DigitClassifier, Health
 from service.transports import TransportError, choose_transport, grpcio, socket_address
 
@@ -79,7 +80,17 @@ class Server:
         self._started = started
         self._instances = config.instances or cpu_quota()
         self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
         self._metrics = Metrics()
+        self._loader = ModelLoader(
+            Path(config.model_repository),
+            pinned=config.model_version,
+            device=config.device,
+            intra_op_threads=config.intra_op_threads,
+            max_batch_size=config.max_batch_size,
+            public_key=Path(config.model_public_key) if config.model_public_key else None,
+            metrics=self._metrics,
+        )
         self._classify = Classify(
             partial(
                 Batcher,
@@ -116,12 +127,14 @@ class Server:
         with self._private_folder() as private:
             self._private = private
             await self._listen(Path(private, "grpcio.sock"))
-            model = await self._unless_stopped(_in_daemon_thread(self._load))
+            model = await self._unless_stopped(_in_daemon_thread(self._loader.load))
             if model is None:
                 logger.info("stopped while loading")
                 return 0
             await self._serve(model)
+            reloading = asyncio.create_task(self._reload())
             await self._stop.wait()
+            reloading.cancel()
             return await self._drain()
 
     def _private_folder(self) -> AbstractContextManager[str]:
@@ -137,6 +150,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
 
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
@@ -191,23 +205,38 @@ class Server:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
-    def _load(self) -> ServedModel:
-        config = self._config
-        return load_best(
-            Path(config.model_repository),
-            pinned=config.model_version,
-            device=config.device,
-            intra_op_threads=config.intra_op_threads,
-            max_batch_size=config.max_batch_size,
-            public_key=Path(config.model_public_key) if config.model_public_key else None,
-            metrics=self._metrics,
-        )
-
     async def _serve(self, model: ServedModel) -> None:
         self._classify.open(model)
         self._metrics.serving(model)
         await self._health.set(READINESS, SERVING)
         self._announce(model)
+
+    async def _reload(self) -> None:
+        """Serves what the repository says, until cancelled. Whatever is wrong, something serves."""
+        said = ""
+        while True:
+            await self._until_next_look()
+            look = partial(self._loader.load_other_than, self._classify.model)
+            try:
+                model = await _in_daemon_thread(look)
+            except (ArtifactError, DeviceError, KeyFileError) as error:
+                if str(error) != said:  # not again at every look
+                    logger.error("reload: %s; the present version goes on serving", error)
+                said = str(error)
+                continue
+            said = ""
+            if model is not None:
+                self._classify.open(model)
+                self._metrics.serving(model)
+                fields = {"version": model.ref.version, "sha256": model.ref.sha256}
+                logger.info("now serving another version", extra={"fields": fields})
+
+    async def _until_next_look(self) -> None:
+        """Waits for SIGHUP or the interval."""
+        interval = self._config.reload_interval_s or None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hangup.wait(), interval)
+        self._hangup.clear()
 
     def _is_ready(self) -> bool:
         return self._classify.is_open and not self._stop.is_set()

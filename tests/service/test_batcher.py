@@ -27,6 +27,7 @@ class Bench:
         self.runs: list[bytes] = []
         self.answered: list[Job] = []
         self.fail = False
+        self.source = "engine"
         options = {"slots": 2, "max_batch_size": 4, "max_queue_images": 100, **settings}
         self.batcher = Batcher(self.run, self.complete, image_bytes=1, clock=self.clock, **options)
 
@@ -36,7 +37,7 @@ class Bench:
         self.runs.append(gathered)
         if self.fail:
             raise RuntimeError("broken engine")
-        return bytes(2 * byte % 256 for byte in gathered), "engine"
+        return bytes(2 * byte % 256 for byte in gathered), self.source
 
     def complete(self, batch: Batch) -> None:
         self.answered.extend(batch.finished)
@@ -379,3 +380,33 @@ def test_every_job_is_answered_once_with_its_own_result(sizes, slots, data):
         else:
             assert (done.refusal, index in leaving) == (Refusal.CANCELLED, True)
     assert batcher.queued_images == 0
+
+
+def test_split_job_that_two_models_answered_starts_over():
+    bench = Bench()
+    large, next_one = job(*range(10)), job(20, 21)
+    bench.submit(large, next_one)
+    bench.step()
+    bench.source = "another engine"
+    for _ in range(2):
+        bench.step()
+    assert next_one in bench.answered
+    assert large not in bench.answered
+    before = len(bench.runs)
+    for _ in range(3):
+        bench.step()
+    assert b"".join(bench.runs[before:]) == bytes(range(10))
+    assert (bench.answered.count(large), large.source) == (1, "another engine")
+    assert large.result == bytes(2 * number for number in range(10))
+    assert bench.batcher.queued_images == 0
+
+
+def test_split_job_that_one_model_answered_is_run_once():
+    bench = Bench()
+    large = job(*range(10))
+    bench.submit(large)
+    for _ in range(3):
+        bench.step()
+    bench.source = "another engine"
+    assert bench.answered == [large]
+    assert len(bench.runs) == 3

@@ -28,7 +28,7 @@ from service.artifact import (
     write_golden,
 )
 from service.metrics import Metrics
-from service.model import load_best, load_model
+from service.model import ModelLoader, load_model
 from service.repository import PROMOTED
 from tests.conftest import REPOSITORY
 
@@ -52,11 +52,14 @@ def rewrite(folder, name, data):
 
 def load(repository, pinned=0, public_key=None):
     metrics = Metrics()
-    model = load_best(
+    return loader(repository, metrics, pinned=pinned, public_key=public_key).load(), metrics
+
+
+def loader(repository, metrics, pinned=0, public_key=None):
+    return ModelLoader(
         repository, pinned=pinned, device="cpu", intra_op_threads=1, max_batch_size=4,
         public_key=public_key, metrics=metrics,
     )  # fmt: skip
-    return model, metrics
 
 
 def load_one(folder, device="cpu", public_key=None):

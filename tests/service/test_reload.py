@@ -1,0 +1,220 @@
+"""Another version comes into service under load: no call fails, every answer names its model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import urllib.request
+from contextlib import contextmanager
+
+import numpy as np
+import psutil
+import pytest
+
+from digits.client import DigitClient
+from export.artifact import promote
+from service.artifact import GOLDEN, MANIFEST, MODEL, load_artifact, read_golden, sha256
+from service.engine import Engine
+from service.metrics import Metrics
+from service.model import ModelLoader
+from tests.conftest import REPOSITORY, wait_until
+
+FAST = "--reload-interval-s=0.05"
+
+
+def add_version(repository, number, source):
+    """Another version with the content of a committed one, written as the exporter does."""
+    temporary = repository / f".copy-{number}"
+    shutil.copytree(REPOSITORY / source, temporary)
+    manifest = json.loads((temporary / MANIFEST).read_text())
+    (temporary / MANIFEST).write_text(json.dumps(manifest | {"version": number}))
+    temporary.rename(repository / str(number))
+    return repository / str(number)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    path = tmp_path / "digits"
+    path.mkdir()
+    add_version(path, 1, "1")
+    return path
+
+
+def serving_version(server):
+    with DigitClient(server.address) as client:
+        return int(client.get_model()[0].version)
+
+
+def loads(server, result):
+    text = urllib.request.urlopen(f"{server.http}/metrics").read().decode()
+    [line] = [
+        x for x in text.splitlines() if x.startswith(f'digits_model_loads_total{{result="{result}"')
+    ]
+    return float(line.split()[-1])
+
+
+@contextmanager
+def callers(server, batches):
+    """Threads that classify until the block ends; yields what they got."""
+    ended, answers, errors = threading.Event(), [], []
+
+    def call(images):
+        with DigitClient(server.address) as client:
+            while not ended.is_set():
+                try:
+                    answered = client.classify(images, timeout_s=20)
+                except Exception as error:  # what a caller would see
+                    errors.append(error)
+                else:
+                    answers.append((images, answered))
+
+    threads = [threading.Thread(target=call, args=(images,)) for images in batches]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers, errors
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def probabilities(answered):
+    return np.stack([prediction.probabilities for prediction in answered.predictions])
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_versions_change_under_load_without_a_failed_or_mixed_answer(
+    transport, repository, start_server, sample
+):
+    server = start_server(f"--model-repository={repository}", f"--transport={transport}", FAST)
+    batches = [sample["images"][:1], sample["images"][:500], sample["images"][7:9]]
+    with callers(server, batches) as (answers, errors):
+        for number in range(2, 8):
+            add_version(repository, number, source_of(number))
+            wait_until(lambda number=number: serving_version(server) == number)
+    assert errors == []
+    seen = {answered.model.version for _, answered in answers}
+    assert seen >= {"1", "7"}
+    engines = {source: Engine((REPOSITORY / source / MODEL).read_bytes()) for source in "12"}
+    for images, answered in answers:
+        expected = engines[source_of(int(answered.model.version))].run(images)
+        assert np.abs(probabilities(answered) - expected).max() < 1e-5
+
+
+def source_of(number):
+    """Odd versions hold the first committed model, even ones the second."""
+    return "1" if number % 2 else "2"
+
+
+def truncated(folder):
+    path = folder / MODEL
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def another_golden(folder):
+    """Golden digits that the model does not answer, with hashes that agree."""
+    golden = read_golden((folder / GOLDEN).read_bytes())
+    with (folder / GOLDEN).open("wb") as file:
+        np.savez(
+            file,
+            images=golden.images,
+            labels=golden.labels,
+            probabilities=golden.probabilities[:, ::-1].copy(),
+        )
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][GOLDEN] = sha256((folder / GOLDEN).read_bytes())
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (truncated, "model.onnx: expected sha256"),
+        (another_golden, "golden digits"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json: not JSON"),
+        (lambda folder: (folder / MANIFEST).unlink(), "manifest.json: No such file"),
+    ],
+)
+def test_version_that_does_not_hold_is_refused_once_and_the_old_one_serves(
+    spoil, reason, repository, start_server
+):
+    server = start_server(f"--model-repository={repository}", FAST)
+    temporary = add_version(repository, 2, "2").rename(repository / ".spoiled")
+    spoil(temporary)
+    temporary.rename(repository / "2")
+    wait_until(lambda: loads(server, "refused") == 1)
+    assert reason in server.log_text()
+    assert serving_version(server) == 1
+    add_version(repository, 3, "2")
+    wait_until(lambda: serving_version(server) == 3)
+    assert loads(server, "refused") == 1, "tried again although nothing changed"
+
+
+def test_version_that_was_refused_is_tried_again_when_its_files_change(repository, start_server):
+    server = start_server(f"--model-repository={repository}", FAST)
+    complete = (REPOSITORY / "2" / MODEL).read_bytes()
+    folder = add_version(repository, 2, "2")
+    (folder / MODEL).write_bytes(complete[:100])
+    wait_until(lambda: loads(server, "refused") >= 1 or serving_version(server) == 2)
+    (folder / MODEL).write_bytes(complete)
+    wait_until(lambda: serving_version(server) == 2)
+
+
+def test_promotion_and_rollback_reach_a_running_server(repository, start_server):
+    add_version(repository, 2, "2")
+    server = start_server(f"--model-repository={repository}", FAST)
+    assert serving_version(server) == 2
+    promote(repository, 1)
+    wait_until(lambda: serving_version(server) == 1)
+    promote(repository, None)
+    wait_until(lambda: serving_version(server) == 2)
+
+
+def test_pinned_version_stays(repository, start_server):
+    server = start_server(f"--model-repository={repository}", "--model-version=1", FAST)
+    add_version(repository, 2, "2")
+    server.process.send_signal(signal.SIGHUP)
+    with DigitClient(server.address) as client:
+        for _ in range(20):
+            assert client.get_model()[0].version == "1"
+    assert loads(server, "loaded") == 1
+
+
+def test_hangup_looks_at_once(repository, start_server):
+    server = start_server(f"--model-repository={repository}", "--reload-interval-s=0")
+    add_version(repository, 2, "2")
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: serving_version(server) == 2)
+    assert "now serving another version" in server.log_text()
+
+
+def test_repository_that_disappears_leaves_the_model_in_service(repository, start_server, sample):
+    server = start_server(f"--model-repository={repository}", FAST)
+    repository.rename(repository.parent / "away")
+    wait_until(lambda: "is not a folder" in server.log_text())
+    with DigitClient(server.address) as client:
+        assert client.classify(sample["images"][:1]).model.version == "1"
+
+
+def test_two_hundred_reloads_leave_memory_flat(repository):
+    add_version(repository, 2, "2")
+    loader = ModelLoader(
+        repository, pinned=0, device="cpu", intra_op_threads=1, max_batch_size=64,
+        public_key=None, metrics=Metrics(),
+    )  # fmt: skip
+    model, process = loader.load(), psutil.Process()
+
+    def reload(times):
+        nonlocal model
+        for number in range(times):
+            promote(repository, 1 + number % 2)
+            model = loader.load_other_than(model) or model
+
+    reload(20)
+    before = process.memory_info().rss
+    reload(200)
+    assert process.memory_info().rss - before < 8 * 2**20
+    assert load_artifact(repository / "1")
