@@ -33,6 +33,8 @@ TARGET_BATCH_S = 1.6e-3
 MAX_UNANSWERED = 2
 # A job of more than this share of a batch (one in so many) waits among the large ones.
 BULK_SHARE = 4
+# Images that a lone job may have to be run on the thread that brings it.
+LONE_IMAGES = 4
 
 
 class Refusal(enum.Enum):
@@ -204,17 +206,24 @@ class Batcher:
         *slots, answerer = self._threads
         for thread in slots:
             thread.join(max(0.0, give_up - time.monotonic()))
+        with self._condition:  # a lone job may be running on its transport's thread
+            idle = self._condition.wait_for(
+                lambda: not self._running, max(0.0, give_up - time.monotonic())
+            )
         self._unanswered.put(None)
         answerer.join(max(0.0, give_up - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return idle and not any(thread.is_alive() for thread in self._threads)
 
     def submit(self, jobs: Sequence[Job]) -> list[Job]:
         """Admits jobs in order, under one lock for the whole burst.
 
+        A lone small job on an idle server is run right here: handing it to a slot and waiting for
+        that to wake would take as long as the inference.
+
         Returns:
             Those that were refused, with ``refusal`` set; they are not handed to ``complete``.
         """
-        refused = []
+        refused, lone = [], None
         with self._condition:
             now = self._clock()
             for job in jobs:
@@ -226,9 +235,34 @@ class Batcher:
                     lane.images += job.count
                 else:
                     refused.append(job)
-            if self._idle and self._wanted():
+            if self._is_lone(jobs):
+                lone = self._start_batch()
+            elif self._idle and self._wanted():
                 self._condition.notify()
+        if lone is not None:
+            self._run_lone(lone)
         return refused
+
+    def _is_lone(self, jobs: Sequence[Job]) -> bool:
+        """Whether all there is to do is one small job."""
+        return (
+            len(jobs) == 1
+            and self._running == 0
+            and self.queued_images == jobs[0].count <= LONE_IMAGES
+            and not self._max_queue_delay_s
+            and bool(self._threads)
+        )
+
+    def _run_lone(self, batch: Batch) -> None:
+        self.infer(batch)
+        with self._condition:
+            self._running -= 1
+            if self._stopping:
+                self._condition.notify_all()
+            elif self._waiting():
+                self._condition.notify()
+        self.distribute(batch)
+        self._answer(batch)
 
     def _admission(self, job: Job, now: float) -> Refusal | None:
         if self._stopping:

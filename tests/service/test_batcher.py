@@ -274,6 +274,10 @@ class GatedBench:
             self.answered.extend(batch.finished)
             self.all_answered.notify_all()
 
+    def submit_aside(self, lone):
+        """From a thread of its own, which a lone job keeps until it is answered."""
+        threading.Thread(target=self.batcher.submit, args=([lone],), daemon=True).start()
+
     def wait_for(self, count):
         with self.all_answered:
             assert self.all_answered.wait_for(lambda: len(self.answered) >= count, timeout=30)
@@ -281,7 +285,7 @@ class GatedBench:
 
 def test_second_slot_stays_asleep_until_a_full_batch_waits():
     bench = GatedBench()
-    bench.batcher.submit([job(1)])
+    bench.submit_aside(job(1))
     assert bench.running.acquire(timeout=30)
     bench.batcher.submit([job(2), job(3), job(4)])
     # Three wait: the second slot must not take them.
@@ -296,7 +300,7 @@ def test_second_slot_stays_asleep_until_a_full_batch_waits():
 
 def test_second_slot_wakes_when_a_queue_shorter_than_a_batch_is_full():
     bench = GatedBench(max_batch_size=100, max_queue_images=3)
-    bench.batcher.submit([job(1)])
+    bench.submit_aside(job(1))
     assert bench.running.acquire(timeout=30)
     bench.batcher.submit([job(2), job(3), job(4)])
     assert bench.running.acquire(timeout=30)
@@ -319,7 +323,7 @@ def test_stop_answers_what_was_admitted_and_refuses_the_rest():
 
 def test_stop_reports_what_did_not_finish_within_the_grace():
     bench = GatedBench()
-    bench.batcher.submit([job(1)])
+    bench.submit_aside(job(1))
     assert bench.running.acquire(timeout=30)
     assert not bench.batcher.stop(0.01)
     bench.gate.release()
@@ -410,3 +414,56 @@ def test_split_job_that_one_model_answered_is_run_once():
     bench.source = "another engine"
     assert bench.answered == [large]
     assert len(bench.runs) == 3
+
+
+def test_lone_small_job_runs_on_the_thread_that_brings_it():
+    bench = Bench()
+    threads = []
+    bench.batcher._complete = lambda batch: threads.append(threading.current_thread())
+    bench.batcher.start()
+    single = job(7)
+    assert bench.submit(single) == []
+    assert threads == [threading.current_thread()]
+    assert single.result == b"\x0e"
+    assert bench.batcher.stop(5)
+
+
+def test_job_beside_a_lone_one_is_woken_for_when_that_ends():
+    bench, entered, leave = Bench(slots=1), threading.Event(), threading.Event()
+    run = bench.batcher._run
+
+    def slow(images, count):
+        entered.set()
+        assert leave.wait(10)
+        return run(images, count)
+
+    bench.batcher._run = slow
+    bench.batcher.start()
+    first, second = job(1), job(2)
+    lone = threading.Thread(target=bench.submit, args=(first,))
+    lone.start()
+    assert entered.wait(10)
+    bench.submit(second)
+    leave.set()
+    lone.join(10)
+    assert bench.batcher.stop(5)
+    assert (first.result, second.result) == (b"\2", b"\4")
+
+
+def test_stop_waits_for_a_lone_job():
+    bench, entered, leave = Bench(), threading.Event(), threading.Event()
+
+    def slow(images, count):
+        entered.set()
+        leave.wait(10)
+        return bytes(count), "engine"
+
+    bench.batcher._run = slow
+    bench.batcher.start()
+    lone = threading.Thread(target=bench.submit, args=(job(1),))
+    lone.start()
+    assert entered.wait(10)
+    assert not bench.batcher.stop(0.1)
+    leave.set()
+    lone.join(10)
+    assert len(bench.answered) == 1
