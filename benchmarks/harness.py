@@ -35,7 +35,10 @@ from service.engine import Engine
 from service.repository import in_serving_order
 
 CLASSIFY_PATH = "/digits.v1.DigitClassifierService/Classify"
-REPOSITORY = Path(__file__).parents[1] / "models/digits"
+# As for the server, another repository can be named.
+REPOSITORY = Path(
+    os.environ.get("DIGITS_MODEL_REPOSITORY", Path(__file__).parents[1] / "models/digits")
+)
 
 
 class BenchmarkError(RuntimeError):

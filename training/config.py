@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from training.device import has_bfloat16, select_device
-
 OPTIMIZERS = ("adamw", "adam", "sgd")
 
 
@@ -35,7 +33,7 @@ class TrainingConfig:
         label_smoothing: Share of the target probability spread over all classes, 0 to 1.
         augment: Whether images are warped and degraded at random.
         bfloat16: Whether forward and backward passes compute in bfloat16, with weights in float32:
-            twice as fast where the processor has instructions for it.
+            twice as fast where the processor has instructions for it, emulated where not.
         log_every: Batches between printed lines of running loss; 0 prints epochs only.
         seed: Seeds initial weights, shuffling, augmentation and the validation split.
     """
@@ -46,7 +44,7 @@ class TrainingConfig:
     normalise: bool = True
     dataset: str = "mnist"
     validation: int = 5000
-    epochs: int = 36
+    epochs: int = 24
     batch_size: int = 128
     optimizer: str = "adamw"
     max_lr: float = 5e-3
@@ -108,8 +106,6 @@ def make_config(recipe: str, overrides: dict[str, Any]) -> TrainingConfig:
     if recipe not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
     settings = RECIPES[recipe] | overrides
-    if recipe == "default":
-        settings.setdefault("bfloat16", has_bfloat16(select_device()))
     if settings.get("optimizer") == "sgd" and "max_lr" not in overrides:
         settings["max_lr"] = SGD_LR
     unknown = settings.keys() - {field.name for field in fields(TrainingConfig)}

@@ -94,7 +94,6 @@ def strided(_: Knobs) -> list[nn.Module]:
         conv_bn_relu(64, 64, 3),  # (N, 64, 7, 7)
         nn.MaxPool2d(2),  # (N, 64, 3, 3)
         nn.Flatten(),
-        nn.Dropout(0.2),
         nn.Linear(64 * 3 * 3, NUM_CLASSES),
     ]
 
@@ -235,3 +234,8 @@ def _macs(module: nn.Module, output: Tensor) -> int:
     if isinstance(module, nn.Linear):
         return module.weight.numel()
     return 0
+
+
+def select_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,9 +19,8 @@ from training.augment import augment
 from training.checkpoint import CheckpointError, build_classifier, read_file, write_file
 from training.config import TrainingConfig
 from training.data import Split
-from training.device import select_device
 from training.evaluate import predict_logits
-from training.model import Classifier
+from training.model import Classifier, select_device
 
 
 @dataclass

@@ -68,12 +68,12 @@ MUTATIONS = {
     "another mean": ("val_3", lambda v: v * 1.02),
     "another deviation": ("val_2", lambda v: v * 1.02),
     "temperature not applied": ("temperature", np.ones_like),
-    "two classes swapped": ("network.7.weight", swapped),
-    "a bias forgotten": ("network.7.bias", np.zeros_like),
+    "two classes swapped": ("network.6.weight", swapped),
+    "a bias forgotten": ("network.6.bias", np.zeros_like),
     "a stem weight 1e-3 off": ("network.0.0.weight", nudged(5)),
     "a middle weight 1e-3 off": ("network.2.0.weight", nudged(9000)),
     "a deep weight 1e-3 off": ("network.3.0.weight", nudged(20_000)),
-    "a last weight 1e-3 off": ("network.7.weight", nudged(3000)),
+    "a last weight 1e-3 off": ("network.6.weight", nudged(3000)),
     "a folded norm 1e-3 off": ("network.1.0.weight_bias", nudged(7)),
 }
 
@@ -184,7 +184,7 @@ def test_gate_catches_nan(model, gate):
         values[0] = np.nan
         return values
 
-    mutant = changed(model, "network.7.bias", spoil)
+    mutant = changed(model, "network.6.bias", spoil)
     with pytest.raises(Caught, match="NaN or infinite"):
         gate(mutant, reporter=UntilCaught())
 

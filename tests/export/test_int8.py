@@ -74,8 +74,8 @@ def swapped(values):
 MUTATIONS = {
     "a weight one step off": ("network.2.0.weight_quantized", lambda v: v + (v == v.flat[7])),
     "a bias one step off": ("network.1.0.weight_bias_quantized", lambda v: v + 1),
-    "a float weight changed": ("network.7.weight", lambda v: v + np.float32(1e-3)),
-    "two classes swapped": ("network.7.weight", swapped),
+    "a float weight changed": ("network.6.weight", lambda v: v + np.float32(1e-3)),
+    "two classes swapped": ("network.6.weight", swapped),
     "temperature not applied": ("temperature", np.ones_like),
     "another scale": ("network.3.0.weight_scale", lambda v: v * np.float32(1.1)),
     "activations of half the range": ("relu_1_scale", lambda v: v / 2),

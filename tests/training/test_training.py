@@ -429,11 +429,3 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(split, bfloat16, monk
     model, _ = train(replace(QUICK, bfloat16=bfloat16), split)
     assert (torch.bfloat16 in seen) == bfloat16
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-def test_default_recipe_takes_bfloat16_where_the_processor_has_it():
-    from training.device import has_bfloat16, select_device
-
-    assert make_config("default", {}).bfloat16 == has_bfloat16(select_device())
-    assert make_config("default", {"bfloat16": False}).bfloat16 is False
-    assert make_config("classic", {}).bfloat16 is False
