@@ -29,6 +29,7 @@ from export.create import make_variants, write_variants
 from export.golden import MIN_MARGIN, PER_CLASS
 from export.graph import export_model
 from export.sessions import in_fresh_process
+from export.show import gate_markdown, read_gate
 from service.artifact import GOLDEN_TOLERANCE, MANIFEST, MODEL, PARITY, SIGNATURE, load_artifact
 from service.model import load_model
 from service.repository import PROMOTED, in_serving_order, promoted, versions
@@ -85,7 +86,11 @@ def test_graph_takes_raw_bytes_and_says_so(model):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_architecture_trains_exports_with_parity_and_serves(arch, split, tmp_path):
+def test_every_architecture_trains_exports_with_parity_and_serves(
+    arch, split, tmp_path, monkeypatch
+):
+    # That another process exports the same bytes is shown above, once.
+    monkeypatch.setattr(create, "in_fresh_process", lambda function, *given: function(*given))
     config = make_config("classic", {"arch": arch, "epochs": 6, "validation": 0})
     checkpoint = trained(config, split)
     [variant] = make_variants(
@@ -348,3 +353,11 @@ def test_default_model_is_accurate_and_says_how_it_was_made():
         assert manifest["accuracy"]["images"] == 10_000
         assert manifest["training"]["seconds"] <= 15 * 60
         assert "dirty" not in manifest["source_commit"]
+
+
+def test_documented_gate_is_what_the_default_versions_got():
+    documented = (ROOT / "docs/artifact.md").read_text()
+    int8, fp32 = in_serving_order(REPOSITORY)[:2]
+    assert [load_artifact(f).precision for f in (int8, fp32)] == ["int8", "fp32"]
+    for folder in (int8, fp32):
+        assert gate_markdown(read_gate(folder)) in documented

@@ -120,6 +120,7 @@ def test_golden_digits_are_of_their_own_variant(variants):
 
 
 def test_network_without_convolutions_stays_fp32(split, monkeypatch):
+    monkeypatch.setattr(create, "in_fresh_process", lambda function, *given: function(*given))
     config = make_config("classic", {"arch": "mlp", "epochs": 3, "validation": 0})
     checkpoint = trained(config, split)
     made = [

@@ -317,7 +317,7 @@ def test_announcement_says_what_is_served_and_how_to_try_it(start_server):
     newest = max(int(p.name) for p in REPOSITORY.iterdir() if p.name.isdecimal())
     assert announced["model"] == f"digits version {newest}"
     assert len(announced["sha256"]) == 64
-    assert announced["precision"] == "fp32"
+    assert announced["precision"] == "int8"
     assert announced["provider"].startswith("CPUExecutionProvider (")
     assert announced["transport"].startswith("native (auto: ")
     assert announced["try"].endswith(f"classify --address {server.address} tests/samples/7.png")

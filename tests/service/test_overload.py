@@ -14,8 +14,10 @@ from tests.conftest import wait_until
 from tests.service.test_rpc import IMAGE, handled, pixels, rich_detail, scrape
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
-# About 0.2 s for the one slot.
+# About 0.2 s for the one slot, in fp32.
 LONG = pixels(IMAGE * 4096)
+# Large enough to wait in the same lane.
+LARGE = pixels(IMAGE * 32)
 NO_RETRIES = [("grpc.enable_retries", 0)]
 
 
@@ -29,7 +31,9 @@ def busy(start_server, request):
     channels = []
 
     def start(transport, *flags):
-        server = start_server(f"--transport={transport}", "--instances=1", *flags)
+        server = start_server(
+            f"--transport={transport}", "--instances=1", "--model-version=2", *flags
+        )
         channel = grpc.insecure_channel(server.address, options=NO_RETRIES)
         channels.append(channel)
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
@@ -52,7 +56,7 @@ def test_calls_cancelled_in_the_queue_cost_no_inference(busy, transport):
     server, stub, occupy = busy(transport, "--max-queue-images=8192")
     images = scrape(server)["digits_images_total"]
     long = occupy()
-    futures = [stub.Classify.future(pixels(IMAGE * 10)) for _ in range(50)]
+    futures = [stub.Classify.future(LARGE) for _ in range(50)]
     started = f'grpc_method="Classify",grpc_service="{SERVICE}",grpc_type="unary"'
     wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{started}}}"] == 52)
     for future in futures:
@@ -85,7 +89,7 @@ def test_full_queue_refuses_with_a_retry_hint_and_keeps_serving(busy, transport)
     server, stub, occupy = busy(transport, "--max-queue-images=64")
     long = occupy()
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Classify(pixels(IMAGE))
+        stub.Classify(LARGE)
     error = caught.value
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.details() == "the queue is full; retry later"
@@ -117,8 +121,18 @@ SERVICE = "digits.v1.DigitClassifierService"
 def test_queue_full_item_of_a_stream_is_answered_in_place(busy, transport):
     _, stub, occupy = busy(transport, "--max-queue-images=64")
     long = occupy()
-    request = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE))
+    request = digits_pb2.ClassifyStreamRequest(request=LARGE)
     [answer] = stub.ClassifyStream(iter([request]), timeout=30)
     assert answer.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert answer.error.retry_after_ms >= 5
     assert len(long[0].result().predictions) == 4096
+
+
+@TRANSPORTS
+def test_single_image_is_answered_while_a_large_request_fills_its_lane(busy, transport):
+    _, stub, occupy = busy(transport, "--max-queue-images=64")
+    [long] = occupy()
+    for _ in range(5):
+        assert len(stub.Classify(pixels(IMAGE), timeout=10).predictions) == 1
+    assert not long.done()
+    assert len(long.result().predictions) == 4096
