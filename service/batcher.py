@@ -1,7 +1,7 @@
 """Owns the queue: two lanes, one condition, N slots. Knows neither gRPC nor onnxruntime.
 
-Timer-free: a free slot takes everything that waits, up to a batch that takes a millisecond or two
-and never more than ``max_batch_size`` images. A second slot wakes only when that many wait, so
+Timer-free: a free slot takes everything that waits, up to a batch that takes about half a
+millisecond, or ``max_batch_size`` images of large requests. A second slot wakes only when that many wait, so
 small calls gather into larger batches behind one slot while bulk calls use every core.
 
 Large requests wait in a lane of their own. While both lanes wait, each batch is half of one and
@@ -24,10 +24,11 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# A batch of this length is long beside the tenth of a millisecond that handing it over costs. A
-# longer one gains nothing more and loses twice: its activations outgrow the CPU's L2 cache, and all
-# callers wait in lock-step, for inference first and for the network then, not half for each.
-TARGET_BATCH_S = 1.6e-3
+# A batch of small jobs of this length is long beside the tenth of a millisecond that handing it
+# over costs. A longer one gains nothing more and loses twice: its activations outgrow the CPU's L2
+# cache, and all callers wait in lock-step, for inference first and for the network then, not half
+# for each. Large jobs fill batches by themselves.
+TARGET_BATCH_S = 0.6e-3
 # Batches that may wait for the answerer; beyond that a slot answers its own, so that answers can
 # not pile up faster than they leave.
 MAX_UNANSWERED = 2
@@ -363,7 +364,8 @@ class Batcher:
 
         Jobs nobody waits for any more are passed over and put straight into ``finished``.
         """
-        batch, size = Batch(), self._batch_size
+        batch = Batch()
+        size = self._max_batch_size if self._bulk.jobs else self._batch_size
         if self._small.jobs and self._bulk.jobs:
             self._turn ^= 1  # of an odd size, each gets the larger half in turn
             self._take(self._small, batch, (size + self._turn) // 2)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import TARGET_BATCH_S, Batch, Batcher, Job, Refusal
+from service.batcher import Batch, Batcher, Job, Refusal
 
 
 class FakeClock:
@@ -213,14 +213,13 @@ def test_large_jobs_get_their_half_while_small_ones_keep_coming():
     assert large.result
 
 
-def test_in_batches_of_one_image_the_lanes_take_turns():
-    bench = Bench(max_batch_size=4)
-    bench.batcher.tune(TARGET_BATCH_S)  # an image takes as long as a batch may
-    bench.submit(job(10, 11), job(1), job(2))
-    for _ in range(4):
+def test_of_an_odd_batch_each_lane_gets_the_larger_half_in_turn():
+    bench = Bench(max_batch_size=5)
+    singles = [job(number) for number in range(10)]
+    bench.submit(job(*range(20, 30)), *singles)
+    for _ in range(2):
         bench.step()
-    assert sorted(bench.runs) == [b"\1", b"\2", b"\n", b"\x0b"]
-    assert [bench.runs[0] < b"\n", bench.runs[1] < b"\n"] in ([True, False], [False, True])
+    assert bench.runs == [bytes([0, 1, 2, 20, 21]), bytes([3, 4, 22, 23, 24])]
 
 
 def test_large_jobs_do_not_fill_the_queue_of_small_ones():
@@ -241,13 +240,20 @@ def test_deadline_on_an_idle_server_is_tried_and_a_passed_one_is_not():
 
 
 @pytest.mark.parametrize(
-    ("seconds_per_image", "batch"), [(1.0, 1), (100e-6, 16), (50e-6, 32), (1e-9, 64)]
+    ("seconds_per_image", "batch"), [(1.0, 1), (40e-6, 16), (18e-6, 32), (1e-9, 64)]
 )
 def test_batch_size_follows_the_cost_of_an_image(seconds_per_image, batch):
     bench = Bench(max_batch_size=64)
     bench.batcher.tune(seconds_per_image)
-    bench.submit(job(*range(64)))
+    bench.submit(*[job(number) for number in range(64)])
     assert bench.batcher.form_batch().images == batch
+
+
+def test_large_job_fills_the_largest_batch_whatever_an_image_costs():
+    bench = Bench(max_batch_size=64)
+    bench.batcher.tune(1.0)
+    bench.submit(job(*range(100)))
+    assert bench.batcher.form_batch().images == 64
 
 
 class GatedBench:
