@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -101,7 +102,7 @@ class Classify:
             except Exception:  # must not keep the others from being served
                 logger.exception("reading a call failed; this is a bug")
                 call.refusal = Refusal.FAILED
-                self._refuse(call)
+                self._refuse([call])
         if ready:
             self._submit(ready)
 
@@ -137,7 +138,7 @@ class Classify:
         call.request = b""  # the files are held already
         if not self._decoder.submit(call, files):
             call.refusal = Refusal.QUEUE_FULL
-            self._refuse(call)
+            self._refuse([call])
 
     def _decoded(self, call: Call, result: bytes | Refusal | InvalidRequestError) -> None:
         if isinstance(result, bytes):
@@ -145,7 +146,7 @@ class Classify:
             self._submit([call])
         elif isinstance(result, Refusal):
             call.refusal = result
-            self._refuse(call)
+            self._refuse([call])
         else:
             self._fail(call, result.status())
 
@@ -163,8 +164,9 @@ class Classify:
             raise InvalidRequestError(field, f"1 to {self._max_images} images", str(count))
 
     def _submit(self, calls: list[Call]) -> None:
-        for job in self.batcher.submit(calls):
-            self._refuse(cast("Call", job))
+        refused = self.batcher.submit(calls)
+        if refused:
+            self._refuse([cast("Call", job) for job in refused])
 
     def _run(self, images: list[memoryview], count: int) -> tuple[bytes, ServedModel]:
         model = self._model
@@ -194,7 +196,7 @@ class Classify:
     def _answer(self, call: Call, batch: Batch, tail: bytes) -> bool:
         """Ends one call of a batch; True if it was with predictions that reached the caller."""
         if call.refusal is not None:
-            self._refuse(call)
+            self._refuse([call])
             return False
         if call.returned:  # it was split: its times are sums over several batches
             model: ServedModel = batch.source
@@ -204,16 +206,27 @@ class Classify:
         self._count_departed(call)
         return False
 
-    def _refuse(self, call: Call) -> None:
-        self._fail(call, refusal_status(call), call.refusal)
+    def _refuse(self, calls: Sequence[Call]) -> None:
+        """Fails calls by their ``refusal``, and counts them all at once."""
+        now = self._clock()
+        ended: defaultdict[StatusCode, list[float]] = defaultdict(list)
+        for call in calls:
+            status = refusal_status(call)
+            if not call.fail(status):
+                self._count_departed(call)
+            elif call.is_rpc:
+                ended[status.code].append(now - call.received)
+        for code, seconds in ended.items():
+            self._metrics.handled(code, seconds)
+        self._metrics.dropped([call.refusal for call in calls if call.refusal is not None])
 
     def _fail(self, call: Call, status: Status, dropped: Refusal | None = None) -> None:
         if not call.fail(status):
             self._count_departed(call)
         elif call.is_rpc:
-            self._metrics.handled(status.code, self._clock() - call.received)
+            self._metrics.handled(status.code, [self._clock() - call.received])
         if dropped is not None:
-            self._metrics.dropped(dropped)
+            self._metrics.dropped([dropped])
 
     def _count_departed(self, call: Call) -> None:
         """The caller left before its answer: the transport has told it why."""
@@ -222,4 +235,4 @@ class Classify:
         now = self._clock()
         expired = call.deadline is not None and now >= call.deadline - CLOCK_SLACK_S
         code = StatusCode.DEADLINE_EXCEEDED if expired else StatusCode.CANCELLED
-        self._metrics.handled(code, now - call.received)
+        self._metrics.handled(code, [now - call.received])

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -211,10 +212,10 @@ class Metrics:
         """``count`` Classify calls arrived."""
         self._classify_started.inc(count)
 
-    def handled(self, code: StatusCode, seconds: float) -> None:
-        """A Classify call ended other than with OK."""
-        self._handled["Classify", code].inc()
-        self._classify_handling.observe_many((seconds,))
+    def handled(self, code: StatusCode, seconds: Sequence[float]) -> None:
+        """Classify calls ended other than with OK, each after so long."""
+        self._handled["Classify", code].inc(len(seconds))
+        self._classify_handling.observe_many(seconds)
 
     def batch(self, batch: Batch, answered: Sequence[Call], now: float) -> None:
         """A batch ran, and by it these calls, or items of streams, were answered with OK."""
@@ -229,9 +230,10 @@ class Metrics:
             self._classify_ok.inc(len(rpcs))
             self._classify_handling.observe_many([now - call.received for call in rpcs])
 
-    def dropped(self, refusal: Refusal) -> None:
-        """A valid request got no prediction."""
-        self._dropped[refusal].inc()
+    def dropped(self, refusals: Sequence[Refusal]) -> None:
+        """Valid requests got no prediction."""
+        for refusal, count in Counts(refusals).items():
+            self._dropped[refusal].inc(count)
 
     def rpc_started(self, method: str) -> None:
         """An RPC other than Classify began."""

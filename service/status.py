@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 from google.protobuf import duration_pb2
@@ -77,14 +79,19 @@ def refusal_status(job: Job) -> Status:
     """The status of a job that was not run or failed."""
     if job.refusal is None:
         raise ValueError("the job was not refused; this is a bug")
-    code, message = REFUSALS[job.refusal]
+    retry_after_s = max(MIN_RETRY_AFTER_S, job.retry_after_s)
+    return _refusal_status(job.refusal, math.ceil(retry_after_s * 1e3))
+
+
+@functools.lru_cache(maxsize=4096)  # in an overload, refusing may not cost what answering does
+def _refusal_status(refusal: Refusal, retry_after_ms: int) -> Status:
+    code, message = REFUSALS[refusal]
     if code is not StatusCode.RESOURCE_EXHAUSTED:
         return Status(code, message)
-    retry_after_s = max(MIN_RETRY_AFTER_S, job.retry_after_s)
-    delay = duration_pb2.Duration(nanos=0)
-    delay.FromNanoseconds(int(retry_after_s * 1e9))
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(retry_after_ms)
     rich = _rich(code, message, error_details_pb2.RetryInfo(retry_delay=delay))
-    return Status(code, message, rich.details, retry_after_s)
+    return Status(code, message, rich.details, retry_after_ms / 1e3)
 
 
 def too_large(received: int, limit: int) -> Status:

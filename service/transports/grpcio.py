@@ -26,7 +26,7 @@ else:  # generic in the stubs, not at run time
 
 # The event loop brings calls one or two a turn, and a batch costs Python as much as a call costs
 # grpcio's wrapper. While more than a few callers wait anyway, a burst is gathered for this long.
-FEW_CALLS = 16
+FEW_CALLS = 4
 GATHER_S = 2e-3
 
 

@@ -180,4 +180,4 @@ class NativeTransport:
             if len(call.request) > self._max_message_bytes:
                 status = too_large(len(call.request), self._max_message_bytes)
                 call.fail(status)
-                self._metrics.handled(status.code, 0.0)
+                self._metrics.handled(status.code, [0.0])
