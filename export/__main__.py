@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from export import show
-from export.artifact import promote, sign_version
+from export.artifact import check_signing_key, promote, sign_version
 from export.progress import Progress
 from export.verify import verify
 from service.artifact import ArtifactError, KeyFileError, load_artifact
@@ -83,6 +83,8 @@ def _create(arguments: argparse.Namespace, console: Console) -> int:
     from training.data import DataError, data_dir, load_split  # noqa: PLC0415
 
     repository: Path = arguments.model_repository.resolve()
+    if arguments.signing_key is not None:
+        check_signing_key(arguments.signing_key)  # before the work, not after it
     try:
         checkpoint = load_checkpoint(arguments.checkpoint)
         root = data_dir(arguments.data_dir)

@@ -73,10 +73,16 @@ def sign(manifest: bytes, signing_key: Path) -> bytes:
     return load_private_key(signing_key).sign(manifest)
 
 
+def check_signing_key(signing_key: Path) -> None:
+    """Raises KeyFileError if a key can not sign."""
+    sign(b"", signing_key)
+
+
 def sign_version(folder: Path, signing_key: Path) -> None:
     """Adds a signature to a version that has none, or replaces it, atomically."""
     signature = sign((folder / artifact.MANIFEST).read_bytes(), signing_key)
-    _replace(folder / artifact.SIGNATURE, signature)
+    with locked(folder.parent):
+        _replace(folder / artifact.SIGNATURE, signature, folder.parent)
 
 
 def promote(repository: Path, number: int | None) -> None:
@@ -86,7 +92,7 @@ def promote(repository: Path, number: int | None) -> None:
             (repository / PROMOTED).unlink(missing_ok=True)
             _sync_folder(repository)
         else:
-            _replace(repository / PROMOTED, f"{number}\n".encode())
+            _replace(repository / PROMOTED, f"{number}\n".encode(), repository)
 
 
 @contextmanager
@@ -123,8 +129,8 @@ def _write_folder(folder: Path, contents: dict[str, bytes]) -> None:
         raise
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.parent / f"{TEMPORARY}{path.name}"
+def _replace(path: Path, data: bytes, repository: Path) -> None:
+    temporary = repository / f"{TEMPORARY}{path.name}"  # where the next writer would clean up
     _write_synced(temporary, data)
     temporary.replace(path)
     _sync_folder(path.parent)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from export.check import Check, GateReport, equal
 from export.int8 import check_int8, largest_difference
@@ -23,6 +24,7 @@ from export.parity import (
     check_options,
     check_truth,
     check_values,
+    spread,
     tolerance,
 )
 from export.sessions import Images, run_session, serving_session
@@ -30,9 +32,6 @@ from export.structure import GROUP as STRUCTURE
 from export.structure import check_structure
 from service.artifact import sha256
 from training.data import Split
-
-# Rows that are run in many ways: as many of each probe, from its end.
-SHARE = slice(-(REPEATED // 5), None)
 
 
 class Reporter(Protocol):
@@ -113,7 +112,7 @@ def _parity(
         if reference is references[0]:
             yield from check_truth(reference.name, answered, test, confusion)
     bound, repeated = tolerance(references), _mixture(references)
-    oracle = np.concatenate([reference.oracle[SHARE] for reference in references])
+    oracle = np.concatenate([one.oracle[_some(one, references)] for one in references])
     yield from check_batches(model, repeated, bound)
     yield from check_options(model, repeated, oracle, bound)
     yield from check_determinism(model, repeated)
@@ -134,4 +133,9 @@ def _variant(
 
 
 def _mixture(references: list[Reference]) -> Images:
-    return np.concatenate([reference.images[SHARE] for reference in references])
+    return np.concatenate([one.images[_some(one, references)] for one in references])
+
+
+def _some(reference: Reference, references: list[Reference]) -> npt.NDArray[np.int64]:
+    """The rows of a probe that are run in many ways: as many of each probe."""
+    return spread(len(reference.images), REPEATED // len(references))

@@ -78,7 +78,7 @@ def check_weights(model: bytes, fp32: bytes) -> Iterator[Check]:
         integers = stored[f"{name}_quantized"]
         per_channel = scale.reshape(-1, *([1] * (integers.ndim - 1)))
         steps = np.abs(integers - exact[name] / per_channel)
-        worst, count = max(worst, float(steps.max())), count + integers.size
+        worst, count = float(np.maximum(worst, steps.max())), count + integers.size  # keeps NaN
     yield at_most("weights", f"largest rounding of {count:,}, in steps", worst, MAX_ROUNDING)
     kept = exact.keys() - {name for name in exact if f"{name}_quantized" in stored}
     changed = [

@@ -387,12 +387,21 @@ class Batcher:
             if job.taken == 0:
                 job.started = now
             taken = min(job.count - job.taken, limit - batch.images)
-            batch.parts.append((job, job.taken, taken))
+            self._add_part(batch, job, taken)
             batch.images += taken
             job.taken += taken
             lane.images -= taken
             if job.taken == job.count:
                 lane.jobs.popleft()
+
+    def _add_part(self, batch: Batch, job: Job, taken: int) -> None:
+        """Adds images of a job, to those of it that the batch may hold already."""
+        if job.taken:
+            for place, (other, first, count) in enumerate(batch.parts):
+                if other is job:
+                    batch.parts[place] = (job, first, count + taken)
+                    return
+        batch.parts.append((job, job.taken, taken))
 
     def _dead(self, job: Job, now: float) -> Refusal | None:
         if job.deadline is not None and now >= job.deadline:
@@ -477,7 +486,8 @@ class Batcher:
         Another model came into service between its batches, and an answer names one model. It was
         admitted, so no bound can refuse it now.
         """
-        job.taken = job.returned = 0
+        job.taken = job.returned = job.batch_images = 0
+        job.inference_s = 0.0
         job.mixed = False
         lane = self._lane(job)
         lane.jobs.appendleft(job)

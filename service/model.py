@@ -93,6 +93,10 @@ class ModelLoader:
             raise ArtifactError(f"{self._repository}: expected {wanted}, found none")
         return model
 
+    def forget_refusals(self) -> None:
+        """Lets what was refused be tried again."""
+        self._refused.clear()
+
     def load_other_than(self, current: ServedModel | None) -> ServedModel | None:
         """What should serve in place of ``current``; None when that is what should.
 
@@ -127,7 +131,8 @@ def _fingerprint(folder: Path) -> Fingerprint:
         entries = [(path.name, path.stat()) for path in folder.iterdir()]
     except OSError:  # it is being moved or removed
         return ()
-    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in entries))
+    # The time of change covers permissions as well as content.
+    return tuple(sorted((name, stat.st_ctime_ns, stat.st_size) for name, stat in entries))
 
 
 def load_model(

@@ -1,7 +1,8 @@
 """A model repository: numbered folders of versions, and the note that says which one serves.
 
-Without a note the highest version that holds serves. ``PROMOTED`` holds one number and puts that
-version first; the others stay as what is tried when it does not hold.
+Without a note the highest version that holds serves. ``PROMOTED`` holds one number: that version
+serves, or when it does not hold the next lower one; what is higher was staged, or rolled back from,
+and is tried last.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from service.artifact import ArtifactError
 
 PROMOTED = "PROMOTED"
+MAX_DIGITS = 10
 
 
 def versions(repository: Path) -> list[Path]:
@@ -41,7 +43,7 @@ def promoted(repository: Path) -> int | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{PROMOTED}: unreadable: {error}") from None
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
         raise ArtifactError(f"{PROMOTED}: expected the number of a version, got {text[:40]!r}")
     return int(text)
 
@@ -60,4 +62,4 @@ def in_serving_order(repository: Path, pinned: int = 0) -> list[Path]:
     if pinned:
         return [folder for folder in found if int(folder.name) == pinned]
     first = promoted(repository)
-    return sorted(found, key=lambda folder: int(folder.name) != first)
+    return sorted(found, key=lambda folder: first is not None and int(folder.name) > first)

@@ -224,6 +224,9 @@ class Server:
                     logger.error("reload: %s; the present version goes on serving", error)
                 said = str(error)
                 continue
+            except Exception:  # ending here would end every later reload
+                logger.exception("reload failed; this is a bug")
+                continue
             said = ""
             if model is not None:
                 self._classify.open(model)
@@ -236,7 +239,8 @@ class Server:
         interval = self._config.reload_interval_s or None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._hangup.wait(), interval)
-        self._hangup.clear()
+            self._hangup.clear()
+            self._loader.forget_refusals()
 
     def _is_ready(self) -> bool:
         return self._classify.is_open and not self._stop.is_set()

@@ -13,7 +13,7 @@ from typing import Any
 from service.artifact import SIGNATURE, ArtifactError, KeyFileError
 
 try:
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
         Ed25519PrivateKey,
         Ed25519PublicKey,
@@ -57,7 +57,7 @@ def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
         return parse(path.read_bytes())
     except OSError as error:
         raise KeyFileError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError) as error:  # TypeError: the key is encrypted
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
         raise KeyFileError(f"{path}: not a usable PEM key: {error}") from None
 
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from export.check import GateReport, at_most, read_report
 from export.graph import export_model
-from export.parity import BATCH_SIZES, LEVELS
+from export.parity import BATCH_SIZES, LEVELS, check_decisions, check_options, spread
 from export.probes import near_ties
-from export.sessions import digest, run_session, serving_session
+from export.sessions import Outputs, digest, run_session, serving_session
 from tests.export.conftest import CONFIG, Caught, UntilCaught, trained
 from training.data import Split
 from training.evaluate import predict_logits
@@ -250,3 +250,30 @@ def test_report_is_one_check_a_line_and_reads_back():
 
 def test_report_without_checks_has_not_passed():
     assert not GateReport("abc").passed
+
+
+def test_decisions_are_judged_by_the_reference_error_not_by_the_model_s_own(references):
+    """A model that is far off may not excuse its flips as rounding."""
+    reference = references[0]
+    wrong = np.random.default_rng(0).normal(size=reference.trained.shape).astype(np.float32)
+    softmax = torch.softmax(torch.from_numpy(wrong), dim=1).numpy()
+    [decided, *_] = check_decisions(reference, Outputs(wrong, softmax))
+    assert not decided.passed
+    assert int(decided.figure.split()[0]) > len(wrong) / 2
+
+
+def test_nan_under_any_option_fails(model, references, monkeypatch):
+    def nan(*_):
+        return Outputs(np.full((8, 10), np.nan, np.float32), np.zeros((8, 10), np.float32))
+
+    monkeypatch.setattr("export.parity.run_session", nan)
+    images, oracle = references[0].images[:8], references[0].oracle[:8]
+    levels = [c for c in check_options(model, images, oracle, 1.0) if "optimisation" in c.name]
+    assert len(levels) == len(LEVELS)
+    assert not any(check.passed for check in levels)
+
+
+def test_what_is_run_in_many_ways_is_spread_over_every_probe():
+    assert spread(10, 400).tolist() == list(range(10))
+    rows = spread(6_600, 400)
+    assert (len(set(rows)), rows[0], rows[-1]) == (400, 0, 6_599)

@@ -78,6 +78,7 @@ MUTATIONS = {
     "two classes swapped": ("network.6.weight", swapped),
     "temperature not applied": ("temperature", np.ones_like),
     "another scale": ("network.3.0.weight_scale", lambda v: v * np.float32(1.1)),
+    "a scale that is no number": ("network.0.0.weight_scale", lambda v: v * np.nan),
     "activations of half the range": ("relu_1_scale", lambda v: v / 2),
 }
 

@@ -473,3 +473,13 @@ def test_stop_waits_for_a_lone_job():
     leave.set()
     lone.join(10)
     assert len(bench.answered) == 1
+
+
+def test_small_job_cut_at_its_half_is_one_part_when_the_rest_fits_after_all():
+    bench = Bench(max_batch_size=64)
+    small, large = job(*range(14)), job(*range(100, 117))
+    bench.submit(*[job(number) for number in range(200, 220)], small, large)
+    batch = bench.step()
+    assert [part[1:] for part in batch.parts if part[0] is small] == [(0, 14)]
+    assert small.result == bytes(2 * number for number in range(14))
+    assert large.result == bytes(2 * number % 256 for number in range(100, 117))

@@ -218,3 +218,24 @@ def test_two_hundred_reloads_leave_memory_flat(repository):
     reload(200)
     assert process.memory_info().rss - before < 8 * 2**20
     assert load_artifact(repository / "1")
+
+
+def test_version_with_wrong_permissions_is_tried_again_when_they_change(repository):
+    folder = add_version(repository, 2, "2")
+    metrics = Metrics()
+    loader = ModelLoader(
+        repository, pinned=0, device="cpu", intra_op_threads=1, max_batch_size=4,
+        public_key=None, metrics=metrics,
+    )  # fmt: skip
+    model_file = folder / MODEL
+    complete = model_file.read_bytes()
+    model_file.write_bytes(b"?" * len(complete))
+    assert loader.load().ref.version == "1"
+    assert loader.load_other_than(None).ref.version == "1"
+    assert metrics.registry.get_sample_value("digits_model_loads_total", {"result": "refused"}) == 1
+    model_file.chmod(0o600)
+    loader.load_other_than(None)
+    assert metrics.registry.get_sample_value("digits_model_loads_total", {"result": "refused"}) == 2
+    loader.forget_refusals()
+    loader.load_other_than(None)
+    assert metrics.registry.get_sample_value("digits_model_loads_total", {"result": "refused"}) == 3
