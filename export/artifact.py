@@ -53,7 +53,7 @@ def write_version(
         number = next_version(repository)
         hashes = {name: artifact.sha256(data) for name, data in files.items()}
         complete = {**manifest, "version": number, "files": hashes}
-        signed = (json.dumps(complete, indent=2, sort_keys=False) + "\n").encode()
+        signed = (json.dumps(complete, indent=2) + "\n").encode()
         contents = {**files, artifact.MANIFEST: signed}
         if signing_key is not None:
             contents[artifact.SIGNATURE] = sign(signed, signing_key)

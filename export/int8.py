@@ -64,12 +64,6 @@ def check_int8(
     yield _speed(session, exact, references[0].images[:TIMED_BATCH])
 
 
-def largest_difference(model: bytes, fp32: bytes, images: Images) -> float:
-    """How far quantisation moved a logit."""
-    outputs, expected = (run_session(serving_session(m), images) for m in (model, fp32))
-    return float(np.abs(outputs.logits - expected.logits).max())
-
-
 def check_weights(model: bytes, fp32: bytes) -> Iterator[Check]:
     """Every integer is the nearest one to its weight, so nothing else was quantised."""
     exact, stored = _initializers(fp32), _initializers(model)

@@ -339,7 +339,7 @@ def test_promote_rollback_and_list_say_what_serves(repository, capsys):
     assert command.main(["promote", "2", flag]) == 1
 
 
-def test_promotion_is_atomic_and_undone_by_the_next_export(repository):
+def test_promotion_is_one_file_that_latest_removes(repository):
     promote(repository, 1)
     assert (repository / PROMOTED).read_text() == "1\n"
     promote(repository, None)
