@@ -145,6 +145,9 @@ class Batcher:
             an empty one.
         max_queue_delay_s: How long a batch that is not full may wait for more, in seconds.
         clock: Monotonic seconds.
+
+    Attributes:
+        threads: The slots, then the answerer.
     """
 
     def __init__(
@@ -173,7 +176,9 @@ class Batcher:
         self._running = 0
         self._idle = 0
         self._stopping = False
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
+        # When each batch that is in the engine got there. Written without the lock: one key each.
+        self._inferring: dict[int, float] = {}
         self._unanswered: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._batch_size = max_batch_size
         # Seconds one more image adds to the wait; 0 until measured, which admits every deadline.
@@ -183,6 +188,11 @@ class Batcher:
     def queued_images(self) -> int:
         """Images that wait, cancelled ones included until a batch passes them over."""
         return self._small.images + self._bulk.images
+
+    @property
+    def oldest_inference_began(self) -> float:
+        """Clock value at which the longest inference that is running began; now if none is."""
+        return min(list(self._inferring.values()), default=self._clock())
 
     def tune(self, seconds_per_image: float) -> None:
         """Fits batch size and admission to what an image costs one slot, in seconds."""
@@ -196,7 +206,7 @@ class Batcher:
         for name, target in [*targets, ("answerer", self._serve_answers)]:
             thread = threading.Thread(target=target, name=name, daemon=True)
             thread.start()
-            self._threads.append(thread)
+            self.threads.append(thread)
 
     def stop(self, grace_s: float) -> bool:
         """Refuses new jobs, finishes those admitted; True if all were answered within the grace."""
@@ -204,7 +214,7 @@ class Batcher:
             self._stopping = True
             self._condition.notify_all()
         give_up = time.monotonic() + grace_s
-        *slots, answerer = self._threads
+        *slots, answerer = self.threads
         for thread in slots:
             thread.join(max(0.0, give_up - time.monotonic()))
         with self._condition:  # a lone job may be running on its transport's thread
@@ -213,7 +223,7 @@ class Batcher:
             )
         self._unanswered.put(None)
         answerer.join(max(0.0, give_up - time.monotonic()))
-        return idle and not any(thread.is_alive() for thread in self._threads)
+        return idle and not any(thread.is_alive() for thread in self.threads)
 
     def submit(self, jobs: Sequence[Job]) -> list[Job]:
         """Admits jobs in order, under one lock for the whole burst.
@@ -251,7 +261,7 @@ class Batcher:
             and self._running == 0
             and self.queued_images == jobs[0].count <= LONE_IMAGES
             and not self._max_queue_delay_s
-            and bool(self._threads)
+            and bool(self.threads)
         )
 
     def _run_lone(self, batch: Batch) -> None:
@@ -412,11 +422,12 @@ class Batcher:
         """Runs a batch; an error stays with it."""
         if not batch.images:  # everything in it was dropped
             return
-        started = self._clock()
+        started = self._inferring[id(batch)] = self._clock()
         try:
             batch.result, batch.source = self._run(self._gather(batch), batch.images)
         except Exception as error:
             batch.error = error
+        del self._inferring[id(batch)]
         batch.seconds = self._clock() - started
 
     def _gather(self, batch: Batch) -> list[memoryview]:

@@ -8,6 +8,7 @@ No event loop in here: ``receive`` runs on the transport's thread, ``complete`` 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -69,15 +70,23 @@ class Classify:
         """Whether calls are accepted."""
         return self._closed is None
 
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """What must live as long as calls are accepted."""
+        return [*self.batcher.threads, self._decoder.thread]
+
     def start(self) -> None:
         """Starts the threads."""
         self._decoder.start()
         self.batcher.start()
 
-    def open(self, model: ServedModel) -> None:
-        """Serves ``model`` and accepts calls."""
+    def serve(self, model: ServedModel) -> None:
+        """Answers with ``model`` from the next batch on."""
         self._model = model
         self.batcher.tune(model.seconds_per_image)
+
+    def open(self) -> None:
+        """Accepts calls; a model must serve."""
         self._closed = None
 
     def close(self, reason: str) -> None:

@@ -93,6 +93,15 @@ class ServerConfig:
         minimum=0,
         maximum=86_400,
     )
+    golden_interval_s: float = _setting(
+        60.0,
+        "seconds between checks of the golden digits on the model in service; 0 makes none",
+        minimum=0,
+        maximum=86_400,
+    )
+    stall_timeout_s: float = _setting(
+        10.0, "seconds after which an inference counts as stuck", minimum=0.1, maximum=3600
+    )
     drain_delay_s: float = _setting(
         0.0, "seconds between NOT_SERVING and refusing calls", minimum=0, maximum=3600
     )

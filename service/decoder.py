@@ -27,6 +27,9 @@ class Decoder:
 
     Args:
         done: Takes a call with its pixels, back to back, or with what became of it instead.
+
+    Attributes:
+        thread: What decodes.
     """
 
     def __init__(self, done: Callable[[Call, bytes | Refusal | InvalidRequestError], None]) -> None:
@@ -35,11 +38,11 @@ class Decoder:
         self._waiting = queue.SimpleQueue()
         self._waiting_bytes = 0
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._serve, name="decoder", daemon=True)
+        self.thread = threading.Thread(target=self._serve, name="decoder", daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""
-        self._thread.start()
+        self.thread.start()
 
     def submit(self, call: Call, files: Sequence[bytes]) -> bool:
         """Queues a call's files; False if too much waits already."""
@@ -54,8 +57,8 @@ class Decoder:
     def stop(self, grace_s: float) -> bool:
         """Decodes what waits; True if that was done within the grace."""
         self._waiting.put(None)
-        self._thread.join(grace_s)
-        return not self._thread.is_alive()
+        self.thread.join(grace_s)
+        return not self.thread.is_alive()
 
     def _serve(self) -> None:
         while (item := self._waiting.get()) is not None:

@@ -200,6 +200,21 @@ class Metrics:
             registry=self.registry,
         )
         self._loads = {result: loads.labels(result) for result in ("loaded", "refused")}
+        golden_checks = Counter(
+            "digits_golden_checks_total",
+            "Checks of the golden digits on the engine in service.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._golden_checks = {
+            passed: golden_checks.labels("passed" if passed else "failed")
+            for passed in (True, False)
+        }
+        self._engine_stalled = Gauge(
+            "digits_engine_stalled",
+            "1 while an inference has been running longer than the limit.",
+            registry=self.registry,
+        )
         self._transport = Info(
             "digits_transport", "What carries Classify, and why.", registry=self.registry
         )
@@ -255,6 +270,14 @@ class Metrics:
     def model_load(self, result: str) -> None:
         """A version was ``loaded`` or ``refused``."""
         self._loads[result].inc()
+
+    def golden_check(self, *, passed: bool) -> None:
+        """The golden digits were run on the engine in service."""
+        self._golden_checks[passed].inc()
+
+    def engine_stalled(self, stalled: bool) -> None:
+        """Whether an inference does not return."""
+        self._engine_stalled.set(stalled)
 
     def transport(self, name: str, reason: str) -> None:
         """What carries Classify was decided."""

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service import wire
 from service.artifact import ArtifactError, KeyFileError
+from service.background import in_daemon_thread
 from service.batcher import Batcher
 from service.classify import Classify
 from service.config import ServerConfig
@@ -38,6 +38,7 @@ from service.metrics import SERVICE, Metrics
 from service.model import ModelLoader, ServedModel
 from service.servicers import DigitClassifier, Health
 from service.transports import TransportError, choose_transport, grpcio, socket_address
+from service.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from service.transports.native import NativeTransport
@@ -127,14 +128,17 @@ class Server:
         with self._private_folder() as private:
             self._private = private
             await self._listen(Path(private, "grpcio.sock"))
-            model = await self._unless_stopped(_in_daemon_thread(self._loader.load))
+            model = await self._unless_stopped(in_daemon_thread(self._loader.load))
             if model is None:
                 logger.info("stopped while loading")
                 return 0
             await self._serve(model)
             reloading = asyncio.create_task(self._reload())
+            watchdog = self._watchdog()
+            watchdog.start()
             await self._stop.wait()
             reloading.cancel()
+            watchdog.stop()
             return await self._drain()
 
     def _private_folder(self) -> AbstractContextManager[str]:
@@ -206,7 +210,8 @@ class Server:
             reflection.enable_server_reflection(names, self._server)
 
     async def _serve(self, model: ServedModel) -> None:
-        self._classify.open(model)
+        self._classify.serve(model)
+        self._classify.open()
         self._metrics.serving(model)
         await self._health.set(READINESS, SERVING)
         self._announce(model)
@@ -218,7 +223,7 @@ class Server:
             await self._until_next_look()
             look = partial(self._loader.load_other_than, self._classify.model)
             try:
-                model = await _in_daemon_thread(look)
+                model = await in_daemon_thread(look)
             except (ArtifactError, DeviceError, KeyFileError) as error:
                 if str(error) != said:  # not again at every look
                     logger.error("reload: %s; the present version goes on serving", error)
@@ -229,7 +234,7 @@ class Server:
                 continue
             said = ""
             if model is not None:
-                self._classify.open(model)
+                self._classify.serve(model)
                 self._metrics.serving(model)
                 fields = {"version": model.ref.version, "sha256": model.ref.sha256}
                 logger.info("now serving another version", extra={"fields": fields})
@@ -242,6 +247,43 @@ class Server:
             self._hangup.clear()
             self._loader.forget_refusals()
 
+    def _watchdog(self) -> Watchdog:
+        """Keeps the process from looking healthy while it can not answer."""
+        loop = asyncio.get_running_loop()
+
+        def report(trouble: str) -> None:
+            self._on_trouble(trouble)
+            asyncio.run_coroutine_threadsafe(self._set_health(not trouble), loop)
+
+        return Watchdog(
+            self._classify,
+            self._threads,
+            report,
+            self._metrics,
+            stall_timeout_s=self._config.stall_timeout_s,
+            golden_interval_s=self._config.golden_interval_s,
+        )
+
+    def _threads(self) -> list[threading.Thread]:
+        return [*self._classify.threads, *([self._native.thread] if self._native else [])]
+
+    def _on_trouble(self, trouble: str) -> None:
+        """Refuses calls while there is trouble. Called from the watchdog's thread."""
+        if not trouble:
+            logger.info("serving again")
+            self._classify.open()
+            return
+        logger.error("not serving: %s", trouble)
+        self._classify.close("the server is in trouble; its log says why")
+        if self._native is not None:
+            self._native.relieve()
+
+    async def _set_health(self, healthy: bool) -> None:
+        if self._stop.is_set():  # draining: what it said stands
+            return
+        for service in (LIVENESS, READINESS):
+            await self._health.set(service, SERVING if healthy else NOT_SERVING)
+
     def _is_ready(self) -> bool:
         return self._classify.is_open and not self._stop.is_set()
 
@@ -253,7 +295,7 @@ class Server:
         self._servicer.close()
         self._health.close()
         give_up = time.monotonic() + self._config.grace_s
-        answered = await _in_daemon_thread(partial(self._classify.stop, self._config.grace_s))
+        answered = await in_daemon_thread(partial(self._classify.stop, self._config.grace_s))
         streams = await self._servicer.finished(max(0.0, give_up - time.monotonic()))
         sent = self._native is None or await self._native.flushed(give_up - time.monotonic())
         # Waits for what grpcio itself has not sent yet, then ends what is left.
@@ -311,31 +353,6 @@ def _sample() -> str:
     """A digit that can be classified from here, if there is one."""
     sample = "tests/samples/7.png"
     return sample if Path(sample).is_file() else "IMAGE"
-
-
-def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Runs blocking work in a thread that can not keep the process from exiting."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: Exception | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        try:
-            result = work()
-        except Exception as error:
-            loop.call_soon_threadsafe(settle, None, error)
-        else:
-            loop.call_soon_threadsafe(settle, result, None)
-
-    threading.Thread(target=run, name="worker", daemon=True).start()
-    return future
 
 
 def serve(config: ServerConfig, started: float) -> int:

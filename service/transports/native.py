@@ -94,6 +94,7 @@ class NativeTransport:
     Attributes:
         port: The port really bound.
         calls: Calls that have no answer yet, by id.
+        thread: What takes calls from the front.
 
     Raises:
         TransportError: If the port can not be bound.
@@ -122,12 +123,20 @@ class NativeTransport:
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
         self.front.set_fallback(fallback)
-        self._thread = threading.Thread(target=self._serve, name="native", daemon=True)
+        self.thread = self._new_thread()
 
     def start(self) -> None:
         """Accepts connections."""
         self.front.start()
-        self._thread.start()
+        self.thread.start()
+
+    def relieve(self) -> None:
+        """Lets another thread take calls: the present one may be stuck with a lone call."""
+        self.thread = self._new_thread()
+        self.thread.start()
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._serve, name="native", daemon=True)
 
     async def flushed(self, grace_s: float) -> bool:
         """Waits until the kernel has sent every answer; False if the grace ended first.
@@ -147,10 +156,14 @@ class NativeTransport:
     def close(self) -> None:
         """Closes every connection."""
         self.front.close()
-        self._thread.join(1.0)
+        self.thread.join(1.0)
 
     def _serve(self) -> None:
-        while (events := self.front.recv_batch_details(MAX_BURST)) is not None:
+        # A thread that was relieved ends after the burst that it has.
+        while threading.current_thread() is self.thread:
+            events = self.front.recv_batch_details(MAX_BURST)
+            if events is None:
+                return
             now = time.monotonic()
             burst: list[Call] = []
             for kind, call_id, _, payload, _, details in events:

@@ -58,7 +58,8 @@ def classify():
     model = SimpleNamespace(
         engine=engine, encoded_ref=wire.encode_model_ref(ref), seconds_per_image=1e-6
     )
-    hot_path.open(model)
+    hot_path.serve(model)
+    hot_path.open()
     hot_path.start()
     yield hot_path, engine
     hot_path.stop(10)

@@ -1,0 +1,262 @@
+"""A server whose engine is stuck, or answers wrong, does not look healthy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from functools import partial
+
+import grpc
+import onnx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx import TensorProto, helper
+
+from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.artifact import MANIFEST, MODEL, sha256
+from service.batcher import Batcher
+from service.classify import Classify
+from service.metrics import Metrics
+from service.model import load_model
+from service.watchdog import Watchdog
+from tests.conftest import REPOSITORY, wait_until
+
+SERVICE = "digits.v1.DigitClassifierService"
+HEALTHY = health_pb2.HealthCheckResponse.SERVING
+UNHEALTHY = health_pb2.HealthCheckResponse.NOT_SERVING
+TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+# What the model below makes of an image of nothing but this value.
+FOR_EVER, FOR_A_WHILE = 255, 254
+ROUNDS = {FOR_EVER: 2**45, FOR_A_WHILE: 2_000_000}
+QUICK = ("--stall-timeout-s=0.4", "--grace-s=0.2")
+
+
+def add_trap(model):
+    """Makes the graph loop, on an image of one of the two values, before it answers.
+
+    Everything else is answered as ever: a model that passes every check at its load.
+    """
+    graph = model.graph
+    [logits] = [node for node in graph.node if "probabilities" in node.output]
+    logits.output[list(logits.output).index("probabilities")] = "honest"
+    state = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("s", "s2")]
+    body = helper.make_graph(
+        [
+            helper.make_node("Cos", ["s"], ["s2"]),
+            helper.make_node("Identity", ["go"], ["go2"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            state[0],
+        ],
+        [helper.make_tensor_value_info("go2", TensorProto.BOOL, []), state[1]],
+    )
+    constants = {"zero": 0.0, "small": 1e-30}
+    graph.initializer.extend(
+        helper.make_tensor(name, TensorProto.FLOAT, [], [value])
+        for name, value in constants.items()
+    )
+    graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    nodes = [helper.make_node("Cast", ["image"], ["wide"], to=TensorProto.INT64)]
+    nodes.append(helper.make_node("ReduceMin", ["wide"], ["least"], keepdims=0))
+    for value, rounds in ROUNDS.items():
+        for name, number in (("value", value), ("rounds", rounds)):
+            tensor = helper.make_tensor(f"{name}{value}", TensorProto.INT64, [], [number])
+            graph.initializer.append(tensor)
+        nodes += [
+            helper.make_node("Equal", ["least", f"value{value}"], [f"is{value}"]),
+            helper.make_node("Cast", [f"is{value}"], [f"as{value}"], to=TensorProto.INT64),
+            helper.make_node("Mul", [f"as{value}", f"rounds{value}"], [f"times{value}"]),
+        ]
+    nodes += [
+        helper.make_node("Add", [f"times{value}" for value in ROUNDS], ["trips"]),
+        helper.make_node("Loop", ["trips", "yes", "zero"], ["looped"], body=body),
+        helper.make_node("Mul", ["looped", "small"], ["nothing"]),
+        helper.make_node("Add", ["honest", "nothing"], ["probabilities"]),
+    ]
+    graph.node.extend(nodes)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trap") / "digits"
+    shutil.copytree(REPOSITORY / "1", path / "1")
+    model = onnx.load(path / "1" / MODEL)
+    add_trap(model)
+    data = model.SerializeToString()
+    (path / "1" / MODEL).write_bytes(data)
+    manifest = json.loads((path / "1" / MANIFEST).read_text())
+    manifest["files"][MODEL] = sha256(data)
+    (path / "1" / MANIFEST).write_text(json.dumps(manifest))
+    return path
+
+
+def health(address, service=""):
+    """The status; DEADLINE_EXCEEDED is not healthy either."""
+    with grpc.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            return health_pb2_grpc.HealthStub(channel).Check(request, timeout=1).status
+        except grpc.RpcError as error:
+            return error.code()
+
+
+def healthz(server):
+    try:
+        return urllib.request.urlopen(f"{server.http}/healthz", timeout=1).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def metric(server, series):
+    text = urllib.request.urlopen(f"{server.http}/metrics").read().decode()
+    return next(
+        float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(series + " ")
+    )
+
+
+def classify(stub, value, count, timeout):
+    request = digits_pb2.ClassifyRequest(pixels=bytes([value]) * 784 * count)
+    return stub.Classify.future(request, timeout=timeout)
+
+
+@TRANSPORTS
+def test_an_inference_that_never_returns_is_noticed_and_reported(
+    transport, repository, start_server
+):
+    server = start_server(
+        f"--model-repository={repository}", f"--transport={transport}", "--instances=1", *QUICK
+    )
+    assert health(server.address) == health(server.address, SERVICE) == HEALTHY
+    with grpc.insecure_channel(server.address) as channel:
+        stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+        stuck = classify(stub, FOR_EVER, 8, timeout=60)  # too many to run on the event loop
+        wait_until(lambda: health(server.address) == UNHEALTHY)
+        assert health(server.address, SERVICE) == UNHEALTHY
+        assert healthz(server) == 503
+        assert metric(server, "digits_engine_stalled") == 1
+        assert "an inference has not returned within 0.4 s" in server.log_text()
+        refused = classify(stub, 0, 1, timeout=30)
+        assert refused.code() == grpc.StatusCode.UNAVAILABLE
+        assert not stuck.done()
+        stuck.cancel()
+    assert server.stop() == 1  # what was in flight was not answered, and the exit is not delayed
+
+
+@TRANSPORTS
+def test_a_lone_call_that_never_returns_takes_health_with_it(transport, repository, start_server):
+    server = start_server(
+        f"--model-repository={repository}", f"--transport={transport}", "--instances=1", *QUICK
+    )
+    with grpc.insecure_channel(server.address) as channel:
+        stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+        stuck = classify(stub, FOR_EVER, 1, timeout=60)
+        wait_until(lambda: health(server.address) != HEALTHY)
+        wait_until(lambda: "an inference has not returned" in server.log_text())
+        if transport == "native":  # its own thread is stuck, and another one answers
+            assert classify(stub, 0, 1, timeout=30).code() == grpc.StatusCode.UNAVAILABLE
+        stuck.cancel()
+    server.process.kill()
+
+
+@TRANSPORTS
+def test_an_inference_that_returns_after_all_brings_the_server_back(
+    transport, repository, start_server
+):
+    server = start_server(
+        f"--model-repository={repository}", f"--transport={transport}", "--stall-timeout-s=0.1"
+    )
+    with grpc.insecure_channel(server.address) as channel:
+        stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+        slow = classify(stub, FOR_A_WHILE, 8, timeout=60)
+        wait_until(lambda: health(server.address) == UNHEALTHY)
+        assert slow.code() == grpc.StatusCode.OK
+        wait_until(lambda: health(server.address) == HEALTHY)
+        assert classify(stub, 0, 1, timeout=30).code() == grpc.StatusCode.OK
+    assert healthz(server) == 200
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def hot_path():
+    """The path of a call with a model in service, and its metrics."""
+    metrics = Metrics()
+    make_batcher = partial(Batcher, slots=1, max_batch_size=64, max_queue_images=64)
+    classify = Classify(make_batcher, max_images_per_request=64, metrics=metrics)
+    classify.start()
+    classify.serve(
+        load_model(REPOSITORY / "1", "digits", device="cpu", intra_op_threads=1, max_batch_size=4)
+    )
+    classify.open()
+    yield classify, metrics
+    classify.stop(5)
+
+
+@pytest.fixture
+def watch(hot_path):
+    """Starts a watchdog that looks often; returns the list of its reports."""
+    classify, metrics = hot_path
+    watchdogs = []
+
+    def start(threads=lambda: classify.threads):
+        reports = []
+        watchdogs.append(
+            Watchdog(
+                classify, threads, reports.append, metrics,
+                stall_timeout_s=0.5, golden_interval_s=0.01,
+            )
+        )  # fmt: skip
+        watchdogs[-1].start()
+        return reports
+
+    yield start
+    for watchdog in watchdogs:
+        watchdog.stop()
+
+
+def golden_checks(metrics, result):
+    return metrics.registry.get_sample_value("digits_golden_checks_total", {"result": result})
+
+
+def with_other_labels(model):
+    """The model with golden digits that it does not answer as they say."""
+    golden = model.artifact.golden
+    golden = dataclasses.replace(golden, labels=(golden.labels + 1) % 10)
+    return dataclasses.replace(model, artifact=dataclasses.replace(model.artifact, golden=golden))
+
+
+def test_golden_digits_are_checked_again_and_again(hot_path, watch):
+    _, metrics = hot_path
+    reports = watch()
+    wait_until(lambda: golden_checks(metrics, "passed") >= 3)
+    assert reports == []
+    assert golden_checks(metrics, "failed") == 0
+
+
+def test_wrong_golden_answers_are_reported_until_a_right_model_serves(hot_path, watch, caplog):
+    classify, metrics = hot_path
+    honest = classify.model
+    reports = watch()
+    classify.serve(with_other_labels(honest))
+    wait_until(lambda: reports)
+    assert reports == ["the model no longer answers its golden digits as it should"]
+    assert golden_checks(metrics, "failed") >= 1
+    assert "labels are wrong" in caplog.text
+    classify.serve(honest)
+    wait_until(lambda: len(reports) == 2)
+    assert reports[1] == ""
+
+
+def test_a_dead_thread_is_reported(watch):
+    dead = threading.Thread(target=lambda: None, name="slot-9")
+    dead.start()
+    dead.join()
+    reports = watch(lambda: [dead])
+    wait_until(lambda: reports)
+    assert reports == ["thread slot-9 has died; this is a bug"]
