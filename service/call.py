@@ -24,6 +24,7 @@ class Call(Job):
     """
 
     is_rpc: ClassVar[bool] = True
+    count = 0
 
     def __init__(
         self,

@@ -22,12 +22,20 @@ from digits.v1 import digits_pb2
 from service import wire
 from service.batcher import Batch, Batcher, Refusal
 from service.decoder import Decoder
-from service.status import CLOCK_SLACK_S, InvalidRequestError, Status, refusal_status, unavailable
+from service.status import (
+    CLOCK_SLACK_S,
+    REFUSALS,
+    InvalidRequestError,
+    Status,
+    refusal_status,
+    unavailable,
+)
 
 if TYPE_CHECKING:
     from service.call import Call
     from service.metrics import Metrics
     from service.model import ServedModel
+    from service.request_log import RequestLog
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +49,7 @@ class Classify:
         make_batcher: Builds the batcher around this object's run and complete functions.
         max_images_per_request: Images in one request at most.
         metrics: Where calls are counted.
+        request_log: Where their ends are told.
         clock: Monotonic seconds.
     """
 
@@ -50,11 +59,13 @@ class Classify:
         *,
         max_images_per_request: int,
         metrics: Metrics,
+        request_log: RequestLog,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.batcher = make_batcher(self._run, self.complete, image_bytes=wire.IMAGE_BYTES)
         self._max_images = max_images_per_request
         self._metrics = metrics
+        self._request_log = request_log
         self._clock = clock
         self._model: ServedModel | None = None
         self._closed: Status | None = unavailable("the model is loading")
@@ -107,7 +118,7 @@ class Classify:
                 if self._accept(call):
                     ready.append(call)
             except InvalidRequestError as error:
-                self._fail(call, error.status())
+                self.fail(call, error.status())
             except Exception:  # must not keep the others from being served
                 logger.exception("reading a call failed; this is a bug")
                 call.refusal = Refusal.FAILED
@@ -118,7 +129,7 @@ class Classify:
     def _accept(self, call: Call) -> bool:
         """Reads a call; True if its images are ready for the queue."""
         if self._closed is not None:
-            self._fail(call, self._closed, Refusal.STOPPED)
+            self.fail(call, self._closed, Refusal.STOPPED)
             return False
         pixels = wire.sole_field(call.request)
         if pixels is None:
@@ -157,7 +168,7 @@ class Classify:
             call.refusal = result
             self._refuse([call])
         else:
-            self._fail(call, result.status())
+            self.fail(call, result.status())
 
     def _attach(self, call: Call, pixels: memoryview) -> None:
         count, rest = divmod(len(pixels), wire.IMAGE_BYTES)
@@ -200,7 +211,9 @@ class Classify:
                     answered.append(call)
             except Exception:  # must not keep the others from their answers
                 logger.exception("answering a call failed; this is a bug")
-        self._metrics.batch(batch, answered, self._clock())
+        now = self._clock()
+        self._metrics.batch(batch, answered, now)
+        self._request_log.answered(answered, now)
 
     def _answer(self, call: Call, batch: Batch, tail: bytes) -> bool:
         """Ends one call of a batch; True if it was with predictions that reached the caller."""
@@ -217,23 +230,23 @@ class Classify:
 
     def _refuse(self, calls: Sequence[Call]) -> None:
         """Fails calls by their ``refusal``, and counts them all at once."""
-        now = self._clock()
-        ended: defaultdict[StatusCode, list[float]] = defaultdict(list)
+        ended: defaultdict[Refusal, list[Call]] = defaultdict(list)
         for call in calls:
-            status = refusal_status(call)
-            if not call.fail(status):
+            assert call.refusal is not None
+            if not call.fail(refusal_status(call)):
                 self._count_departed(call)
             elif call.is_rpc:
-                ended[status.code].append(now - call.received)
-        for code, seconds in ended.items():
-            self._metrics.handled(code, seconds)
+                ended[call.refusal].append(call)
+        for refusal, failed in ended.items():
+            self._ended(failed, *REFUSALS[refusal])
         self._metrics.dropped([call.refusal for call in calls if call.refusal is not None])
 
-    def _fail(self, call: Call, status: Status, dropped: Refusal | None = None) -> None:
+    def fail(self, call: Call, status: Status, dropped: Refusal | None = None) -> None:
+        """Ends a call that never reached the queue."""
         if not call.fail(status):
             self._count_departed(call)
         elif call.is_rpc:
-            self._metrics.handled(status.code, [self._clock() - call.received])
+            self._ended([call], status.code, status.message)
         if dropped is not None:
             self._metrics.dropped([dropped])
 
@@ -241,7 +254,12 @@ class Classify:
         """The caller left before its answer: the transport has told it why."""
         if not call.is_rpc:
             return
-        now = self._clock()
-        expired = call.deadline is not None and now >= call.deadline - CLOCK_SLACK_S
+        expired = call.deadline is not None and self._clock() >= call.deadline - CLOCK_SLACK_S
         code = StatusCode.DEADLINE_EXCEEDED if expired else StatusCode.CANCELLED
-        self._metrics.handled(code, [now - call.received])
+        self._ended([call], code, "the caller left")
+
+    def _ended(self, calls: Sequence[Call], code: StatusCode, message: str) -> None:
+        """Counts RPCs that ended other than with OK."""
+        now = self._clock()
+        self._metrics.handled(code, [now - call.received for call in calls])
+        self._request_log.failed(calls, code, message, now)

@@ -108,6 +108,12 @@ class ServerConfig:
     grace_s: float = _setting(
         20.0, "seconds that calls in flight get to finish", minimum=0, maximum=3600
     )
+    request_log_per_s: float = _setting(
+        1.0,
+        "log lines a second for RPCs that ended well, and as many for others; 0 writes none",
+        minimum=0,
+        maximum=10_000,
+    )
     log_format: str = _setting("text", "form of the log lines", choices=("text", "json"))
     reflection: bool = _setting(True, "serve gRPC reflection")
     env_file: str = _setting(

@@ -8,6 +8,19 @@ import sys
 from datetime import UTC, datetime
 
 
+class _TextFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
+        """The message, then what belongs to it as ``name=value``."""
+        fields: dict[str, object] = getattr(record, "fields", {})
+        said = [f"{name}={_quoted(value)}" for name, value in fields.items()]
+        return " ".join([super().formatMessage(record), *said])
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text) if " " in text else text
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One object a line."""
@@ -29,5 +42,5 @@ def configure_logging(log_format: str) -> None:
     if log_format == "json":
         handler.setFormatter(_JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

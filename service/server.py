@@ -36,6 +36,7 @@ from service.engine import DeviceError
 from service.http import HttpServer
 from service.metrics import SERVICE, Metrics
 from service.model import ModelLoader, ServedModel
+from service.request_log import RequestLog
 from service.servicers import DigitClassifier, Health
 from service.transports import TransportError, choose_transport, grpcio, socket_address
 from service.watchdog import Watchdog
@@ -83,6 +84,7 @@ class Server:
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._metrics = Metrics()
+        self._request_log = RequestLog(config.request_log_per_s)
         self._loader = ModelLoader(
             Path(config.model_repository),
             pinned=config.model_version,
@@ -102,10 +104,14 @@ class Server:
             ),
             max_images_per_request=config.max_images_per_request,
             metrics=self._metrics,
+            request_log=self._request_log,
         )
         self._metrics.watch_queue(self._classify.batcher)
         self._servicer = DigitClassifier(
-            self._classify, self._metrics, max_ahead_images=config.max_queue_images // 2
+            self._classify,
+            self._metrics,
+            self._request_log,
+            max_ahead_images=config.max_queue_images // 2,
         )
         self._health = Health()
         self._transport, self._transport_reason = choose_transport(config)
@@ -178,6 +184,7 @@ class Server:
                 config.grpc_port,
                 fallback=str(socket),
                 receive=self._classify.receive,
+                refuse=self._classify.fail,
                 metrics=self._metrics,
                 max_message_bytes=self._message_bytes,
             )
@@ -335,8 +342,10 @@ class Server:
             "ready_after": f"{time.monotonic() - self._started:.2f} s",
             "try": f"{_program()} classify --address {address} {_sample()}",
         }
-        logger.info("SERVING", extra={"fields": fields})
-        if self._config.log_format == "text":
+        if self._config.log_format == "json":
+            logger.info("SERVING", extra={"fields": fields})
+        else:
+            logger.info("SERVING")
             print("\n".join(f"{key:>12}  {value}" for key, value in fields.items()), flush=True)
 
 

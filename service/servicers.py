@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -18,6 +18,7 @@ from digits.v1 import digits_pb2
 from service import wire
 from service.classify import Classify
 from service.metrics import Metrics
+from service.request_log import RequestLog
 from service.status import CLOCK_SLACK_S, InvalidRequestError, Status
 from service.transports.grpcio import AsyncCall, Mailbox, trailing_metadata
 
@@ -49,13 +50,22 @@ class DigitClassifier:
     Args:
         classify: The hot path, and the model in service.
         metrics: Counts the RPCs.
+        request_log: Tells how they ended.
         max_ahead_images: Images that one stream may have in the queue beside the item that waits.
     """
 
-    def __init__(self, classify: Classify, metrics: Metrics, *, max_ahead_images: int) -> None:
+    def __init__(
+        self,
+        classify: Classify,
+        metrics: Metrics,
+        request_log: RequestLog,
+        *,
+        max_ahead_images: int,
+    ) -> None:
         self._classify = classify
         self._max_ahead_bytes = max_ahead_images * wire.IMAGE_BYTES
         self._metrics = metrics
+        self._request_log = request_log
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._closing = asyncio.Event()
         self._streams: set[asyncio.Task[Any]] = set()
@@ -63,12 +73,8 @@ class DigitClassifier:
     def handlers(self) -> dict[str, RpcMethodHandler]:
         """The method handlers by name. Messages stay bytes: a malformed one is answered here."""
         return {
-            "GetModel": grpc.unary_unary_rpc_method_handler(
-                _counted_unary(self._metrics, "GetModel", self.get_model)
-            ),
-            "ClassifyStream": grpc.stream_stream_rpc_method_handler(
-                _counted_stream(self._metrics, "ClassifyStream", self.classify_stream)
-            ),
+            "GetModel": grpc.unary_unary_rpc_method_handler(self._get_model),
+            "ClassifyStream": grpc.stream_stream_rpc_method_handler(self._classify_stream),
         }
 
     def close(self) -> None:
@@ -80,6 +86,46 @@ class DigitClassifier:
         if self._streams:
             await asyncio.wait(self._streams, timeout=grace_s)
         return not self._streams
+
+    async def _get_model(self, request: bytes, context: ServicerContext) -> bytes:
+        with self._counting("GetModel", context):
+            return await self.get_model(request, context)
+
+    async def _classify_stream(
+        self, requests: AsyncIterator[bytes], context: ServicerContext
+    ) -> AsyncIterator[bytes]:
+        with self._counting("ClassifyStream", context):
+            async for response in self.classify_stream(requests, context):
+                yield response
+
+    @contextlib.contextmanager
+    def _counting(self, method: str, context: ServicerContext) -> Iterator[None]:
+        """Counts and logs an RPC. An interceptor would slow Classify down as well."""
+        began = time.monotonic()
+        self._metrics.rpc_started(method)
+        code = grpc.StatusCode.UNKNOWN
+        try:
+            yield
+            code = grpc.StatusCode.OK
+        except grpc.aio.AbortError:
+            code = _status_code(context.code())
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            remaining = context.time_remaining()
+            expired = remaining is not None and remaining <= CLOCK_SLACK_S
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            now = time.monotonic()
+            self._metrics.rpc_handled(method, code, now - began)
+            self._request_log.rpc(
+                method,
+                code,
+                peer=context.peer(),
+                metadata=context.invocation_metadata() or (),
+                seconds=now - began,
+                now=now,
+            )
 
     async def get_model(self, request: bytes, context: ServicerContext) -> bytes:
         """Which model serves; UNAVAILABLE while none does."""
@@ -217,45 +263,6 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
             watch.cancel()
             closing.cancel()
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-
-
-def _counted_unary(metrics: Metrics, method: str, behaviour: Any) -> Callable[..., Any]:
-    """The behaviour, with its RPCs counted. An interceptor would slow Classify down as well."""
-
-    async def counted(request: Any, context: ServicerContext) -> Any:
-        with _counting(metrics, method, context):
-            return await behaviour(request, context)
-
-    return counted
-
-
-def _counted_stream(metrics: Metrics, method: str, behaviour: Any) -> Callable[..., Any]:
-    async def counted(requests: Any, context: ServicerContext) -> AsyncIterator[Any]:
-        with _counting(metrics, method, context):
-            async for response in behaviour(requests, context):
-                yield response
-
-    return counted
-
-
-@contextlib.contextmanager
-def _counting(metrics: Metrics, method: str, context: ServicerContext) -> Iterator[None]:
-    began = time.monotonic()
-    metrics.rpc_started(method)
-    code = grpc.StatusCode.UNKNOWN
-    try:
-        yield
-        code = grpc.StatusCode.OK
-    except grpc.aio.AbortError:
-        code = _status_code(context.code())
-        raise
-    except (asyncio.CancelledError, GeneratorExit):
-        remaining = context.time_remaining()
-        expired = remaining is not None and remaining <= CLOCK_SLACK_S
-        code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
-        raise
-    finally:
-        metrics.rpc_handled(method, code, time.monotonic() - began)
 
 
 def _status_code(code: Any) -> grpc.StatusCode:

@@ -88,6 +88,7 @@ class NativeTransport:
         port: Port, or 0 for a free one.
         fallback: Path of the Unix socket of the grpcio server for every other method.
         receive: Takes bursts of calls.
+        refuse: Fails a call with a status.
         metrics: Counts calls that began.
         max_message_bytes: Larger requests are refused, after they were read.
 
@@ -107,6 +108,7 @@ class NativeTransport:
         *,
         fallback: str,
         receive: Callable[[Sequence[Call]], None],
+        refuse: Callable[[Call, Status], None],
         metrics: Metrics,
         max_message_bytes: int,
     ) -> None:
@@ -120,6 +122,7 @@ class NativeTransport:
         self.port = self.front.bound_port
         self.calls: dict[int, NativeCall] = {}
         self._receive = receive
+        self._refuse = refuse
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
         self.front.set_fallback(fallback)
@@ -191,6 +194,4 @@ class NativeTransport:
     def _refuse_oversize(self, burst: list[Call]) -> None:
         for call in burst:
             if len(call.request) > self._max_message_bytes:
-                status = too_large(len(call.request), self._max_message_bytes)
-                call.fail(status)
-                self._metrics.handled(status.code, [0.0])
+                self._refuse(call, too_large(len(call.request), self._max_message_bytes))

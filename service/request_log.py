@@ -1,0 +1,137 @@
+"""A line for each RPC that ended, or for a sample of them when there are many.
+
+A line never holds an image, a token or any metadata but the request id.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from grpc import StatusCode
+
+if TYPE_CHECKING:
+    from service.call import Call
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_KEY = "x-request-id"
+# What of a caller's own id may go into a log: nothing that could pass for another line or field.
+SOUND_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,64}")
+
+
+class RequestLog:
+    """Logs how RPCs ended. Thread-safe.
+
+    RPCs that ended well and those that did not have an allowance each, so that a flood of one does
+    not hide the other. A line tells how many were passed over since the line before.
+
+    Args:
+        lines_per_s: Lines of each kind a second, on average and at most in one go; 0 for none.
+    """
+
+    def __init__(self, lines_per_s: float) -> None:
+        self.enabled = lines_per_s > 0
+        self._well, self._badly = Allowance(lines_per_s), Allowance(lines_per_s)
+
+    def answered(self, calls: Sequence[Call], now: float) -> None:
+        """Classify calls ended with OK at ``now``, in monotonic seconds."""
+        if not self.enabled:
+            return
+        rpcs = [call for call in calls if call.is_rpc]
+        lines, passed_over = self._well.take(len(rpcs), now)
+        for call in rpcs[:lines]:
+            times = {
+                "queue_ms": _ms(call.started - call.enqueued),
+                "inference_ms": _ms(call.inference_s),
+                "batch_images": call.batch_images,
+                "passed_over": passed_over,
+            }
+            _write("Classify", StatusCode.OK, call, now, times)
+
+    def failed(self, calls: Sequence[Call], code: StatusCode, message: str, now: float) -> None:
+        """Classify calls ended with ``code`` at ``now``, in monotonic seconds."""
+        if not self.enabled:
+            return
+        lines, passed_over = self._badly.take(len(calls), now)
+        for call in calls[:lines]:
+            _write("Classify", code, call, now, {"error": message, "passed_over": passed_over})
+
+    def rpc(
+        self,
+        method: str,
+        code: StatusCode,
+        *,
+        peer: str,
+        metadata: Iterable[Any],
+        seconds: float,
+        now: float,
+    ) -> None:
+        """An RPC other than Classify ended."""
+        if not self.enabled:
+            return
+        lines, passed_over = (self._well if code is StatusCode.OK else self._badly).take(1, now)
+        if lines:
+            fields = {
+                "request_id": request_id(metadata),
+                "peer": peer,
+                "total_ms": _ms(seconds),
+                "passed_over": passed_over,
+            }
+            logger.info("%s %s", method, code.name, extra={"fields": fields})
+
+
+class Allowance:
+    """A token bucket of log lines. Thread-safe.
+
+    Args:
+        per_s: Lines a second; as many, and one at least, may come in one go.
+    """
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._most = max(1.0, per_s)
+        self._left = self._most
+        self._looked = 0.0
+        self._passed_over = 0
+        self._lock = threading.Lock()
+
+    def take(self, wanted: int, now: float) -> tuple[int, int]:
+        """How many lines of ``wanted`` may be written, and how many were not before them."""
+        with self._lock:
+            self._left = min(self._most, self._left + (now - self._looked) * self._per_s)
+            self._looked = now
+            granted = min(wanted, int(self._left))
+            self._left -= granted
+            passed_over = self._passed_over
+            self._passed_over = wanted - granted + (0 if granted else passed_over)
+            return granted, passed_over
+
+
+def _write(
+    method: str, code: StatusCode, call: Call, now: float, more: Mapping[str, object]
+) -> None:
+    fields = {
+        "request_id": request_id(call.metadata),
+        "peer": call.peer,
+        "images": call.count,
+        "total_ms": _ms(now - call.received),
+        **more,
+    }
+    logger.info("%s %s", method, code.name, extra={"fields": fields})
+
+
+def request_id(metadata: Iterable[Any]) -> str:
+    """The caller's ``x-request-id`` if it can stand in a log line, else one made up here."""
+    for key, value, *_ in metadata:
+        if key == REQUEST_ID_KEY and isinstance(value, str) and SOUND_ID.fullmatch(value):
+            return value
+    return secrets.token_hex(8)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
