@@ -80,8 +80,9 @@ def test_calls_whose_deadline_passes_in_the_queue_cost_no_inference(busy, transp
         os.kill(server.process.pid, signal.SIGCONT)
     assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * 20
     assert len(stub.Classify(pixels(IMAGE)).predictions) == 1
+    # A batch is counted just after its answers left.
+    wait_until(lambda: handled(server, "OK") == 2)
     assert scrape(server)["digits_images_total"] == 2
-    assert handled(server, "OK") == 2
 
 
 @TRANSPORTS
