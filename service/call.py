@@ -1,11 +1,13 @@
-"""One RPC, whatever carried it."""
+"""One RPC, whatever carried it, and those who want to know how it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Protocol
 
-from service.batcher import Job
+from grpc import StatusCode
+
+from service.batcher import Batch, Job
 from service.status import Status
 
 
@@ -47,3 +49,25 @@ class Call(Job):
     def fail(self, status: Status) -> bool:
         """Ends the call with a status other than OK; False if the caller has left."""
         raise NotImplementedError
+
+
+class RpcListener(Protocol):
+    """Is told how RPCs ended, from any thread. Times are monotonic seconds."""
+
+    def answered(self, calls: Sequence[Call], batch: Batch, now: float) -> None:
+        """Classify calls, or items of streams, were answered with OK; ``batch`` was their last."""
+
+    def failed(self, calls: Sequence[Call], code: StatusCode, message: str, now: float) -> None:
+        """Classify calls ended with another code."""
+
+    def rpc(
+        self,
+        method: str,
+        code: StatusCode,
+        *,
+        peer: str,
+        metadata: Iterable[Any],
+        began: float,
+        now: float,
+    ) -> None:
+        """An RPC other than Classify ended."""

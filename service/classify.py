@@ -32,10 +32,9 @@ from service.status import (
 )
 
 if TYPE_CHECKING:
-    from service.call import Call
+    from service.call import Call, RpcListener
     from service.metrics import Metrics
     from service.model import ServedModel
-    from service.request_log import RequestLog
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class Classify:
         make_batcher: Builds the batcher around this object's run and complete functions.
         max_images_per_request: Images in one request at most.
         metrics: Where calls are counted.
-        request_log: Where their ends are told.
+        listeners: Are told how they end.
         clock: Monotonic seconds.
     """
 
@@ -59,13 +58,13 @@ class Classify:
         *,
         max_images_per_request: int,
         metrics: Metrics,
-        request_log: RequestLog,
+        listeners: Sequence[RpcListener] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.batcher = make_batcher(self._run, self.complete, image_bytes=wire.IMAGE_BYTES)
         self._max_images = max_images_per_request
         self._metrics = metrics
-        self._request_log = request_log
+        self._listeners = listeners
         self._clock = clock
         self._model: ServedModel | None = None
         self._closed: Status | None = unavailable("the model is loading")
@@ -213,7 +212,8 @@ class Classify:
                 logger.exception("answering a call failed; this is a bug")
         now = self._clock()
         self._metrics.batch(batch, answered, now)
-        self._request_log.answered(answered, now)
+        for listener in self._listeners:
+            listener.answered(answered, batch, now)
 
     def _answer(self, call: Call, batch: Batch, tail: bytes) -> bool:
         """Ends one call of a batch; True if it was with predictions that reached the caller."""
@@ -262,4 +262,5 @@ class Classify:
         """Counts RPCs that ended other than with OK."""
         now = self._clock()
         self._metrics.handled(code, [now - call.received for call in calls])
-        self._request_log.failed(calls, code, message, now)
+        for listener in self._listeners:
+            listener.failed(calls, code, message, now)

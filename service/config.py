@@ -114,6 +114,11 @@ class ServerConfig:
         minimum=0,
         maximum=10_000,
     )
+    otlp_endpoint: str = _setting(
+        "",
+        "OTLP/gRPC collector that gets traces, such as http://127.0.0.1:4317; the OTEL_* variables "
+        "apply",
+    )
     log_format: str = _setting("text", "form of the log lines", choices=("text", "json"))
     reflection: bool = _setting(True, "serve gRPC reflection")
     env_file: str = _setting(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from grpc import StatusCode
 
 if TYPE_CHECKING:
+    from service.batcher import Batch
     from service.call import Call
 
 logger = logging.getLogger(__name__)
@@ -31,17 +32,14 @@ class RequestLog:
     not hide the other. A line tells how many were passed over since the line before.
 
     Args:
-        lines_per_s: Lines of each kind a second, on average and at most in one go; 0 for none.
+        lines_per_s: Lines of each kind a second, on average and at most in one go.
     """
 
     def __init__(self, lines_per_s: float) -> None:
-        self.enabled = lines_per_s > 0
         self._well, self._badly = Allowance(lines_per_s), Allowance(lines_per_s)
 
-    def answered(self, calls: Sequence[Call], now: float) -> None:
-        """Classify calls ended with OK at ``now``, in monotonic seconds."""
-        if not self.enabled:
-            return
+    def answered(self, calls: Sequence[Call], batch: Batch, now: float) -> None:  # noqa: ARG002
+        """See ``RpcListener.answered``."""
         rpcs = [call for call in calls if call.is_rpc]
         lines, passed_over = self._well.take(len(rpcs), now)
         for call in rpcs[:lines]:
@@ -54,9 +52,7 @@ class RequestLog:
             _write("Classify", StatusCode.OK, call, now, times)
 
     def failed(self, calls: Sequence[Call], code: StatusCode, message: str, now: float) -> None:
-        """Classify calls ended with ``code`` at ``now``, in monotonic seconds."""
-        if not self.enabled:
-            return
+        """See ``RpcListener.failed``."""
         lines, passed_over = self._badly.take(len(calls), now)
         for call in calls[:lines]:
             _write("Classify", code, call, now, {"error": message, "passed_over": passed_over})
@@ -68,18 +64,16 @@ class RequestLog:
         *,
         peer: str,
         metadata: Iterable[Any],
-        seconds: float,
+        began: float,
         now: float,
     ) -> None:
-        """An RPC other than Classify ended."""
-        if not self.enabled:
-            return
+        """See ``RpcListener.rpc``."""
         lines, passed_over = (self._well if code is StatusCode.OK else self._badly).take(1, now)
         if lines:
             fields = {
                 "request_id": request_id(metadata),
                 "peer": peer,
-                "total_ms": _ms(seconds),
+                "total_ms": _ms(now - began),
                 "passed_over": passed_over,
             }
             logger.info("%s %s", method, code.name, extra={"fields": fields})

@@ -29,6 +29,7 @@ from service import wire
 from service.artifact import ArtifactError, KeyFileError
 from service.background import in_daemon_thread
 from service.batcher import Batcher
+from service.call import RpcListener
 from service.classify import Classify
 from service.config import ServerConfig
 from service.cpu import cpu_quota
@@ -38,6 +39,7 @@ from service.metrics import SERVICE, Metrics
 from service.model import ModelLoader, ServedModel
 from service.request_log import RequestLog
 from service.servicers import DigitClassifier, Health
+from service.tracing import Tracing, TracingError
 from service.transports import TransportError, choose_transport, grpcio, socket_address
 from service.watchdog import Watchdog
 
@@ -84,7 +86,10 @@ class Server:
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._metrics = Metrics()
-        self._request_log = RequestLog(config.request_log_per_s)
+        self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
+        self._listeners: list[RpcListener] = [self._tracing] if self._tracing else []
+        if config.request_log_per_s:
+            self._listeners.append(RequestLog(config.request_log_per_s))
         self._loader = ModelLoader(
             Path(config.model_repository),
             pinned=config.model_version,
@@ -104,13 +109,13 @@ class Server:
             ),
             max_images_per_request=config.max_images_per_request,
             metrics=self._metrics,
-            request_log=self._request_log,
+            listeners=self._listeners,
         )
         self._metrics.watch_queue(self._classify.batcher)
         self._servicer = DigitClassifier(
             self._classify,
             self._metrics,
-            self._request_log,
+            self._listeners,
             max_ahead_images=config.max_queue_images // 2,
         )
         self._health = Health()
@@ -309,6 +314,8 @@ class Server:
         await self._server.stop(max(FLUSH_S, give_up - time.monotonic()))
         for front in self._fronts:
             front.close()
+        if self._tracing is not None:
+            await self._tracing.flush()
         if not (answered and streams and sent):
             logger.error("calls were still in flight after %g s of grace", self._config.grace_s)
             return 1
@@ -379,6 +386,6 @@ def serve(config: ServerConfig, started: float) -> int:
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
             return runner.run(main())
-        except (TransportError, ArtifactError, DeviceError, KeyFileError) as error:
+        except (TransportError, ArtifactError, DeviceError, KeyFileError, TracingError) as error:
             logger.error("can not serve: %s", error)
             return 1

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -16,9 +16,9 @@ from grpc_health.v1 import health, health_pb2
 
 from digits.v1 import digits_pb2
 from service import wire
+from service.call import RpcListener
 from service.classify import Classify
 from service.metrics import Metrics
-from service.request_log import RequestLog
 from service.status import CLOCK_SLACK_S, InvalidRequestError, Status
 from service.transports.grpcio import AsyncCall, Mailbox, trailing_metadata
 
@@ -50,7 +50,7 @@ class DigitClassifier:
     Args:
         classify: The hot path, and the model in service.
         metrics: Counts the RPCs.
-        request_log: Tells how they ended.
+        listeners: Are told how they end.
         max_ahead_images: Images that one stream may have in the queue beside the item that waits.
     """
 
@@ -58,14 +58,14 @@ class DigitClassifier:
         self,
         classify: Classify,
         metrics: Metrics,
-        request_log: RequestLog,
+        listeners: Sequence[RpcListener],
         *,
         max_ahead_images: int,
     ) -> None:
         self._classify = classify
         self._max_ahead_bytes = max_ahead_images * wire.IMAGE_BYTES
         self._metrics = metrics
-        self._request_log = request_log
+        self._listeners = listeners
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._closing = asyncio.Event()
         self._streams: set[asyncio.Task[Any]] = set()
@@ -118,14 +118,15 @@ class DigitClassifier:
         finally:
             now = time.monotonic()
             self._metrics.rpc_handled(method, code, now - began)
-            self._request_log.rpc(
-                method,
-                code,
-                peer=context.peer(),
-                metadata=context.invocation_metadata() or (),
-                seconds=now - began,
-                now=now,
-            )
+            for listener in self._listeners:
+                listener.rpc(
+                    method,
+                    code,
+                    peer=context.peer(),
+                    metadata=context.invocation_metadata() or (),
+                    began=began,
+                    now=now,
+                )
 
     async def get_model(self, request: bytes, context: ServicerContext) -> bytes:
         """Which model serves; UNAVAILABLE while none does."""

@@ -16,7 +16,6 @@ from service.batcher import Batcher
 from service.call import Call
 from service.classify import Classify
 from service.metrics import Metrics
-from service.request_log import RequestLog
 
 
 class FakeCall(Call):
@@ -53,9 +52,7 @@ class FakeEngine:
 @pytest.fixture
 def classify():
     made = partial(Batcher, slots=1, max_batch_size=4, max_queue_images=100)
-    hot_path = Classify(
-        made, max_images_per_request=8, metrics=Metrics(), request_log=RequestLog(0)
-    )
+    hot_path = Classify(made, max_images_per_request=8, metrics=Metrics())
     engine = FakeEngine()
     ref = digits_pb2.ModelRef(version="1")
     model = SimpleNamespace(

@@ -22,7 +22,6 @@ from service.batcher import Batcher
 from service.classify import Classify
 from service.metrics import Metrics
 from service.model import load_model
-from service.request_log import RequestLog
 from service.watchdog import Watchdog
 from tests.conftest import REPOSITORY, wait_until
 
@@ -189,9 +188,7 @@ def hot_path():
     """The path of a call with a model in service, and its metrics."""
     metrics = Metrics()
     make_batcher = partial(Batcher, slots=1, max_batch_size=64, max_queue_images=64)
-    classify = Classify(
-        make_batcher, max_images_per_request=64, metrics=metrics, request_log=RequestLog(0)
-    )
+    classify = Classify(make_batcher, max_images_per_request=64, metrics=metrics)
     classify.start()
     classify.serve(
         load_model(REPOSITORY / "1", "digits", device="cpu", intra_op_threads=1, max_batch_size=4)
