@@ -14,7 +14,7 @@ help: ## Show this list
 
 .venv/serve.stamp: $(INPUTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cpu,native]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cpu,native,top]'
 	@touch $@
 
 .venv/export.stamp: .venv/serve.stamp

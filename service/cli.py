@@ -16,6 +16,7 @@ usage: digits COMMAND ...
 
   digits serve [FLAG ...]        serve the model over gRPC; digits serve --help lists the flags
   digits classify FILE ...       ask a server about image files; digits classify --help
+  digits top                     watch a running server in the terminal
   digits tune                    find this machine's best settings, write them as an env file
 """
 
@@ -30,6 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from service.classify_command import classify_files
 
         return classify_files(rest)
+    if command == "top":
+        try:
+            from service.top import top
+        except ImportError as error:
+            install = "pip install 'digits-serving[top]'"
+            print(f"digits top: {error.name} is not installed: {install}", file=sys.stderr)
+            return 1
+        return top(rest)
     if command == "tune":
         from service.tune import tune
 
