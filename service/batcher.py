@@ -47,6 +47,8 @@ class Refusal(enum.Enum):
     CANCELLED = "cancelled"
     STOPPED = "stopped"
     FAILED = "failed"
+    UNAUTHENTICATED = "unauthenticated"
+    RATE_LIMITED = "rate_limited"
 
 
 class Job:
@@ -66,7 +68,7 @@ class Job:
         result: Its share of what ``run`` returned, in the order of its images.
         refusal: Why it was not run, or None.
         retry_after_s: With ``QUEUE_FULL`` or ``DEADLINE_UNREACHABLE``, when the queue will have
-            drained.
+            drained; with ``RATE_LIMITED``, when its caller may ask again.
     """
 
     cancelled = False

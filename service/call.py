@@ -22,11 +22,13 @@ class Call(Job):
         received: Monotonic seconds of arrival.
         metadata: Request metadata.
         peer: The caller's address, as gRPC spells it.
+        caller: Whose token it shows; empty where none is needed.
         is_rpc: Whether it counts as an RPC of its own; an item of a stream does not.
     """
 
     is_rpc: ClassVar[bool] = True
     count = 0
+    caller = ""
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from service.call import Call, RpcListener
     from service.metrics import Metrics
     from service.model import ServedModel
+    from service.security.limit import RateLimit
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Classify:
         max_images_per_request: Images in one request at most.
         metrics: Where calls are counted.
         listeners: Are told how they end.
+        rate_limit: What each caller may ask for; None for no limit.
         clock: Monotonic seconds.
     """
 
@@ -59,12 +61,14 @@ class Classify:
         max_images_per_request: int,
         metrics: Metrics,
         listeners: Sequence[RpcListener] = (),
+        rate_limit: RateLimit | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.batcher = make_batcher(self._run, self.complete, image_bytes=wire.IMAGE_BYTES)
         self._max_images = max_images_per_request
         self._metrics = metrics
         self._listeners = listeners
+        self._rate_limit = rate_limit
         self._clock = clock
         self._model: ServedModel | None = None
         self._closed: Status | None = unavailable("the model is loading")
@@ -121,9 +125,19 @@ class Classify:
             except Exception:  # must not keep the others from being served
                 logger.exception("reading a call failed; this is a bug")
                 call.refusal = Refusal.FAILED
-                self._refuse([call])
+                self.refuse([call])
+        if ready and self._rate_limit is not None:
+            ready = self._within_rate(ready, self._rate_limit)
         if ready:
             self._submit(ready)
+
+    def _within_rate(self, calls: list[Call], rate_limit: RateLimit) -> list[Call]:
+        """The calls whose callers have not asked for too much; the others are refused."""
+        refused = rate_limit.refuse(calls)
+        if not refused:
+            return calls
+        self.refuse(refused)
+        return [call for call in calls if call.refusal is None]
 
     def _accept(self, call: Call) -> bool:
         """Reads a call; True if its images are ready for the queue."""
@@ -155,9 +169,12 @@ class Classify:
 
     def _decode(self, call: Call, files: Sequence[bytes]) -> None:
         call.request = b""  # the files are held already
+        call.count = len(files)
+        if self._rate_limit is not None and not self._within_rate([call], self._rate_limit):
+            return
         if not self._decoder.submit(call, files):
             call.refusal = Refusal.QUEUE_FULL
-            self._refuse([call])
+            self.refuse([call])
 
     def _decoded(self, call: Call, result: bytes | Refusal | InvalidRequestError) -> None:
         if isinstance(result, bytes):
@@ -165,7 +182,7 @@ class Classify:
             self._submit([call])
         elif isinstance(result, Refusal):
             call.refusal = result
-            self._refuse([call])
+            self.refuse([call])
         else:
             self.fail(call, result.status())
 
@@ -185,7 +202,7 @@ class Classify:
     def _submit(self, calls: list[Call]) -> None:
         refused = self.batcher.submit(calls)
         if refused:
-            self._refuse([cast("Call", job) for job in refused])
+            self.refuse([cast("Call", job) for job in refused])
 
     def _run(self, images: list[memoryview], count: int) -> tuple[bytes, ServedModel]:
         model = self._model
@@ -218,7 +235,7 @@ class Classify:
     def _answer(self, call: Call, batch: Batch, tail: bytes) -> bool:
         """Ends one call of a batch; True if it was with predictions that reached the caller."""
         if call.refusal is not None:
-            self._refuse([call])
+            self.refuse([call])
             return False
         if call.returned:  # it was split: its times are sums over several batches
             model: ServedModel = batch.source
@@ -228,7 +245,7 @@ class Classify:
         self._count_departed(call)
         return False
 
-    def _refuse(self, calls: Sequence[Call]) -> None:
+    def refuse(self, calls: Sequence[Call]) -> None:
         """Fails calls by their ``refusal``, and counts them all at once."""
         ended: defaultdict[Refusal, list[Call]] = defaultdict(list)
         for call in calls:

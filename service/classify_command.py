@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
-from digits.client import DEFAULT_ADDRESS, Classification, DigitClient, DigitError
+from digits.client import DEFAULT_ADDRESS, Classification, DigitClient, DigitError, Tls
+from service.security.rotation import CredentialError
+from service.security.tokens import first_token
 
 
 def classify_files(argv: list[str]) -> int:
@@ -20,13 +23,17 @@ def classify_files(argv: list[str]) -> int:
     )
     parser.add_argument("--timeout-s", type=float, default=10.0, help="deadline (default 10)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--tls-ca", metavar="FILE", help="PEM roots of the server's certificate")
+    parser.add_argument("--tls-cert", metavar="FILE", help="PEM certificate to show (mutual TLS)")
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM private key of --tls-cert")
+    parser.add_argument("--token-file", metavar="FILE", help="shows the first token in it")
     arguments = parser.parse_args(argv)
     try:
-        with DigitClient(arguments.address, timeout_s=arguments.timeout_s) as client:
+        with _client(parser, arguments) as client:
             answer = client.classify_files(arguments.files)
     except ValueError as error:
         parser.error(str(error))
-    except (OSError, DigitError) as error:
+    except (OSError, CredentialError, DigitError) as error:
         print(f"digits classify: {_explain(error, arguments.files)}", file=sys.stderr)
         return 1
     print(
@@ -35,7 +42,17 @@ def classify_files(argv: list[str]) -> int:
     return 0
 
 
-def _explain(error: OSError | DigitError, files: list[str]) -> str:
+def _client(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> DigitClient:
+    tls = None
+    if arguments.tls_ca:
+        tls = Tls(ca=arguments.tls_ca, cert=arguments.tls_cert, key=arguments.tls_key)
+    elif arguments.tls_cert or arguments.tls_key:
+        parser.error("--tls-cert and --tls-key: expected --tls-ca beside them, got none")
+    token = first_token(Path(arguments.token_file)) if arguments.token_file else None
+    return DigitClient(arguments.address, timeout_s=arguments.timeout_s, tls=tls, token=token)
+
+
+def _explain(error: OSError | CredentialError | DigitError, files: list[str]) -> str:
     """The error with the file's name where the server could only know its place in the request."""
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}"

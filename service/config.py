@@ -41,6 +41,7 @@ class ServerConfig:
     """The settings of one server process; see each field's help."""
 
     host: str = _setting("127.0.0.1", "address to listen on, for gRPC and HTTP")
+    http_host: str = _setting("", "address of the HTTP port, where it is another than --host")
     grpc_port: int = _setting(
         50051, "gRPC port; 0 picks a free one and prints it", minimum=0, maximum=65535
     )
@@ -65,7 +66,8 @@ class ServerConfig:
     )
     transport: str = _setting(
         "auto",
-        "what carries Classify; auto is native when it is installed and host is loopback",
+        "what carries Classify; auto is native when it is installed, host is loopback and there is "
+        "no TLS",
         choices=("auto", "native", "grpcio"),
     )
     max_batch_size: int = _setting(
@@ -119,6 +121,23 @@ class ServerConfig:
         "OTLP/gRPC collector that gets traces, such as http://127.0.0.1:4317; the OTEL_* variables "
         "apply",
     )
+    tls_cert: str = _setting(
+        "", "PEM file of the certificate chain; with it the gRPC port speaks TLS, on grpcio"
+    )
+    tls_key: str = _setting("", "PEM file of its private key, unencrypted")
+    tls_client_ca: str = _setting(
+        "", "PEM file of the roots of callers' certificates; with it every caller needs one"
+    )
+    auth_token_file: str = _setting(
+        "", "file of bearer tokens, one TOKEN or NAME:TOKEN a line; with it every call needs one"
+    )
+    rate_limit_images_per_s: float = _setting(
+        0.0,
+        "images a second that each name or token may ask for, one second's worth at once; "
+        "0 is no limit",
+        minimum=0,
+        maximum=1_000_000_000,
+    )
     log_format: str = _setting("text", "form of the log lines", choices=("text", "json"))
     reflection: bool = _setting(True, "serve gRPC reflection")
     env_file: str = _setting(
@@ -162,7 +181,30 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
                 errors.append(f"{source}: {error}")
     if errors:
         raise ConfigError(errors)
-    return ServerConfig(**values)
+    config = ServerConfig(**values)
+    if contradictions := _contradictions(config):
+        raise ConfigError(contradictions)
+    return config
+
+
+def _contradictions(config: ServerConfig) -> list[str]:
+    """What is wrong with settings that are right each by itself."""
+    errors = []
+    if bool(config.tls_cert) != bool(config.tls_key):
+        given, lacking = ("cert", "key") if config.tls_cert else ("key", "cert")
+        errors.append(f"--tls-{given}: expected --tls-{lacking} beside it, got none")
+    if config.tls_client_ca and not config.tls_cert:
+        errors.append("--tls-client-ca: expected --tls-cert and --tls-key beside it, got none")
+    if config.tls_cert and config.transport == "native":
+        errors.append(
+            "--transport: expected auto or grpcio beside --tls-cert, got native, which has no TLS"
+        )
+    if config.rate_limit_images_per_s and not config.auth_token_file:
+        errors.append(
+            "--rate-limit-images-per-s: expected --auth-token-file beside it, which tells callers "
+            "apart, got none"
+        )
+    return errors
 
 
 def _read_variables(

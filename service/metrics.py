@@ -180,7 +180,7 @@ class Metrics:
             self.registry.register(histogram)
         dropped = Counter(
             "digits_requests_dropped_total",
-            "Valid requests that got no prediction, by reason.",
+            "Requests that got no prediction, not for what was in them, by reason.",
             ["reason"],
             registry=self.registry,
         )
@@ -215,6 +215,17 @@ class Metrics:
             "1 while an inference has been running longer than the limit.",
             registry=self.registry,
         )
+        credentials = Counter(
+            "digits_credential_loads_total",
+            "Attempts to read changed certificates or tokens again.",
+            ["kind", "result"],
+            registry=self.registry,
+        )
+        self._credential_loads = {
+            (kind, result): credentials.labels(kind, result)
+            for kind in ("tls", "tokens")
+            for result in ("loaded", "refused")
+        }
         self._transport = Info(
             "digits_transport", "What carries Classify, and why.", registry=self.registry
         )
@@ -246,7 +257,7 @@ class Metrics:
             self._classify_handling.observe_many([now - call.received for call in rpcs])
 
     def dropped(self, refusals: Sequence[Refusal]) -> None:
-        """Valid requests got no prediction."""
+        """Requests got no prediction, not for what was in them."""
         for refusal, count in Counts(refusals).items():
             self._dropped[refusal].inc(count)
 
@@ -278,6 +289,10 @@ class Metrics:
     def engine_stalled(self, stalled: bool) -> None:
         """Whether an inference does not return."""
         self._engine_stalled.set(stalled)
+
+    def credential_load(self, kind: str, result: str) -> None:
+        """Changed files of ``tls`` or ``tokens`` were ``loaded`` or ``refused``."""
+        self._credential_loads[kind, result].inc()
 
     def transport(self, name: str, reason: str) -> None:
         """What carries Classify was decided."""

@@ -38,6 +38,8 @@ from service.http import HttpServer
 from service.metrics import SERVICE, Metrics
 from service.model import ModelLoader, ServedModel
 from service.request_log import RequestLog
+from service.security.access import Access
+from service.security.rotation import CredentialError
 from service.servicers import DigitClassifier, Health
 from service.tracing import Tracing, TracingError
 from service.transports import TransportError, choose_transport, grpcio, socket_address
@@ -77,6 +79,10 @@ class Server:
     Args:
         config: The settings.
         started: Monotonic seconds at which the process began, for the time to SERVING.
+
+    Raises:
+        CredentialError: If a certificate, key or token file can not be used.
+        TransportError: If the transport can not be had.
     """
 
     def __init__(self, config: ServerConfig, started: float) -> None:
@@ -90,6 +96,7 @@ class Server:
         self._listeners: list[RpcListener] = [self._tracing] if self._tracing else []
         if config.request_log_per_s:
             self._listeners.append(RequestLog(config.request_log_per_s))
+        self._access = Access(config, self._metrics)
         self._loader = ModelLoader(
             Path(config.model_repository),
             pinned=config.model_version,
@@ -110,13 +117,17 @@ class Server:
             max_images_per_request=config.max_images_per_request,
             metrics=self._metrics,
             listeners=self._listeners,
+            rate_limit=self._access.rate_limit,
         )
         self._metrics.watch_queue(self._classify.batcher)
+        self._guard = self._access.guard(self._classify)
+        self._receive = self._guard.receive if self._guard else self._classify.receive
         self._servicer = DigitClassifier(
             self._classify,
             self._metrics,
             self._listeners,
             max_ahead_images=config.max_queue_images // 2,
+            guard=self._guard,
         )
         self._health = Health()
         self._transport, self._transport_reason = choose_transport(config)
@@ -144,11 +155,12 @@ class Server:
                 logger.info("stopped while loading")
                 return 0
             await self._serve(model)
-            reloading = asyncio.create_task(self._reload())
+            watching = [asyncio.create_task(w) for w in (self._reload(), self._access.watch())]
             watchdog = self._watchdog()
             watchdog.start()
             await self._stop.wait()
-            reloading.cancel()
+            for task in watching:
+                task.cancel()
             watchdog.stop()
             return await self._drain()
 
@@ -179,7 +191,8 @@ class Server:
     async def _listen(self, socket: Path) -> None:
         """Opens every port; health says NOT_SERVING and calls are refused until a model serves."""
         config = self._config
-        self._server = grpcio.make_server(self._message_bytes)
+        guards = [self._guard] if self._guard else []
+        self._server = grpcio.make_server(self._message_bytes, guards)
         address = socket_address(config.host, config.grpc_port)
         if self._transport == "native":
             from service.transports.native import NativeTransport  # noqa: PLC0415 - may be absent
@@ -188,7 +201,7 @@ class Server:
                 config.host,
                 config.grpc_port,
                 fallback=str(socket),
-                receive=self._classify.receive,
+                receive=self._receive,
                 refuse=self._classify.fail,
                 metrics=self._metrics,
                 max_message_bytes=self._message_bytes,
@@ -197,8 +210,11 @@ class Server:
             self.grpc_port = self._native.port
             grpcio.bind(self._server, f"unix:{socket}")
         else:
-            self.grpc_port = grpcio.bind(self._server, address)
-        http = HttpServer(config.host, config.http_port, self._metrics.registry, self._is_ready)
+            tls = self._access.tls
+            credentials = tls.server_credentials() if tls else None
+            self.grpc_port = grpcio.bind(self._server, address, credentials)
+        http_host = config.http_host or config.host
+        http = HttpServer(http_host, config.http_port, self._metrics.registry, self._is_ready)
         self.http_port = http.port
         self._fronts.append(http)
         self._add_services()
@@ -212,7 +228,7 @@ class Server:
     def _add_services(self) -> None:
         handlers = self._servicer.handlers()
         if self._transport == "grpcio":
-            handler = grpcio.ClassifyHandler(self._classify.receive, self._metrics)
+            handler = grpcio.ClassifyHandler(self._receive, self._metrics)
             handlers["Classify"] = handler.method_handler
         service = grpc.method_handlers_generic_handler(SERVICE, handlers)
         self._server.add_generic_rpc_handlers((service,))
@@ -334,9 +350,8 @@ class Server:
 
     def _announce(self, model: ServedModel) -> None:
         """What is served, and how to try it: the first thing a person or a script reads."""
-        anywhere = self._config.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
-        host = "127.0.0.1" if anywhere else self._config.host
-        address = socket_address(host, self.grpc_port)
+        address = socket_address(_reachable(self._config.host), self.grpc_port)
+        http_host = _reachable(self._config.http_host or self._config.host)
         fields = {
             "model": f"{model.ref.name} version {model.ref.version}",
             "sha256": model.ref.sha256,
@@ -344,16 +359,22 @@ class Server:
             "provider": f"{model.ref.execution_provider} ({model.engine.reason})",
             "inference": f"{self._instances} x {self._config.intra_op_threads} thread(s)",
             "transport": f"{self._transport} ({self._transport_reason})",
+            "access": self._access.summary(),
             "grpc": address,
-            "http": f"http://{socket_address(host, self.http_port)}/metrics",
+            "http": f"http://{socket_address(http_host, self.http_port)}/metrics",
             "ready_after": f"{time.monotonic() - self._started:.2f} s",
-            "try": f"{_program()} classify --address {address} {_sample()}",
+            "try": f"{_program()} classify --address {address} {self._access.flags()}{_sample()}",
         }
         if self._config.log_format == "json":
             logger.info("SERVING", extra={"fields": fields})
         else:
             logger.info("SERVING")
             print("\n".join(f"{key:>12}  {value}" for key, value in fields.items()), flush=True)
+
+
+def _reachable(host: str) -> str:
+    """An address to reach a server by that listens on ``host``."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
 
 
 def _program() -> str:
@@ -386,6 +407,9 @@ def serve(config: ServerConfig, started: float) -> int:
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
             return runner.run(main())
+        except CredentialError as error:
+            logger.error("can not serve: %s", error)
+            return 2  # as for other settings that are wrong
         except (TransportError, ArtifactError, DeviceError, KeyFileError, TracingError) as error:
             logger.error("can not serve: %s", error)
             return 1

@@ -16,10 +16,12 @@ from grpc_health.v1 import health, health_pb2
 
 from digits.v1 import digits_pb2
 from service import wire
+from service.batcher import Refusal
 from service.call import RpcListener
 from service.classify import Classify
 from service.metrics import Metrics
-from service.status import CLOCK_SLACK_S, InvalidRequestError, Status
+from service.security.guard import Guard
+from service.status import CLOCK_SLACK_S, REFUSALS, InvalidRequestError, Status, unavailable
 from service.transports.grpcio import AsyncCall, Mailbox, trailing_metadata
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class DigitClassifier:
         metrics: Counts the RPCs.
         listeners: Are told how they end.
         max_ahead_images: Images that one stream may have in the queue beside the item that waits.
+        guard: Tells whose token a stream shows; None where none is needed.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class DigitClassifier:
         listeners: Sequence[RpcListener],
         *,
         max_ahead_images: int,
+        guard: Guard | None = None,
     ) -> None:
         self._classify = classify
+        self._guard = guard
         self._max_ahead_bytes = max_ahead_images * wire.IMAGE_BYTES
         self._metrics = metrics
         self._listeners = listeners
@@ -161,22 +166,26 @@ class DigitClassifier:
         try:
             while (item := await window.get()) is not None:
                 yield _stream_response(await item.outcome)
-            ended = await reader  # raises what ended the stream, if that was an error
+            stopped = await reader  # raises what ended the stream, if that was an error
         finally:
             reader.cancel()
             for left in (item, *_drain(window)):
                 if left is not None:
                     left.cancelled = True
-        if not ended:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        if stopped is not None:
+            await context.abort(stopped.code, stopped.message)
 
     async def _read(
         self,
         requests: AsyncIterator[bytes],
         context: ServicerContext,
         window: asyncio.Queue[StreamItem | None],
-    ) -> bool:
-        """Moves requests into the window and the batcher; True if the caller ended the stream."""
+    ) -> Status | None:
+        """Moves requests into the window and the batcher.
+
+        Returns:
+            None if the caller ended the stream, else how it is to end.
+        """
         closing = asyncio.create_task(self._closing.wait())
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
@@ -191,7 +200,10 @@ class DigitClassifier:
                     break
                 message = following.result()
                 if message is None:
-                    return True
+                    return None
+                caller = self._caller(context)
+                if caller is None:  # its token was revoked since the stream began
+                    return Status(*REFUSALS[Refusal.UNAUTHENTICATED])
                 item = StreamItem(
                     self._mailbox,
                     _item_request(message),
@@ -199,14 +211,21 @@ class DigitClassifier:
                     deadline=deadline,
                     peer=context.peer(),
                 )
+                item.caller = caller
                 await self._make_room(unanswered, item)
                 await window.put(item)
                 self._classify.receive([item])
-            return False
+            return unavailable("the server is shutting down")
         finally:
             closing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await window.put(None)
+
+    def _caller(self, context: ServicerContext) -> str | None:
+        """Whose token the stream shows; empty where none is needed, None if it shows none."""
+        if self._guard is None:
+            return ""
+        return self._guard.caller(context.invocation_metadata() or ())
 
     async def _make_room(self, unanswered: deque[StreamItem], item: StreamItem) -> None:
         """Waits until the stream's own items leave room in the queue for one more."""
@@ -234,9 +253,8 @@ def _drain(window: asyncio.Queue[StreamItem | None]) -> list[StreamItem | None]:
 def _stream_response(answer: bytes | Status) -> bytes:
     if isinstance(answer, bytes):
         return wire.as_field_1(answer)
-    retry_after_ms = 0 if answer.retry_after_s is None else max(1, int(answer.retry_after_s * 1000))
     error = digits_pb2.StreamError(
-        code=answer.code.value[0], message=answer.message, retry_after_ms=retry_after_ms
+        code=answer.code.value[0], message=answer.message, retry_after_ms=answer.retry_after_ms
     )
     return digits_pb2.ClassifyStreamResponse(error=error).SerializeToString()
 

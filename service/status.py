@@ -30,6 +30,12 @@ REFUSALS: dict[Refusal, tuple[StatusCode, str]] = {
     Refusal.CANCELLED: (StatusCode.CANCELLED, "the caller cancelled"),
     Refusal.STOPPED: (StatusCode.UNAVAILABLE, "the server is shutting down"),
     Refusal.FAILED: (StatusCode.INTERNAL, "inference failed; the server's log says why"),
+    # The same for none, a wrong and a revoked one: it must not help to guess.
+    Refusal.UNAUTHENTICATED: (StatusCode.UNAUTHENTICATED, "a valid bearer token is needed"),
+    Refusal.RATE_LIMITED: (
+        StatusCode.RESOURCE_EXHAUSTED,
+        "more images were asked for than the rate limit allows; retry later",
+    ),
 }
 
 
@@ -48,6 +54,11 @@ class Status:
     message: str
     details: bytes | None = None
     retry_after_s: float | None = None
+
+    @property
+    def retry_after_ms(self) -> int:
+        """The same in whole milliseconds; 0 for never."""
+        return 0 if self.retry_after_s is None else max(1, round(self.retry_after_s * 1000))
 
     def metadata(self) -> tuple[tuple[str, bytes], ...]:
         """Trailing metadata that carries the details."""

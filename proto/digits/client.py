@@ -54,6 +54,36 @@ Image = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class Tls:
+    """How a channel is encrypted, and who is at its ends. Files are PEM.
+
+    Attributes:
+        ca: File of the roots that may have signed the server's certificate; None for gRPC's own.
+        cert: File of the certificate that this caller shows, where the server asks for one.
+        key: File of its private key.
+    """
+
+    ca: str | Path | None = None
+    cert: str | Path | None = None
+    key: str | Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a channel.
+
+        Raises:
+            OSError: If a file can not be read.
+            ValueError: If only one of ``cert`` and ``key`` is given.
+        """
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("tls: expected cert and key together, got one of them")
+        ca, cert, key = (
+            None if path is None else Path(path).read_bytes()
+            for path in (self.ca, self.cert, self.key)
+        )
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What the model says about one image.
 
@@ -150,12 +180,27 @@ class DigitClient:
     Args:
         address: ``host:port``, or any gRPC target.
         timeout_s: Deadline of a call, retries included, in seconds.
+        tls: How to encrypt; None for plaintext.
+        token: Bearer token to show with each call. On plaintext the network can read it.
+
+    Raises:
+        OSError: If a file of ``tls`` can not be read.
+        ValueError: If the token can not be one, or ``tls`` lacks a file.
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        tls: Tls | None = None,
+        token: str | None = None,
     ) -> None:
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._metadata = _metadata(token)
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
         self._stub = digits_pb2_grpc.DigitClassifierServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
 
@@ -192,7 +237,9 @@ class DigitClient:
         """
         try:
             response = self._stub.GetModel(
-                digits_pb2.GetModelRequest(), timeout=_deadline(timeout_s, self._timeout_s)
+                digits_pb2.GetModelRequest(),
+                timeout=_deadline(timeout_s, self._timeout_s),
+                metadata=self._metadata,
             )
         except grpc.RpcError as error:
             raise DigitError(error) from error
@@ -210,11 +257,12 @@ class DigitClient:
 
     def _call(self, request: digits_pb2.ClassifyRequest, timeout_s: float | None) -> Classification:
         try:
-            return _classification(
-                self._stub.Classify(request, timeout=_deadline(timeout_s, self._timeout_s))
+            response = self._stub.Classify(
+                request, timeout=_deadline(timeout_s, self._timeout_s), metadata=self._metadata
             )
         except grpc.RpcError as error:
             raise DigitError(error) from error
+        return _classification(response)
 
 
 class AsyncDigitClient:
@@ -223,12 +271,29 @@ class AsyncDigitClient:
     Args:
         address: ``host:port``, or any gRPC target.
         timeout_s: Deadline of a call, retries included, in seconds.
+        tls: How to encrypt; None for plaintext.
+        token: Bearer token to show with each call. On plaintext the network can read it.
+
+    Raises:
+        OSError: If a file of ``tls`` can not be read.
+        ValueError: If the token can not be one, or ``tls`` lacks a file.
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        tls: Tls | None = None,
+        token: str | None = None,
     ) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._metadata = _metadata(token)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(
+                address, tls.credentials(), options=CHANNEL_OPTIONS
+            )
         self._stub = digits_pb2_grpc.DigitClassifierServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
 
@@ -246,7 +311,9 @@ class AsyncDigitClient:
         """See ``DigitClient.get_model``."""
         try:
             response = await self._stub.GetModel(
-                digits_pb2.GetModelRequest(), timeout=_deadline(timeout_s, self._timeout_s)
+                digits_pb2.GetModelRequest(),
+                timeout=_deadline(timeout_s, self._timeout_s),
+                metadata=self._metadata,
             )
         except grpc.aio.AioRpcError as error:
             raise DigitError(error) from error
@@ -267,11 +334,20 @@ class AsyncDigitClient:
     ) -> Classification:
         try:
             response = await self._stub.Classify(
-                request, timeout=_deadline(timeout_s, self._timeout_s)
+                request, timeout=_deadline(timeout_s, self._timeout_s), metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
             raise DigitError(error) from error
         return _classification(response)
+
+
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    """What a call shows. gRPC refuses call credentials on plaintext, so the token is metadata."""
+    if token is None:
+        return ()
+    if not token or not all("!" <= character <= "~" for character in token):
+        raise ValueError("token: expected printable ASCII without spaces, got something else")
+    return (("authorization", f"Bearer {token}"),)
 
 
 def _deadline(timeout_s: float | None, default_s: float) -> float:

@@ -18,7 +18,7 @@ def choose_transport(config: ServerConfig) -> tuple[str, str]:
     """The transport's name and the reason for it.
 
     ``auto`` keeps to grpcio for callers from elsewhere, because the native transport buffers a
-    message of any size before it can be refused.
+    message of any size before it can be refused, and where TLS is asked for, which native lacks.
 
     Raises:
         TransportError: If ``native`` was asked for and is not installed.
@@ -33,6 +33,8 @@ def choose_transport(config: ServerConfig) -> tuple[str, str]:
         return "native", "native was asked for"
     if config.transport == "grpcio":
         return "grpcio", "grpcio was asked for"
+    if config.tls_cert:
+        return "grpcio", "auto: TLS was asked for, which native does not have"
     if not installed:
         return "grpcio", "auto: pygrpc-native is not installed"
     if not is_loopback(config.host):

@@ -18,10 +18,11 @@ from service.transports import TransportError
 
 if TYPE_CHECKING:
     RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
+    ServerInterceptor = grpc.aio.ServerInterceptor[Any, Any]
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
 else:  # generic in the stubs, not at run time
     from grpc import RpcMethodHandler
-    from grpc.aio import ServicerContext
+    from grpc.aio import ServerInterceptor, ServicerContext
 
 
 # The event loop brings calls one or two a turn, and a batch costs Python as much as a call costs
@@ -143,27 +144,38 @@ class ClassifyHandler:
 
 def trailing_metadata(status: Status) -> tuple[tuple[str, str | bytes], ...]:
     """The details, and the pushback that makes gRPC's own retries wait as long as they should."""
-    if status.retry_after_s is None:
+    if not status.retry_after_ms:
         return status.metadata()
-    return (*status.metadata(), (PUSHBACK_KEY, str(max(1, int(status.retry_after_s * 1000)))))
+    return (*status.metadata(), (PUSHBACK_KEY, str(status.retry_after_ms)))
 
 
-def make_server(max_message_bytes: int) -> grpc.aio.Server:
+def make_server(
+    max_message_bytes: int, interceptors: Sequence[ServerInterceptor] = ()
+) -> grpc.aio.Server:
     """A server that refuses larger messages, and ports that another process listens on."""
     options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.so_reuseport", 0),
     ]
-    return grpc.aio.server(options=options)
+    return grpc.aio.server(options=options, interceptors=interceptors)
 
 
-def bind(server: grpc.aio.Server, address: str) -> int:
+def bind(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
     """Listens on ``host:port`` or ``unix:path``; returns the port really bound.
+
+    Args:
+        server: What listens.
+        address: Where.
+        credentials: For TLS; None for plaintext.
 
     Raises:
         TransportError: If it can not.
     """
     try:
-        return server.add_insecure_port(address)
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise TransportError(f"can not listen on {address}: {error}") from error

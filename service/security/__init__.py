@@ -1,0 +1,1 @@
+"""Who may connect and who may call: TLS, bearer tokens, and how much each caller may ask for."""

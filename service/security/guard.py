@@ -1,0 +1,101 @@
+"""Lets calls through that show a valid token, and no others but to the health service."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from service.batcher import Refusal
+from service.metrics import METHODS, SERVICE, Metrics
+from service.security.tokens import TokenFile, shown_digest
+from service.status import REFUSALS
+from service.transports import CLASSIFY
+
+if TYPE_CHECKING:
+    from service.call import Call
+    from service.classify import Classify
+
+    RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
+    ServicerContext = grpc.aio.ServicerContext[Any, Any]
+    ServerInterceptor = grpc.aio.ServerInterceptor[Any, Any]
+else:  # generic in the stubs, not at run time
+    from grpc import RpcMethodHandler
+    from grpc.aio import ServerInterceptor, ServicerContext
+
+# A prober has no token, and learns nothing but whether the server serves.
+OPEN_METHODS = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
+
+
+class Guard(ServerInterceptor):
+    """Stands before Classify on every transport, and before every other method on grpcio.
+
+    Made only when there are tokens. What is not in ``OPEN_METHODS`` needs one, a service that is
+    added later too.
+
+    Args:
+        tokens: Those that are valid.
+        classify: Takes the calls that show one.
+        metrics: Counts the RPCs that are refused here.
+    """
+
+    def __init__(self, tokens: TokenFile, classify: Classify, metrics: Metrics) -> None:
+        self._tokens = tokens
+        self._classify = classify
+        self._metrics = metrics
+
+    def caller(self, metadata: Iterable[tuple[str, Any]]) -> str | None:
+        """Whose valid token a call's metadata shows; None if it shows none."""
+        shown = shown_digest(metadata)
+        return None if shown is None else self._tokens.caller(shown)
+
+    def receive(self, calls: Sequence[Call]) -> None:
+        """Passes a burst on to Classify, without the calls that show no valid token."""
+        # Each token is looked for once a burst, not once a call.
+        callers: dict[bytes, str | None] = {}
+        admitted, refused = [], []
+        for call in calls:
+            shown = shown_digest(call.metadata)
+            if shown is not None and shown not in callers:
+                callers[shown] = self._tokens.caller(shown)
+            caller = None if shown is None else callers[shown]
+            if caller is None:
+                call.refusal = Refusal.UNAUTHENTICATED
+                refused.append(call)
+            else:
+                call.caller = caller
+                admitted.append(call)
+        if refused:
+            self._classify.refuse(refused)
+        if admitted:
+            self._classify.receive(admitted)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> RpcMethodHandler:
+        """Decides every method but Classify, whose calls come by ``receive``, in bursts."""
+        method = handler_call_details.method
+        is_open = method in OPEN_METHODS or method == CLASSIFY
+        if is_open or self.caller(handler_call_details.invocation_metadata) is not None:
+            return await continuation(handler_call_details)
+        self._count(method)
+        return DENIAL
+
+    def _count(self, method: str) -> None:
+        service, _, name = method.lstrip("/").rpartition("/")
+        if service == SERVICE and name in METHODS:
+            self._metrics.rpc_started(name)
+            self._metrics.rpc_handled(name, REFUSALS[Refusal.UNAUTHENTICATED][0], 0.0)
+        self._metrics.dropped([Refusal.UNAUTHENTICATED])
+
+
+async def _deny(_: Any, context: ServicerContext) -> None:
+    await context.abort(*REFUSALS[Refusal.UNAUTHENTICATED])
+
+
+# Answers a call of any kind before a message of it is read.
+DENIAL: RpcMethodHandler = grpc.stream_stream_rpc_method_handler(_deny)

@@ -1,0 +1,103 @@
+"""TLS of the gRPC port: the certificate, its key, and who signs the certificates of callers."""
+
+from __future__ import annotations
+
+import ssl
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+from service.security.rotation import CredentialError, RotatingFiles
+
+if TYPE_CHECKING:
+    from service.config import ServerConfig
+
+CERTIFICATE, KEY, CLIENT_CA = "--tls-cert", "--tls-key", "--tls-client-ca"
+
+
+class Tls:
+    """The server's side of TLS, by files that may be replaced at any time.
+
+    A handshake uses what the files held when they were last looked at and made sense; connections
+    that exist are not touched.
+
+    Args:
+        certificate: PEM file of the certificate, and of those between it and its root.
+        key: PEM file of its private key, unencrypted.
+        client_ca: PEM file of the roots of callers' certificates; with it every caller needs one.
+
+    Attributes:
+        files: To be refreshed now and then.
+
+    Raises:
+        CredentialError: If the files can not be used.
+    """
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
+        paths = {CERTIFICATE: certificate, KEY: key}
+        if client_ca is not None:
+            paths[CLIENT_CA] = client_ca
+        self.files = RotatingFiles(paths, partial(_configuration, paths))
+        self.is_mutual = client_ca is not None
+        self._in_use = self.files.value
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> Tls | None:
+        """By the settings; None for plaintext."""
+        if not config.tls_cert:
+            return None
+        client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
+        return cls(Path(config.tls_cert), Path(config.tls_key), client_ca)
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """What a port is opened with."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._in_use,
+            self._fetch,  # type: ignore[arg-type] # may return None: the stubs do not know
+            require_client_authentication=self.is_mutual,
+        )
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """Asked by gRPC before each handshake: another configuration, or None for no change."""
+        latest = self.files.value
+        if latest is self._in_use:
+            return None
+        self._in_use = latest
+        return latest
+
+
+def _configuration(
+    paths: dict[str, Path], certificate: bytes, key: bytes, client_ca: bytes | None = None
+) -> grpc.ServerCertificateConfiguration:
+    """What gRPC takes, checked first: gRPC itself would only fail later, at every handshake."""
+    for flag in paths.keys() - {KEY}:
+        _check_certificates(flag, paths[flag])
+    _check_pair(paths[CERTIFICATE], paths[KEY])
+    # OpenSSL reads the files itself. It must have seen what gRPC is given.
+    if (paths[CERTIFICATE].read_bytes(), paths[KEY].read_bytes()) != (certificate, key):
+        raise CredentialError(f"{CERTIFICATE}: {paths[CERTIFICATE]}: changed while it was read")
+    return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
+
+
+def _check_certificates(flag: str, path: Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except ssl.SSLError:
+        raise CredentialError(
+            f"{flag}: {path}: expected PEM certificates, got something else"
+        ) from None
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    try:
+        # Without a password OpenSSL would ask for one on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        reasons = {"KEY_VALUES_MISMATCH": "the key of another certificate"}
+        got = reasons.get(error.reason or "", error.reason or "something else")
+        raise CredentialError(
+            f"{KEY}: {key}: expected the unencrypted PEM private key of {CERTIFICATE} "
+            f"{certificate}, got {got}"
+        ) from None

@@ -1,0 +1,244 @@
+"""TLS and mutual TLS of the real server, with certificates that are replaced while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
+
+from digits.client import AsyncDigitClient, DigitClient, DigitError, Tls
+from service import cli
+from tests.certificates import Authority
+from tests.conftest import SAMPLES, start_process, wait_until
+from tests.service.test_rpc import scrape
+
+BLANK = np.zeros((28, 28), np.uint8)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path, "root")
+
+
+@pytest.fixture
+def files(authority, tmp_path):
+    """The server's own certificate and key, where the server looks for them."""
+    install(authority.issue("first"), tmp_path)
+    return tmp_path / "server.pem", tmp_path / "server.key"
+
+
+def install(issued, folder):
+    certificate, key = issued
+    shutil.copy(certificate, folder / "server.pem")
+    shutil.copy(key, folder / "server.key")
+
+
+def flags_of(files):
+    return f"--tls-cert={files[0]}", f"--tls-key={files[1]}"
+
+
+def loads(server, result):
+    return scrape(server)[f'digits_credential_loads_total{{kind="tls",result="{result}"}}']
+
+
+def served_certificate(server):
+    host, port = server.address.rsplit(":", 1)
+    return ssl.get_server_certificate((host, int(port)))
+
+
+def refusal(server, tls):
+    """How a call ends that can not get a connection."""
+    client = DigitClient(server.address, tls=tls, timeout_s=10)
+    with client, pytest.raises(DigitError) as caught:
+        client.classify(BLANK)
+    return caught.value
+
+
+def test_auto_takes_grpcio_for_tls_and_says_so(start_server, authority, files):
+    server = start_server(*flags_of(files))
+    assert server.announced["transport"] == (
+        "grpcio (auto: TLS was asked for, which native does not have)"
+    )
+    assert server.announced["access"] == "TLS, no tokens"
+    assert "--tls-ca" in server.announced["try"]
+
+
+def test_clients_are_answered_over_tls(start_server, authority, files, sample, capsys):
+    server = start_server(*flags_of(files))
+    tls = Tls(ca=authority.root)
+    with DigitClient(server.address, tls=tls) as client:
+        digits = client.classify(sample["images"][:20]).digits
+        assert client.get_model()[0].name == "digits"
+
+    async def ask():
+        async with AsyncDigitClient(server.address, tls=tls) as client:
+            return (await client.classify(sample["images"][:20])).digits
+
+    assert asyncio.run(ask()) == digits
+    seven = str(SAMPLES / "7.png")
+    flags = ["--address", server.address, "--tls-ca", str(authority.root)]
+    assert cli.main(["classify", *flags, seven]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == [seven, "7"]
+
+
+def test_caller_that_does_not_trust_the_server_sends_it_nothing(start_server, files, tmp_path):
+    server = start_server(*flags_of(files))
+    stranger = Authority(tmp_path, "stranger")
+    for tls in (Tls(ca=stranger.root), None):
+        assert refusal(server, tls).code is grpc.StatusCode.UNAVAILABLE
+    started = [n for s, n in scrape(server).items() if s.startswith("grpc_server_started_total")]
+    assert started == [0] * 3
+
+
+def test_mutual_tls_lets_in_who_has_a_certificate_and_nobody_else(
+    start_server, authority, files, tmp_path
+):
+    server = start_server(*flags_of(files), f"--tls-client-ca={authority.root}")
+    assert server.announced["access"] == "mutual TLS, no tokens"
+    callers = {
+        "none": (None, None),
+        "wrong": Authority(tmp_path, "stranger").issue("wrong"),
+        "expired": authority.issue("expired", days=-1),
+    }
+    for name, (certificate, key) in callers.items():
+        error = refusal(server, Tls(ca=authority.root, cert=certificate, key=key))
+        # The handshake fails: there is no call yet that a status of the server could end.
+        assert error.code is grpc.StatusCode.UNAVAILABLE, name
+        assert str(tmp_path) not in error.message
+    certificate, key = authority.issue("right")
+    with DigitClient(server.address, tls=Tls(authority.root, certificate, key)) as client:
+        assert len(client.classify(BLANK).digits) == 1
+
+
+class Caller:
+    """Calls all the time, on one connection, until told to stop."""
+
+    def __init__(self, server, tls):
+        self.answered = 0
+        self.errors = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(server, tls))
+        self._thread.start()
+
+    def _run(self, server, tls):
+        with DigitClient(server.address, tls=tls, timeout_s=30) as client:
+            while not self._stop.is_set():
+                try:
+                    client.classify(BLANK)
+                except DigitError as error:
+                    self.errors.append(error)
+                self.answered += 1
+
+    def stop(self):
+        self._stop.set()
+        self._thread.join()
+
+
+def test_certificate_is_replaced_under_load_without_a_failed_call(
+    start_server, authority, files, tmp_path
+):
+    server = start_server(*flags_of(files))
+    caller = Caller(server, Tls(ca=authority.root))
+    try:
+        wait_until(lambda: caller.answered > 10)
+        successor = Authority(tmp_path, "successor")
+        install(successor.issue("second"), tmp_path)
+        wait_until(lambda: served_certificate(server) == files[0].read_text())
+        with DigitClient(server.address, tls=Tls(ca=successor.root)) as client:
+            assert len(client.classify(BLANK).digits) == 1
+        assert refusal(server, Tls(ca=authority.root)).code is grpc.StatusCode.UNAVAILABLE
+        before = caller.answered
+        wait_until(lambda: caller.answered > before + 10)
+    finally:
+        caller.stop()
+    assert caller.errors == []
+
+
+def test_files_that_do_not_match_keep_the_old_certificate_and_are_logged_once(
+    start_server, authority, files, tmp_path
+):
+    server = start_server(*flags_of(files))
+    served = served_certificate(server)
+    certificate, key = authority.issue("second")
+
+    shutil.copy(certificate, files[0])  # its key is still on the way
+    wait_until(lambda: loads(server, "refused") == 1)
+    assert served_certificate(server) == served
+    files[0].write_bytes(certificate.read_bytes()[:300])  # and it is written half
+    wait_until(lambda: loads(server, "refused") == 2)
+    assert served_certificate(server) == served
+    files[1].unlink()
+    wait_until(lambda: loads(server, "refused") == 3)
+    assert served_certificate(server) == served
+
+    install((certificate, key), tmp_path)
+    wait_until(lambda: served_certificate(server) == certificate.read_text())
+    refused = [line for line in server.log_text().splitlines() if "stays in use" in line]
+    assert len(refused) == loads(server, "refused")
+    assert "got the key of another certificate" in refused[0]
+    assert "PRIVATE" not in server.log_text()
+
+
+def test_caller_whose_root_is_taken_away_is_refused_and_its_successor_let_in(
+    start_server, authority, files, tmp_path
+):
+    roots = tmp_path / "callers.pem"
+    shutil.copy(authority.root, roots)
+    server = start_server(*flags_of(files), f"--tls-client-ca={roots}")
+    old = Tls(authority.root, *authority.issue("old"))
+    successor = Authority(tmp_path, "successor")
+    new = Tls(authority.root, *successor.issue("new"))
+    with DigitClient(server.address, tls=old) as client:
+        client.classify(BLANK)
+    assert refusal(server, new).code is grpc.StatusCode.UNAVAILABLE
+    shutil.copy(successor.root, roots)
+    wait_until(lambda: loads(server, "loaded") == 1)
+    assert refusal(server, old).code is grpc.StatusCode.UNAVAILABLE
+    with DigitClient(server.address, tls=new) as client:
+        assert len(client.classify(BLANK).digits) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "flag", "message"),
+    [
+        ("absent", "--tls-cert", "No such file or directory"),
+        ("junk", "--tls-cert", "expected PEM certificates, got something else"),
+        ("half", "--tls-cert", "expected PEM certificates, got something else"),
+        ("swapped key", "--tls-key", "got the key of another certificate"),
+        ("junk key", "--tls-key", "expected the unencrypted PEM private key of --tls-cert"),
+        ("locked key", "--tls-key", "expected the unencrypted PEM private key of --tls-cert"),
+        ("junk roots", "--tls-client-ca", "expected PEM certificates, got something else"),
+    ],
+)
+def test_file_that_can_not_be_used_is_an_error_at_the_start(
+    authority, files, tmp_path, spoil, flag, message
+):
+    certificate, key = files
+    roots = tmp_path / "roots.pem"
+    shutil.copy(authority.root, roots)
+    secret = key.read_text().splitlines()[1]
+    if spoil == "absent":
+        certificate.unlink()
+    elif spoil == "half":
+        certificate.write_bytes(certificate.read_bytes()[:300])
+    elif spoil == "swapped key":
+        shutil.copy(authority.issue("other")[1], key)
+    elif spoil == "locked key":
+        locked = authority.issue("locked", encryption=BestAvailableEncryption(b"secret"))
+        install(locked, tmp_path)
+    else:
+        spoilt = {"junk": certificate, "junk key": key, "junk roots": roots}[spoil]
+        spoilt.write_text(f"not PEM: {secret}")
+    log = tmp_path / "log"
+    process = start_process(log, *flags_of(files), f"--tls-client-ca={roots}")
+    assert process.wait(60) == 2
+    [line] = log.read_text().splitlines()
+    assert f"can not serve: {flag}: " in line
+    assert message in line
+    assert secret not in line
