@@ -9,7 +9,16 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import fairness, footprint, latency, metrics_cost, overload, stream, throughput
+from benchmarks import (
+    access,
+    fairness,
+    footprint,
+    latency,
+    metrics_cost,
+    overload,
+    stream,
+    throughput,
+)
 from benchmarks.figures import Figure
 from benchmarks.harness import BenchmarkError, machine, served_artifact
 
@@ -21,6 +30,7 @@ SUITES: dict[str, Callable[[int, float], list[Figure]]] = {
     "fairness": fairness.measure,
     "stream": stream.measure,
     "metrics": metrics_cost.measure,
+    "access": access.measure,
     "footprint": footprint.measure,
 }
 

@@ -225,6 +225,8 @@ class Run:
         calls: Calls in all.
         rate: Calls begun each second, over all connections; 0 begins one when another ended.
         all_ok: Whether a call that is not answered with OK spoils the run.
+        headers: Of each call, besides those of gRPC.
+        tls: Whether to call over TLS, without a look at the certificate.
     """
 
     images: int
@@ -232,6 +234,8 @@ class Run:
     calls: int
     rate: float = 0.0
     all_ok: bool = True
+    headers: tuple[str, ...] = ()
+    tls: bool = False
 
 
 def h2load(server: ServerProcess, run: Run, *, latencies: bool = False) -> Load:
@@ -255,11 +259,13 @@ def h2load(server: ServerProcess, run: Run, *, latencies: bool = False) -> Load:
         command = [program, "-n", str(run.calls), "-c", str(connections)]
         command += ["-m", str(run.in_flight // connections), "-t", "1", "-d", str(body)]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+        for header in run.headers:
+            command += ["-H", header]
         command += ["--rps", str(max(1, round(run.rate / connections)))] if run.rate else []
         command += ["--log-file", str(log)] if latencies else []
         before, cpu_before = _ok_calls(server), server.cpu_seconds()
         output = subprocess.run(
-            [*command, f"http://{server.address}{CLASSIFY_PATH}"],
+            [*command, f"{'https' if run.tls else 'http'}://{server.address}{CLASSIFY_PATH}"],
             check=True,
             capture_output=True,
             text=True,
