@@ -1,0 +1,41 @@
+"""The commands of README.md and SECURITY.md, run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from service import cli
+from tests.conftest import ROOT
+
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def split(block):
+    """A block's commands of ours, each in words, and the rest of it."""
+    lines = block.replace("\\\n", " ").splitlines()
+    ours = [shlex.split(line) for line in lines if line.startswith("digits ")]
+    return ours, "\n".join(line for line in lines if not line.startswith("digits "))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@pytest.mark.parametrize(("document", "servers"), [("README.md", 1), ("SECURITY.md", 2)])
+def test_commands_work_as_they_stand(document, servers, start_server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    address, started, asked = "", 0, 0
+    for block in BLOCK.findall((ROOT / document).read_text()):
+        ours, rest = split(block)
+        subprocess.run(["bash", "-e"], input=rest, text=True, check=True, capture_output=True)
+        for _, command, *arguments in ours:
+            if command == "serve":
+                address = start_server(*arguments).address
+                started += 1
+            else:
+                assert cli.main([command, "--address", address, *arguments]) == 0
+                asked += 1
+    assert (started, asked) == (servers, servers)
