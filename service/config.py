@@ -201,8 +201,7 @@ def _contradictions(config: ServerConfig) -> list[str]:
         )
     if config.rate_limit_images_per_s and not config.auth_token_file:
         errors.append(
-            "--rate-limit-images-per-s: expected --auth-token-file beside it, which tells callers "
-            "apart, got none"
+            "--rate-limit-images-per-s: expected --auth-token-file, to tell callers by, got none"
         )
     return errors
 

@@ -112,6 +112,7 @@ def _write(
     fields = {
         "request_id": request_id(call.metadata),
         "peer": call.peer,
+        **({"caller": call.caller} if call.caller else {}),
         "images": call.count,
         "total_ms": _ms(now - call.received),
         **more,

@@ -120,7 +120,7 @@ class Server:
             rate_limit=self._access.rate_limit,
         )
         self._metrics.watch_queue(self._classify.batcher)
-        self._guard = self._access.guard(self._classify)
+        self._guard = self._access.guard(self._classify, self._listeners)
         self._receive = self._guard.receive if self._guard else self._classify.receive
         self._servicer = DigitClassifier(
             self._classify,

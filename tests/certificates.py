@@ -9,6 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     KeySerializationEncryption,
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
 DAY = dt.timedelta(days=1)
 
 
@@ -37,10 +39,11 @@ class Authority:
         name: str,
         *,
         days: float = 1,
+        key: PrivateKey | None = None,
         encryption: KeySerializationEncryption | None = None,
     ) -> tuple[Path, Path]:
         """The files of a certificate that is valid for so many days from now, and of its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names = [
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
@@ -55,9 +58,7 @@ class Authority:
         )
         return self._write(name, builder), key_file
 
-    def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
-    ) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, key: PrivateKey, days: float) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.UTC)
         return (
             x509.CertificateBuilder()

@@ -37,6 +37,8 @@ def _is_offence(node):
         return True
     if function in ("torch.load", "torch.jit.load", "torch.package.PackageImporter"):
         return not _is(keywords.get("weights_only"), True)
+    if function in ("np.load", "numpy.load") and len(node.args) > 1:  # could be allow_pickle
+        return True
     if "allow_pickle" in keywords:
         return not _is(keywords["allow_pickle"], False)
     return "shell" in keywords and not _is(keywords["shell"], False)
@@ -60,6 +62,7 @@ def _is(value, wanted):
         "from torch import load",
         "np.load(path, allow_pickle=True)",
         "np.load(path, allow_pickle=trusted)",
+        "np.load(path, None, True)",
         "subprocess.run(line, shell=True)",
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from service.security.tokens import TokenFile
 from service.transports import is_loopback
 
 if TYPE_CHECKING:
+    from service.call import RpcListener
     from service.classify import Classify
     from service.config import ServerConfig
     from service.metrics import Metrics
@@ -53,9 +55,11 @@ class Access:
                 config.host,
             )
 
-    def guard(self, classify: Classify) -> Guard | None:
+    def guard(self, classify: Classify, listeners: Sequence[RpcListener]) -> Guard | None:
         """What stands before ``classify`` and the other methods; None when everybody may call."""
-        return Guard(self._tokens, classify, self._metrics) if self._tokens else None
+        if self._tokens is None:
+            return None
+        return Guard(self._tokens, classify, self._metrics, listeners)
 
     def summary(self) -> str:
         """For people, such as ``mutual TLS, 2 tokens``."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -15,7 +17,7 @@ from service.status import REFUSALS
 from service.transports import CLASSIFY
 
 if TYPE_CHECKING:
-    from service.call import Call
+    from service.call import Call, RpcListener
     from service.classify import Classify
 
     RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
@@ -39,12 +41,20 @@ class Guard(ServerInterceptor):
         tokens: Those that are valid.
         classify: Takes the calls that show one.
         metrics: Counts the RPCs that are refused here.
+        listeners: Are told of them.
     """
 
-    def __init__(self, tokens: TokenFile, classify: Classify, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        tokens: TokenFile,
+        classify: Classify,
+        metrics: Metrics,
+        listeners: Sequence[RpcListener],
+    ) -> None:
         self._tokens = tokens
         self._classify = classify
         self._metrics = metrics
+        self._listeners = listeners
 
     def caller(self, metadata: Iterable[tuple[str, Any]]) -> str | None:
         """Whose valid token a call's metadata shows; None if it shows none."""
@@ -82,20 +92,19 @@ class Guard(ServerInterceptor):
         is_open = method in OPEN_METHODS or method == CLASSIFY
         if is_open or self.caller(handler_call_details.invocation_metadata) is not None:
             return await continuation(handler_call_details)
-        self._count(method)
-        return DENIAL
+        # Answers a call of any kind before a message of it is read.
+        return grpc.stream_stream_rpc_method_handler(partial(self._deny, method))
 
-    def _count(self, method: str) -> None:
-        service, _, name = method.lstrip("/").rpartition("/")
-        if service == SERVICE and name in METHODS:
-            self._metrics.rpc_started(name)
-            self._metrics.rpc_handled(name, REFUSALS[Refusal.UNAUTHENTICATED][0], 0.0)
+    async def _deny(self, path: str, _: Any, context: ServicerContext) -> None:
+        code, message = REFUSALS[Refusal.UNAUTHENTICATED]
         self._metrics.dropped([Refusal.UNAUTHENTICATED])
-
-
-async def _deny(_: Any, context: ServicerContext) -> None:
-    await context.abort(*REFUSALS[Refusal.UNAUTHENTICATED])
-
-
-# Answers a call of any kind before a message of it is read.
-DENIAL: RpcMethodHandler = grpc.stream_stream_rpc_method_handler(_deny)
+        service, _, method = path.lstrip("/").rpartition("/")
+        if service == SERVICE and method in METHODS:
+            self._metrics.rpc_started(method)
+            self._metrics.rpc_handled(method, code, 0.0)
+            now, metadata = time.monotonic(), context.invocation_metadata() or ()
+            for listener in self._listeners:
+                listener.rpc(
+                    method, code, peer=context.peer(), metadata=metadata, began=now, now=now
+                )
+        await context.abort(code, message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import ssl
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from service.config import ServerConfig
 
 CERTIFICATE, KEY, CLIENT_CA = "--tls-cert", "--tls-key", "--tls-client-ca"
+FIRST_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END", re.DOTALL)
+# How the public key of a certificate begins. Source: RFC 8410, section 4.
+ED25519_KEY = bytes.fromhex("300506032b6570032100")
 
 
 class Tls:
@@ -74,6 +79,7 @@ def _configuration(
     """What gRPC takes, checked first: gRPC itself would only fail later, at every handshake."""
     for flag in paths.keys() - {KEY}:
         _check_certificates(flag, paths[flag])
+    _check_kind(paths[CERTIFICATE], certificate)
     _check_pair(paths[CERTIFICATE], paths[KEY])
     # OpenSSL reads the files itself. It must have seen what gRPC is given.
     if (paths[CERTIFICATE].read_bytes(), paths[KEY].read_bytes()) != (certificate, key):
@@ -88,6 +94,15 @@ def _check_certificates(flag: str, path: Path) -> None:
         raise CredentialError(
             f"{flag}: {path}: expected PEM certificates, got something else"
         ) from None
+
+
+def _check_kind(path: Path, certificate: bytes) -> None:
+    first = FIRST_CERTIFICATE.search(certificate)
+    if first is not None and ED25519_KEY in base64.b64decode(first[1]):
+        raise CredentialError(
+            f"{CERTIFICATE}: {path}: expected a certificate with an RSA or ECDSA key, got one with "
+            "an Ed25519 key, which gRPC's TLS does not take"
+        )
 
 
 def _check_pair(certificate: Path, key: Path) -> None:

@@ -310,6 +310,25 @@ def test_token_on_plaintext_to_elsewhere_is_warned_about(guarded):
     assert warning.startswith("--auth-token-file without --tls-cert on 0.0.0.0")
 
 
+def test_log_names_callers_and_never_their_tokens(guarded):
+    server, channel = guarded("auto", "--request-log-per-s=100")
+    for token in (ANNA, BERT):
+        stub_of(channel).Classify(pixels(IMAGE), metadata=bearer(token))
+    refused(stub_of(channel).Classify, pixels(IMAGE), metadata=bearer("y" * 64))
+
+    def lines():
+        entries = [json.loads(line) for line in server.log_text().splitlines()]
+        return [entry for entry in entries if entry["message"].startswith("Classify ")]
+
+    wait_until(lambda: len(lines()) == 3)
+    assert {line["message"]: line.get("caller", "") for line in lines()} == {
+        "Classify OK": lines()[1]["caller"],
+        "Classify UNAUTHENTICATED": "",
+    }
+    assert lines()[0]["caller"] == "anna"
+    assert not any(token in server.log_text() for token in (ANNA, BERT, "y" * 64))
+
+
 def test_nothing_is_warned_about_on_this_machine(guarded):
     server, _ = guarded("auto")
     assert "--tls-cert" not in server.log_text()

@@ -112,6 +112,43 @@ def test_env_file_that_is_wrong_is_named(tmp_path, text, message):
         load_config([f"--env-file={path}"], {})
 
 
+TLS = ["--tls-cert=cert.pem", "--tls-key=key.pem"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (TLS[:1], "--tls-cert: expected --tls-key beside it, got none"),
+        (TLS[1:], "--tls-key: expected --tls-cert beside it, got none"),
+        (
+            ["--tls-client-ca=ca.pem"],
+            "--tls-client-ca: expected --tls-cert and --tls-key beside it, got none",
+        ),
+        (
+            [*TLS, "--transport=native"],
+            "--transport: expected auto or grpcio beside --tls-cert, got native, which has no TLS",
+        ),
+        (
+            ["--rate-limit-images-per-s=5"],
+            "--rate-limit-images-per-s: expected --auth-token-file, to tell callers by, got none",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_an_error(argv, message):
+    assert errors_of(argv) == [message]
+
+
+def test_settings_that_go_together_are_none():
+    argv = [*TLS, "--tls-client-ca=ca", "--auth-token-file=t", "--rate-limit-images-per-s=5"]
+    assert load_config(argv, {}).tls_client_ca == "ca"
+
+
+def test_security_can_not_be_switched_off_by_an_empty_value():
+    """As when a script's own variable is not set."""
+    for flag in ("--tls-cert", "--tls-client-ca", "--auth-token-file"):
+        assert f"{flag}: expected a value, got nothing" in errors_of([f"{flag}="])
+
+
 def test_key_for_signatures_can_not_be_empty():
     """An empty value must not quietly mean that no signature is asked for."""
     for argv, environ in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -19,6 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.batcher import Refusal
 from service.engine import Engine
 from tests.conftest import REPOSITORY, SAMPLES, wait_until
 
@@ -378,12 +380,25 @@ def test_every_series_is_there_before_the_first_call(start_server):
     series = scrape(start_server())
     for code in grpc.StatusCode:
         assert any(f'grpc_code="{code.name}"' in name for name in series)
-    for reason in ("queue_full", "deadline_unreachable", "expired", "cancelled", "failed"):
-        assert series[f'digits_requests_dropped_total{{reason="{reason}"}}'] == 0
+    for refusal in Refusal:
+        assert series[f'digits_requests_dropped_total{{reason="{refusal.value}"}}'] == 0
+    for kind in ("tls", "tokens"):
+        for result in ("loaded", "refused"):
+            labels = f'kind="{kind}",result="{result}"'
+            assert series[f"digits_credential_loads_total{{{labels}}}"] == 0
     assert series['digits_model_loads_total{result="loaded"}'] == 1
     assert any(name.startswith("digits_model_info{") for name in series)
     assert any(name.startswith("digits_transport_info{") for name in series)
     assert series["digits_images_total"] == 0
+
+
+def test_http_port_can_listen_elsewhere(start_server):
+    server = start_server("--http-host=127.0.0.2")
+    assert server.http.startswith("http://127.0.0.2:")
+    assert scrape(server)["digits_images_total"] == 0
+    port = int(server.http.rpartition(":")[2])
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 def test_http_port_answers_nothing_but_metrics_and_health(server):

@@ -10,6 +10,7 @@ import threading
 import grpc
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from digits.client import AsyncDigitClient, DigitClient, DigitError, Tls
@@ -210,6 +211,7 @@ def test_caller_whose_root_is_taken_away_is_refused_and_its_successor_let_in(
         ("absent", "--tls-cert", "No such file or directory"),
         ("junk", "--tls-cert", "expected PEM certificates, got something else"),
         ("half", "--tls-cert", "expected PEM certificates, got something else"),
+        ("ed25519", "--tls-cert", "got one with an Ed25519 key, which gRPC's TLS does not take"),
         ("swapped key", "--tls-key", "got the key of another certificate"),
         ("junk key", "--tls-key", "expected the unencrypted PEM private key of --tls-cert"),
         ("locked key", "--tls-key", "expected the unencrypted PEM private key of --tls-cert"),
@@ -227,6 +229,8 @@ def test_file_that_can_not_be_used_is_an_error_at_the_start(
         certificate.unlink()
     elif spoil == "half":
         certificate.write_bytes(certificate.read_bytes()[:300])
+    elif spoil == "ed25519":
+        install(authority.issue("edwards", key=Ed25519PrivateKey.generate()), tmp_path)
     elif spoil == "swapped key":
         shutil.copy(authority.issue("other")[1], key)
     elif spoil == "locked key":

@@ -1,0 +1,73 @@
+"""Files that are replaced: what was good stays until something good comes."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+from service.security.rotation import CredentialError, RotatingFiles
+
+
+def parse(first, second):
+    if first != second:
+        raise CredentialError("--first: expected what --second holds, got something else")
+    return first
+
+
+@pytest.fixture
+def paths(tmp_path):
+    found = {"--first": tmp_path / "first", "--second": tmp_path / "second"}
+    for path in found.values():
+        path.write_bytes(b"old")
+    return found
+
+
+@pytest.fixture
+def files(paths):
+    return RotatingFiles(paths, parse)
+
+
+def test_nothing_happens_while_nothing_changes(files, paths):
+    paths["--first"].touch()
+    assert files.refresh() is None
+    assert files.value == b"old"
+
+
+def test_another_content_of_the_same_size_and_age_is_seen(files, paths):
+    for path in paths.values():
+        before = path.stat()
+        path.write_bytes(b"new")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert files.refresh() is True
+    assert files.value == b"new"
+
+
+def test_what_can_not_be_used_is_refused_and_logged_once(files, paths, caplog):
+    caplog.set_level(logging.INFO)
+    paths["--first"].write_bytes(b"new")
+    assert [files.refresh() for _ in range(5)] == [False, None, None, None, None]
+    assert files.value == b"old"
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.getMessage() == (
+        "--first: expected what --second holds, got something else; "
+        "what was read before stays in use"
+    )
+    paths["--second"].write_bytes(b"new")
+    assert [files.refresh(), files.refresh()] == [True, None]
+    assert files.value == b"new"
+
+
+def test_file_that_goes_away_is_refused_until_it_comes_back(files, paths):
+    paths["--second"].unlink()
+    assert [files.refresh(), files.refresh()] == [False, None]
+    paths["--second"].write_bytes(b"old")
+    assert files.refresh() is True
+
+
+def test_file_that_is_not_there_at_the_start_is_an_error(paths):
+    paths["--second"].unlink()
+    with pytest.raises(CredentialError, match=r"--second: .*second: No such file"):
+        RotatingFiles(paths, parse)
