@@ -20,7 +20,7 @@ def measure(rounds: int, scale: float) -> list[Figure]:
         # The one that is shown is the last of many.
         others = "\n".join(secrets.token_hex(32) for _ in range(15))
         Path(folder, "tokens").write_text(f"{others}\n{token}\n")
-        tokens = [f"--auth-token-file={folder / 'tokens'}", "--rate-limit-images-per-s=1e9"]
+        tokens = [f"--auth-token-file={folder / 'tokens'}", "--rate-limit-images-per-s=1000000000"]
         shown = Run(1, 64, 0, headers=(f"authorization: Bearer {token}",))
         native, grpcio = int(40_000 * scale), int(8_000 * scale)
         what = "16 tokens and a limit"

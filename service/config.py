@@ -131,8 +131,8 @@ class ServerConfig:
     auth_token_file: str = _setting(
         "", "file of bearer tokens, one TOKEN or NAME:TOKEN a line; with it every call needs one"
     )
-    rate_limit_images_per_s: float = _setting(
-        0.0,
+    rate_limit_images_per_s: int = _setting(
+        0,
         "images a second that each name or token may ask for, one second's worth at once; "
         "0 is no limit",
         minimum=0,

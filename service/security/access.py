@@ -81,6 +81,10 @@ class Access:
         while any(watched.values()):
             await asyncio.sleep(LOOK_S)
             for kind, owner in watched.items():
-                changed = owner.files.refresh() if owner else None
+                try:
+                    changed = owner.files.refresh() if owner else None
+                except Exception:  # ending here would end every later look
+                    logger.exception("reading %s again failed; this is a bug", kind)
+                    continue
                 if changed is not None:
                     self._metrics.credential_load(kind, "loaded" if changed else "refused")

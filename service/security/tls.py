@@ -98,7 +98,11 @@ def _check_certificates(flag: str, path: Path) -> None:
 
 def _check_kind(path: Path, certificate: bytes) -> None:
     first = FIRST_CERTIFICATE.search(certificate)
-    if first is not None and ED25519_KEY in base64.b64decode(first[1]):
+    try:
+        der = base64.b64decode(first[1]) if first else b""
+    except ValueError:  # a comment looks like a certificate; OpenSSL found one
+        return
+    if ED25519_KEY in der:
         raise CredentialError(
             f"{CERTIFICATE}: {path}: expected a certificate with an RSA or ECDSA key, got one with "
             "an Ed25519 key, which gRPC's TLS does not take"
