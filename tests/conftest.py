@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -80,9 +81,10 @@ def serving_entry(log: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]
 def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers and kills those that a test leaves behind."""
     servers: list[RunningServer] = []
+    numbers = itertools.count()  # two may be started at the same time
 
     def start(*flags: str, env: dict[str, str] | None = None) -> RunningServer:
-        log = tmp_path / f"server-{len(servers)}.log"
+        log = tmp_path / f"server-{next(numbers)}.log"
         process = start_process(log, *flags, env=env)
         try:
             entry = serving_entry(log, process)

@@ -8,6 +8,7 @@ transport can say so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
@@ -120,7 +121,7 @@ class DigitClient:
     def classify_stream(
         self, batches: Iterable[Image], *, timeout_s: float | None = None
     ) -> Iterator[Classification | DigitError]:
-        """Classifies a long sequence over one stream, sending ahead of the answers.
+        """Classifies a long sequence over one stream, sending up to 64 items ahead of the answers.
 
         A stream that its server ends, or an item refused for a passing reason, is resumed: what has
         no answer is sent again, on whatever server the channel reaches.
@@ -139,25 +140,26 @@ class DigitClient:
         """
         backlog = SyncBacklog(pixels_request(images) for images in batches)
         patience = _patience(timeout_s, self._timeout_s)
-        while True:
-            requests = (digits_pb2.ClassifyStreamRequest(request=r) for r in backlog.requests())
-            stream = self._stub.ClassifyStream(requests, timeout=patience.time_left_s())
-            try:
-                for response in stream:
-                    answer = item_answer(response)
-                    if isinstance(answer, DigitError) and answer.code in PASSING:
-                        refusal = answer
-                        break
-                    backlog.answered()
-                    patience.renew()
-                    yield answer
-                else:
-                    return backlog.finish()
-            except grpc.RpcError as error:
-                refusal = DigitError(error)
-            finally:
-                stream.cancel()
-            time.sleep(_wait_s(refusal, patience))
+        with contextlib.closing(backlog):
+            while True:
+                requests = (digits_pb2.ClassifyStreamRequest(request=r) for r in backlog.requests())
+                stream = self._stub.ClassifyStream(requests, timeout=patience.time_left_s())
+                try:
+                    for response in stream:
+                        answer = item_answer(response)
+                        if isinstance(answer, DigitError) and answer.code in PASSING:
+                            refusal = answer
+                            break
+                        backlog.answered()
+                        patience.renew()
+                        yield answer
+                    else:
+                        return backlog.finish()
+                except grpc.RpcError as error:
+                    refusal = DigitError(error)
+                finally:
+                    stream.cancel()
+                time.sleep(_wait_s(refusal, patience))
 
     def get_model(self, *, timeout_s: float | None = None) -> tuple[Model, dict[str, Any]]:
         """The model in service and its manifest.
@@ -223,7 +225,7 @@ class AsyncDigitClient:
         """See ``DigitClient.classify_stream``; ``batches`` is read on the event loop."""
         backlog = AsyncBacklog(pixels_request(images) async for images in batches)
         patience = _patience(timeout_s, self._timeout_s)
-        try:
+        with contextlib.closing(backlog):
             while True:
                 requests = (
                     digits_pb2.ClassifyStreamRequest(request=r) async for r in backlog.requests()
@@ -246,8 +248,6 @@ class AsyncDigitClient:
                 finally:
                     stream.cancel()
                 await asyncio.sleep(_wait_s(refusal, patience))
-        finally:
-            backlog.close()
 
     async def get_model(self, *, timeout_s: float | None = None) -> tuple[Model, dict[str, Any]]:
         """See ``DigitClient.get_model``."""

@@ -14,6 +14,9 @@ from typing import Generic, TypeVar
 
 # As in the client's retry policy for single calls.
 INITIAL_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+# Requests that are sent ahead of their answers at most: enough to keep a server busy, and a bound
+# on what is kept here to be sent again. gRPC's own would be megabytes for each hop.
+AHEAD = 64
 
 T = TypeVar("T")
 
@@ -66,6 +69,17 @@ class SyncBacklog(Backlog[T]):
         super().__init__()
         self._source = source
         self._taking = threading.Lock()
+        self._room = threading.Semaphore(AHEAD)
+
+    def answered(self) -> None:
+        """See ``Backlog.answered``."""
+        super().answered()
+        self._room.release()
+
+    def close(self) -> None:
+        """Takes nothing more, and lets go of a thread that waits for room."""
+        self._ended = True
+        self._room.release()
 
     def requests(self) -> Iterator[T]:
         """For one stream: what has no answer, then what follows."""
@@ -78,10 +92,13 @@ class SyncBacklog(Backlog[T]):
         if position >= self._taken:
             with self._taking:
                 if position == self._taken and not self._ended:
+                    self._room.acquire()
                     self._take_next()
         return self._requests.get(position)
 
     def _take_next(self) -> None:
+        if self._ended:  # closed meanwhile
+            return
         try:
             self._take(next(self._source))
         except StopIteration:
@@ -97,6 +114,12 @@ class AsyncBacklog(Backlog[T]):
         super().__init__()
         self._source = source
         self._taking: asyncio.Task[None] | None = None
+        self._room = asyncio.Semaphore(AHEAD)
+
+    def answered(self) -> None:
+        """See ``Backlog.answered``."""
+        super().answered()
+        self._room.release()
 
     async def requests(self) -> AsyncIterator[T]:
         """For one stream: what has no answer, then what follows."""
@@ -119,6 +142,7 @@ class AsyncBacklog(Backlog[T]):
 
     async def _take_next(self) -> None:
         try:
+            await self._room.acquire()
             self._take(await anext(self._source))
         except StopAsyncIteration:
             self._end()

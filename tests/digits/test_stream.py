@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from digits.client import AsyncDigitClient, DigitClient, DigitError
+from digits.stream import AHEAD
 from digits.v1 import digits_pb2, digits_pb2_grpc
 
 
@@ -198,3 +199,19 @@ def test_deadline_holds_for_the_whole_stream(mortal, stream):
     with pytest.raises(DigitError):
         stream(address, batches_of([1]), patience_s=60, timeout_s=0.5)
     assert time.monotonic() - began < 10
+
+
+def test_client_sends_a_bounded_number_of_items_ahead(server, sample):
+    taken = 0
+
+    def source():
+        nonlocal taken
+        for number in range(10_000):
+            taken += 1
+            yield sample["images"][number % 500]
+
+    with DigitClient(server.address) as client:
+        for number, _ in enumerate(client.classify_stream(source())):
+            assert taken <= number + 1 + AHEAD
+            if number == 500:
+                break
