@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,11 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = START_TIMEOUT_S)
     return value
 
 
-def start_process(log: Path, *flags: str, env: dict[str, str] | None = None) -> Any:
-    """Starts the server; it may not be serving yet."""
-    command = [sys.executable, "-m", "service.cli", "serve"]
+def start_process(
+    log: Path, *flags: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
+) -> Any:
+    """Starts the server, by another program where one is named; it may not be serving yet."""
+    command = [*under, sys.executable, "-m", "service.cli", "serve"]
     command += ["--grpc-port=0", "--http-port=0", "--log-format=json"]
     if not any(flag.startswith("--model-repository") for flag in flags):
         command.append(f"--model-repository={REPOSITORY}")
