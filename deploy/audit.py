@@ -42,9 +42,8 @@ def _report(lock: str, packages: list[dict[str, Any]] | str) -> int:
     known = [(p, vulnerability) for p in packages for vulnerability in p.get("vulns", [])]
     for package, vulnerability in known:
         fixed = ", ".join(vulnerability["fix_versions"]) or "no version"
-        print(
-            f"{lock}: {package['name']} {package['version']}: {vulnerability['id']}, fixed in {fixed}"
-        )
+        where = f"{lock}: {package['name']} {package['version']}"
+        print(f"{where}: {vulnerability['id']}, fixed in {fixed}")
     skipped = [p["name"] for p in packages if "skip_reason" in p]
     if skipped:
         reason = "no vulnerability database that can be reached from here answered for them"

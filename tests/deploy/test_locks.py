@@ -1,4 +1,4 @@
-"""The locks: exact versions, with hashes, of what pyproject.toml asks for; the image takes no more."""
+"""The locks: exact versions, with hashes, of what pyproject.toml asks for, and no more."""
 
 from __future__ import annotations
 
