@@ -7,10 +7,10 @@ export DIGITS_DATA ?= data
 INPUTS := pyproject.toml hatch_build.py proto/digits/v1/digits.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify test lint format train export bench clean
+.PHONY: help serve classify test lint format train export bench lock audit cuda-refusal clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .venv/serve.stamp: $(INPUTS)
 	$(PYTHON) -m venv .venv
@@ -50,6 +50,22 @@ export: .venv/export.stamp ## Prove and write the trained model as the next vers
 
 bench: .venv/dev.stamp ## Measure every figure beside its limit (needs h2load; ARGS="latency stream")
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Universal: the same locks for x86-64 and arm64, and for every Python from 3.11 on.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock"
+
+lock: .venv/dev.stamp ## Pin what the images install, with hashes (ARGS=--upgrade for newer versions)
+	$(LOCK) pyproject.toml --extra cpu --extra native -o deploy/requirements-cpu.lock $(ARGS)
+	$(LOCK) pyproject.toml --extra gpu --extra native -o deploy/requirements-cuda.lock $(ARGS)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| $(LOCK) - -o deploy/requirements-build.lock $(ARGS)
+
+audit: .venv/dev.stamp ## Look the locked packages up in a database of known vulnerabilities
+	$(BIN)/python deploy/audit.py deploy/*.lock
+
+cuda-refusal: .venv/dev.stamp ## Try CUDA where there is no GPU, with the GPU wheel (downloads 300 MB)
+	$(BIN)/python -m benchmarks.cuda_refusal
 
 clean: ## Remove the environment and caches; runs/ and data/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist benchmarks/results

@@ -22,6 +22,9 @@ CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 # TF32 would break parity with the exported answers; exhaustive search re-tunes every batch shape.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+MISSING_LIBRARY = (
+    "the CUDA provider can not be loaded: a CUDA or cuDNN library is missing or too old"
+)
 # Runs that are timed at warm-up, after one that is not; the fastest counts.
 WARM_UP_RUNS = 5
 
@@ -117,7 +120,9 @@ def _cuda_session(model: bytes, threads: int) -> ort.InferenceSession:
     onnxruntime by itself would fall back to the CPU with a log line; every way it can do so is
     closed here.
     """
-    _check_wheels()
+    problem = cuda_problem()  # first: a try that must fail prints what it missed, and misleads
+    if problem is not None:
+        raise DeviceError(problem)
     options = session_options(threads)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
@@ -130,9 +135,9 @@ def _cuda_session(model: bytes, threads: int) -> ort.InferenceSession:
             )
         session.disable_fallback()
     except Exception as error:  # onnxruntime raises many types here
-        raise DeviceError(f"{_missing_part()} ({_first_line(error)})") from error
+        raise DeviceError(f"{MISSING_LIBRARY} ({_first_line(error)})") from error
     if session.get_providers()[0] != CUDA_PROVIDER:
-        raise DeviceError(f"{_missing_part()} (onnxruntime fell back to the CPU)")
+        raise DeviceError(f"{MISSING_LIBRARY} (onnxruntime fell back to the CPU)")
     return session
 
 
@@ -175,12 +180,6 @@ def _driver_problem() -> str | None:
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(devices)) or not devices.value:
         return "the NVIDIA driver sees no GPU"
     return None
-
-
-def _missing_part() -> str:
-    """Tells a missing driver from a missing library."""
-    missing = "the CUDA provider can not be loaded: a CUDA or cuDNN library is missing or too old"
-    return _driver_problem() or missing
 
 
 def _first_line(error: Exception) -> str:

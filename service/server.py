@@ -10,13 +10,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -37,6 +35,7 @@ from service.engine import DeviceError
 from service.http import HttpServer
 from service.metrics import SERVICE, Metrics
 from service.model import ModelLoader, ServedModel
+from service.private_folder import SOCKET, private_folder, remove
 from service.request_log import RequestLog
 from service.security.access import Access
 from service.security.rotation import CredentialError
@@ -134,7 +133,7 @@ class Server:
         self._metrics.transport(self._transport, self._transport_reason)
         self._fronts: list[Front] = []
         self._native: NativeTransport | None = None
-        self._private = ""
+        self._private: Path | None = None
         self._message_bytes = config.max_images_per_request * wire.IMAGE_BYTES + MESSAGE_SLACK_BYTES
 
     async def run(self) -> int:
@@ -147,9 +146,9 @@ class Server:
             KeyFileError: If the key for signatures can not be used.
         """
         self._handle_signals()
-        with self._private_folder() as private:
+        with private_folder() if self._transport == "native" else nullcontext() as private:
             self._private = private
-            await self._listen(Path(private, "grpcio.sock"))
+            await self._listen()
             model = await self._unless_stopped(in_daemon_thread(self._loader.load))
             if model is None:
                 logger.info("stopped while loading")
@@ -164,15 +163,6 @@ class Server:
             watchdog.stop()
             return await self._drain()
 
-    def _private_folder(self) -> AbstractContextManager[str]:
-        """Where the socket between the native front and the grpcio server lives."""
-        if self._transport != "native":
-            return nullcontext("")
-        try:
-            return tempfile.TemporaryDirectory(prefix="digits-")
-        except OSError as error:
-            raise TransportError(f"native needs a folder for its socket: {error}") from error
-
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -182,25 +172,25 @@ class Server:
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
             logger.warning("second signal: stopping now")
-            if self._private:
-                shutil.rmtree(self._private, ignore_errors=True)
+            if self._private is not None:
+                remove(self._private)
             os._exit(128 + number)
         logger.info("%s: draining", signal.Signals(number).name)
         self._stop.set()
 
-    async def _listen(self, socket: Path) -> None:
+    async def _listen(self) -> None:
         """Opens every port; health says NOT_SERVING and calls are refused until a model serves."""
         config = self._config
         guards = [self._guard] if self._guard else []
         self._server = grpcio.make_server(self._message_bytes, guards)
         address = socket_address(config.host, config.grpc_port)
-        if self._transport == "native":
+        if self._private is not None:
             from service.transports.native import NativeTransport  # noqa: PLC0415 - may be absent
 
             self._native = NativeTransport(
                 config.host,
                 config.grpc_port,
-                fallback=str(socket),
+                fallback=str(self._private / SOCKET),
                 receive=self._receive,
                 refuse=self._classify.fail,
                 metrics=self._metrics,
@@ -208,7 +198,7 @@ class Server:
             )
             self._fronts.append(self._native)
             self.grpc_port = self._native.port
-            grpcio.bind(self._server, f"unix:{socket}")
+            grpcio.bind(self._server, f"unix:{self._private / SOCKET}")
         else:
             tls = self._access.tls
             credentials = tls.server_credentials() if tls else None

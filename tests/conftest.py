@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,11 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = START_TIMEOUT_S)
     return value
 
 
-def start_process(log: Path, *flags: str, env: dict[str, str] | None = None) -> Any:
-    """Starts the server; it may not be serving yet."""
-    command = [sys.executable, "-m", "service.cli", "serve"]
+def start_process(
+    log: Path, *flags: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
+) -> Any:
+    """Starts the server, by another program where one is named; it may not be serving yet."""
+    command = [*under, sys.executable, "-m", "service.cli", "serve"]
     command += ["--grpc-port=0", "--http-port=0", "--log-format=json"]
     if not any(flag.startswith("--model-repository") for flag in flags):
         command.append(f"--model-repository={REPOSITORY}")
@@ -80,9 +83,10 @@ def serving_entry(log: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]
 def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers and kills those that a test leaves behind."""
     servers: list[RunningServer] = []
+    numbers = itertools.count()  # two may be started at the same time
 
     def start(*flags: str, env: dict[str, str] | None = None) -> RunningServer:
-        log = tmp_path / f"server-{len(servers)}.log"
+        log = tmp_path / f"server-{next(numbers)}.log"
         process = start_process(log, *flags, env=env)
         try:
             entry = serving_entry(log, process)

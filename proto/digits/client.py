@@ -7,8 +7,11 @@ transport can say so.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +20,27 @@ import grpc
 import grpc.aio
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 
+from digits.answers import (
+    Classification,
+    DigitError,
+    Model,
+    Prediction,
+    classification,
+    item_answer,
+    served_model,
+)
+from digits.stream import AsyncBacklog, Patience, SyncBacklog
 from digits.v1 import digits_pb2, digits_pb2_grpc
+
+__all__ = [
+    "AsyncDigitClient",
+    "Classification",
+    "DigitClient",
+    "DigitError",
+    "Model",
+    "Prediction",
+]
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 10.0
@@ -40,9 +60,15 @@ SERVICE_CONFIG = {
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
             },
-        }
+        },
+        # Without a policy: gRPC can not retry a stream that had an answer, classify_stream can.
+        {"name": [{"service": "digits.v1.DigitClassifierService", "method": "ClassifyStream"}]},
     ]
 }
+PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+# What grpc.aio puts in place of the server's status where it was sending when the server ended the
+# stream. Source: grpc/grpc#36066.
+LOST_STATUS = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.enable_retries", 1),
@@ -81,97 +107,6 @@ class Tls:
             for path in (self.ca, self.cert, self.key)
         )
         return grpc.ssl_channel_credentials(ca, key, cert)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says about one image.
-
-    Attributes:
-        digit: The most probable digit, 0 to 9.
-        confidence: Its probability, 0 to 1.
-        probabilities: float32[10], the probability of each digit.
-    """
-
-    digit: int
-    confidence: float
-    probabilities: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Model:
-    """The model that made an answer.
-
-    Attributes:
-        name: Name of the model.
-        version: Number of the version.
-        sha256: Digest of its model.onnx.
-        precision: fp32 or int8.
-        execution_provider: What really ran it, such as CPUExecutionProvider.
-    """
-
-    name: str
-    version: str
-    sha256: str
-    precision: str
-    execution_provider: str
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The answer to one call.
-
-    Attributes:
-        predictions: One an image, in order.
-        model: What made them.
-        queue_us: Microseconds in the server's queue.
-        inference_us: Microseconds of inference.
-        batch_images: Images in the batch that held this call's, other callers' included.
-    """
-
-    predictions: list[Prediction]
-    model: Model
-    queue_us: int
-    inference_us: int
-    batch_images: int
-
-    @property
-    def digits(self) -> list[int]:
-        """The predicted digits, in order."""
-        return [prediction.digit for prediction in self.predictions]
-
-
-class DigitError(RuntimeError):
-    """A call that did not succeed.
-
-    Attributes:
-        code: gRPC status code.
-        message: The server's message.
-        violations: With INVALID_ARGUMENT, what was wrong with each field.
-        retry_after_s: When the server asked to come back, or None.
-    """
-
-    def __init__(self, error: Any) -> None:  # grpc.RpcError or AioRpcError: no common interface
-        self.code: grpc.StatusCode = error.code()
-        self.message: str = error.details() or ""
-        super().__init__(f"{self.code.name}: {self.message}")
-        self.violations: dict[str, str] = {}
-        self.retry_after_s: float | None = None
-        for key, value in error.trailing_metadata() or ():
-            if key == "grpc-status-details-bin":
-                self._read_details(value)
-
-    def _read_details(self, serialised: bytes) -> None:
-        bad_request = error_details_pb2.BadRequest()
-        retry_info = error_details_pb2.RetryInfo()
-        try:
-            for detail in status_pb2.Status.FromString(serialised).details:
-                if detail.Unpack(bad_request):
-                    self.violations = {v.field: v.description for v in bad_request.field_violations}
-                elif detail.Unpack(retry_info):
-                    self.retry_after_s = retry_info.retry_delay.ToNanoseconds() / 1e9
-        except DecodeError:
-            return  # not from this server; code and message still tell
 
 
 class DigitClient:
@@ -229,6 +164,51 @@ class DigitClient:
         """
         return self._call(files_request(files), timeout_s)
 
+    def classify_stream(
+        self, batches: Iterable[Image], *, timeout_s: float | None = None
+    ) -> Iterator[Classification | DigitError]:
+        """Classifies a long sequence over one stream, sending up to 64 items ahead of the answers.
+
+        A stream that its server ends, or an item refused for a passing reason, is resumed: what has
+        no answer is sent again, on whatever server the channel reaches.
+
+        Args:
+            batches: What ``classify`` takes, one an item; read on another thread.
+            timeout_s: Deadline of the whole; by default there is none.
+
+        Yields:
+            One answer an item, in order: the classification, or why this item was refused.
+
+        Raises:
+            DigitError: If there was nothing but refusals for the client's ``timeout_s``, or until
+                the deadline; or one that would not pass.
+            Exception: What ``batches`` raised, after the answers to what it gave before.
+        """
+        backlog = SyncBacklog(pixels_request(images) for images in batches)
+        patience = _patience(timeout_s, self._timeout_s)
+        with contextlib.closing(backlog):
+            while True:
+                requests = (digits_pb2.ClassifyStreamRequest(request=r) for r in backlog.requests())
+                stream = self._stub.ClassifyStream(
+                    requests, timeout=patience.time_left_s(), metadata=self._metadata
+                )
+                try:
+                    for response in stream:
+                        answer = item_answer(response)
+                        if isinstance(answer, DigitError) and answer.code in PASSING:
+                            refusal = answer
+                            break
+                        backlog.answered()
+                        patience.renew()
+                        yield answer
+                    else:
+                        return backlog.finish()
+                except grpc.RpcError as error:
+                    refusal = DigitError(error)
+                finally:
+                    stream.cancel()
+                time.sleep(_wait_s(refusal, patience))
+
     def get_model(self, *, timeout_s: float | None = None) -> tuple[Model, dict[str, Any]]:
         """The model in service and its manifest.
 
@@ -243,7 +223,7 @@ class DigitClient:
             )
         except grpc.RpcError as error:
             raise DigitError(error) from error
-        return _model(response.model), json.loads(response.manifest_json)
+        return served_model(response.model), json.loads(response.manifest_json)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -262,7 +242,7 @@ class DigitClient:
             )
         except grpc.RpcError as error:
             raise DigitError(error) from error
-        return _classification(response)
+        return classification(response)
 
 
 class AsyncDigitClient:
@@ -307,6 +287,38 @@ class AsyncDigitClient:
         """See ``DigitClient.classify_files``."""
         return await self._call(files_request(files), timeout_s)
 
+    async def classify_stream(
+        self, batches: AsyncIterable[Image], *, timeout_s: float | None = None
+    ) -> AsyncIterator[Classification | DigitError]:
+        """See ``DigitClient.classify_stream``; ``batches`` is read on the event loop."""
+        backlog = AsyncBacklog(pixels_request(images) async for images in batches)
+        patience = _patience(timeout_s, self._timeout_s)
+        with contextlib.closing(backlog):
+            while True:
+                requests = (
+                    digits_pb2.ClassifyStreamRequest(request=r) async for r in backlog.requests()
+                )
+                stream = self._stub.ClassifyStream(
+                    requests, timeout=patience.time_left_s(), metadata=self._metadata
+                )
+                try:
+                    async for response in stream:
+                        answer = item_answer(response)
+                        if isinstance(answer, DigitError) and answer.code in PASSING:
+                            refusal = answer
+                            break
+                        backlog.answered()
+                        patience.renew()
+                        yield answer
+                    else:
+                        backlog.finish()
+                        return
+                except grpc.aio.AioRpcError as error:
+                    refusal = DigitError(error)
+                finally:
+                    stream.cancel()
+                await asyncio.sleep(_wait_s(refusal, patience))
+
     async def get_model(self, *, timeout_s: float | None = None) -> tuple[Model, dict[str, Any]]:
         """See ``DigitClient.get_model``."""
         try:
@@ -317,7 +329,7 @@ class AsyncDigitClient:
             )
         except grpc.aio.AioRpcError as error:
             raise DigitError(error) from error
-        return _model(response.model), json.loads(response.manifest_json)
+        return served_model(response.model), json.loads(response.manifest_json)
 
     async def close(self) -> None:
         """Closes the connection."""
@@ -338,7 +350,7 @@ class AsyncDigitClient:
             )
         except grpc.aio.AioRpcError as error:
             raise DigitError(error) from error
-        return _classification(response)
+        return classification(response)
 
 
 def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
@@ -355,6 +367,19 @@ def _deadline(timeout_s: float | None, default_s: float) -> float:
     if not 0 < seconds < MAX_TIMEOUT_S:
         raise ValueError(f"timeout_s: expected 0 to {MAX_TIMEOUT_S:g} seconds, got {seconds}")
     return seconds
+
+
+def _patience(timeout_s: float | None, give_up_s: float) -> Patience:
+    return Patience(give_up_s, None if timeout_s is None else _deadline(timeout_s, timeout_s))
+
+
+def _wait_s(refusal: DigitError, patience: Patience) -> float:
+    """How long to wait before a stream is resumed; raises the refusal if it is not."""
+    passes = refusal.code in PASSING or (refusal.code, refusal.message) == LOST_STATUS
+    wait_s = patience.wait_s(refusal.retry_after_s) if passes else None
+    if wait_s is None:
+        raise refusal
+    return wait_s
 
 
 def pixels_request(images: Image) -> digits_pb2.ClassifyRequest:
@@ -384,20 +409,3 @@ def files_request(files: Sequence[str | Path | bytes]) -> digits_pb2.ClassifyReq
         )
     contents = [file if isinstance(file, bytes) else Path(file).read_bytes() for file in files]
     return digits_pb2.ClassifyRequest(encoded=digits_pb2.EncodedImages(files=contents))
-
-
-def _classification(response: digits_pb2.ClassifyResponse) -> Classification:
-    return Classification(
-        predictions=[
-            Prediction(p.digit, p.confidence, np.array(p.probabilities, np.float32))
-            for p in response.predictions
-        ],
-        model=_model(response.model),
-        queue_us=response.timing.queue_us,
-        inference_us=response.timing.inference_us,
-        batch_images=response.timing.batch_images,
-    )
-
-
-def _model(ref: digits_pb2.ModelRef) -> Model:
-    return Model(ref.name, ref.version, ref.sha256, ref.precision, ref.execution_provider)

@@ -236,19 +236,6 @@ def test_image_holds_the_model_that_it_serves_and_reports_nothing_home(image, do
     assert ("COPY", f"models/digits {variables['DIGITS_MODEL_REPOSITORY']}") in dockerfile
 
 
-def test_image_installs_no_torch(dockerfile):
-    optional = project()["optional-dependencies"]
-    (extras,) = re.findall(r'"\$1\[([a-z,]+)\]"', str(dockerfile))
-    todo, requirements = extras.split(","), []
-    while todo:
-        for requirement in optional[todo.pop()]:
-            own = re.match(r"digits-serving\[([a-z,]+)\]", requirement)
-            todo += own[1].split(",") if own else []
-            requirements.append(requirement)
-    assert any(requirement.startswith("onnxruntime") for requirement in requirements)
-    assert not any(requirement.startswith("torch") for requirement in requirements)
-
-
 def test_image_tag_and_label_are_the_projects_version(container, image):
     version = project()["version"]
     assert container["image"] == f"digits-serving:{version}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -62,11 +63,25 @@ def test_both_wheels_installed_are_named(monkeypatch):
         Engine(MODEL, device="cuda")
 
 
+def test_cuda_build_without_a_driver_is_refused_before_a_session_is_tried(monkeypatch):
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pass
+    else:
+        pytest.skip("there is an NVIDIA driver")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(engine, "_is_installed", lambda name: name == "onnxruntime-gpu")
+    with pytest.raises(DeviceError, match=r"^no NVIDIA driver .* can not be loaded$"):
+        Engine(MODEL, device="cuda")
+
+
 def test_session_that_fell_back_to_the_cpu_is_refused(monkeypatch):
     """onnxruntime with CUDA listed but not loadable creates a CPU session and only logs."""
     monkeypatch.setattr(
         ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
+    monkeypatch.setattr(engine, "_driver_problem", lambda: None)
     real = ort.InferenceSession
 
     def falls_back(model, options, **_):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,9 +13,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -264,6 +267,42 @@ def test_sigterm_while_loading_exits_within_two_seconds(endless_repository, tmp_
     assert process.wait(30) == 0
     assert time.monotonic() - began < 2
     channel.close()
+
+
+def as_pid_1():
+    """What starts a program as the first process of a PID namespace."""
+    for privileges in ([], ["--user", "--map-root-user"]):
+        command = ["unshare", *privileges, "--pid", "--fork", "--kill-child"]
+        with contextlib.suppress(OSError):
+            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+                return command
+    pytest.skip("a PID namespace can not be made here (unshare --pid)")
+
+
+def writer_of(pipe):
+    """Opens a pipe for writing, if somebody reads from it."""
+    with contextlib.suppress(OSError):
+        return os.fdopen(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "wb")
+    return None
+
+
+def test_sigterm_while_loading_as_pid_1_exits_within_two_seconds(endless_repository, tmp_path):
+    """The kernel drops signals that the first process of a container does not handle."""
+    flags = f"--model-repository={endless_repository}"
+    parent = start_process(tmp_path / "log", flags, under=as_pid_1())
+    try:
+        # Somebody reads the model, and waits for more of it.
+        with wait_until(lambda: writer_of(endless_repository / "1/model.onnx")):
+            (server,) = psutil.Process(parent.pid).children()
+            status = Path(f"/proc/{server.pid}/status").read_text()
+            assert status.partition("NSpid:")[2].split()[1] == "1"
+            began = time.monotonic()
+            server.terminate()
+            assert parent.wait(30) == 0
+            assert time.monotonic() - began < 2
+    finally:
+        parent.kill()  # and its child with it
+        parent.wait()
 
 
 def run_serve(*flags, env=None):

@@ -323,6 +323,20 @@ def test_stream_that_the_caller_leaves_does_not_block_the_next(stub):
     assert len(list(stub.ClassifyStream(stream_of([pixels(IMAGE)] * 5), timeout=30))) == 5
 
 
+def test_streams_that_are_left_in_the_middle_of_an_answer_do_not_harm_the_server(server):
+    """The server closes their generators after their RPCs are gone."""
+    for _ in range(30):
+        with grpc.insecure_channel(server.address) as channel:
+            stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+            stream = stub.ClassifyStream(stream_of([pixels(IMAGE * 64)] * 20))
+            next(stream)
+            stream.cancel()
+    with grpc.insecure_channel(server.address) as channel:
+        stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+        assert len(list(stub.ClassifyStream(stream_of([pixels(IMAGE)] * 5), timeout=30))) == 5
+    assert server.process.poll() is None
+
+
 def test_slow_reader_holds_a_bounded_number_of_items(server):
     """The server takes no more requests than its window while nobody reads the answers."""
     # Without these the client itself would take megabytes of answers that nobody asked it for.
