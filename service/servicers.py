@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -44,6 +45,31 @@ class StreamItem(AsyncCall):
     def __init__(self, mailbox: Mailbox, request: bytes, **rest: Any) -> None:
         super().__init__(mailbox, request, **rest)
         self.size = len(request)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who sent an RPC, and how long it waits for the answer.
+
+    Taken when the RPC begins: a stream's generator may be closed after its RPC has ended, and then
+    grpcio's context reads memory that was freed.
+
+    Attributes:
+        peer: The caller's address, as gRPC spells it.
+        metadata: Request metadata.
+        deadline: Monotonic seconds, or None.
+    """
+
+    peer: str
+    metadata: Sequence[Any]
+    deadline: float | None
+
+    @classmethod
+    def of(cls, context: ServicerContext) -> Origin:
+        """Of an RPC that has just begun."""
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        return cls(context.peer(), tuple(context.invocation_metadata() or ()), deadline)
 
 
 class DigitClassifier:
@@ -93,18 +119,21 @@ class DigitClassifier:
         return not self._streams
 
     async def _get_model(self, request: bytes, context: ServicerContext) -> bytes:
-        with self._counting("GetModel", context):
+        with self._counting("GetModel", context, Origin.of(context)):
             return await self.get_model(request, context)
 
     async def _classify_stream(
         self, requests: AsyncIterator[bytes], context: ServicerContext
     ) -> AsyncIterator[bytes]:
-        with self._counting("ClassifyStream", context):
-            async for response in self.classify_stream(requests, context):
-                yield response
+        origin = Origin.of(context)
+        responses = self.classify_stream(requests, context, origin)
+        with self._counting("ClassifyStream", context, origin):
+            async with contextlib.aclosing(responses):
+                async for response in responses:
+                    yield response
 
     @contextlib.contextmanager
-    def _counting(self, method: str, context: ServicerContext) -> Iterator[None]:
+    def _counting(self, method: str, context: ServicerContext, origin: Origin) -> Iterator[None]:
         """Counts and logs an RPC. An interceptor would slow Classify down as well."""
         began = time.monotonic()
         self._metrics.rpc_started(method)
@@ -116,8 +145,8 @@ class DigitClassifier:
             code = _status_code(context.code())
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            remaining = context.time_remaining()
-            expired = remaining is not None and remaining <= CLOCK_SLACK_S
+            late = time.monotonic() + CLOCK_SLACK_S
+            expired = origin.deadline is not None and late >= origin.deadline
             code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
             raise
         finally:
@@ -127,8 +156,8 @@ class DigitClassifier:
                 listener.rpc(
                     method,
                     code,
-                    peer=context.peer(),
-                    metadata=context.invocation_metadata() or (),
+                    peer=origin.peer,
+                    metadata=origin.metadata,
                     began=began,
                     now=now,
                 )
@@ -153,15 +182,15 @@ class DigitClassifier:
         return response.SerializeToString()
 
     async def classify_stream(
-        self, requests: AsyncIterator[bytes], context: ServicerContext
-    ) -> AsyncIterator[bytes]:
+        self, requests: AsyncIterator[bytes], context: ServicerContext, origin: Origin
+    ) -> AsyncGenerator[bytes]:
         """Answers items in order, taking a bounded number of them in advance."""
         stream = asyncio.current_task()
         assert stream is not None
         self._streams.add(stream)
         stream.add_done_callback(self._streams.discard)
         window: asyncio.Queue[StreamItem | None] = asyncio.Queue(STREAM_WINDOW)
-        reader = asyncio.create_task(self._read(requests, context, window))
+        reader = asyncio.create_task(self._read(requests, origin, window))
         item: StreamItem | None = None
         try:
             while (item := await window.get()) is not None:
@@ -178,7 +207,7 @@ class DigitClassifier:
     async def _read(
         self,
         requests: AsyncIterator[bytes],
-        context: ServicerContext,
+        origin: Origin,
         window: asyncio.Queue[StreamItem | None],
     ) -> Status | None:
         """Moves requests into the window and the batcher.
@@ -187,8 +216,6 @@ class DigitClassifier:
             None if the caller ended the stream, else how it is to end.
         """
         closing = asyncio.create_task(self._closing.wait())
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
         iterator = aiter(requests)
         unanswered: deque[StreamItem] = deque()
         try:
@@ -201,15 +228,15 @@ class DigitClassifier:
                 message = following.result()
                 if message is None:
                     return None
-                caller = self._caller(context)
+                caller = self._caller(origin)
                 if caller is None:  # its token was revoked since the stream began
                     return Status(*REFUSALS[Refusal.UNAUTHENTICATED])
                 item = StreamItem(
                     self._mailbox,
                     _item_request(message),
                     received=time.monotonic(),
-                    deadline=deadline,
-                    peer=context.peer(),
+                    deadline=origin.deadline,
+                    peer=origin.peer,
                 )
                 item.caller = caller
                 await self._make_room(unanswered, item)
@@ -221,11 +248,11 @@ class DigitClassifier:
             with contextlib.suppress(asyncio.CancelledError):
                 await window.put(None)
 
-    def _caller(self, context: ServicerContext) -> str | None:
+    def _caller(self, origin: Origin) -> str | None:
         """Whose token the stream shows; empty where none is needed, None if it shows none."""
         if self._guard is None:
             return ""
-        return self._guard.caller(context.invocation_metadata() or ())
+        return self._guard.caller(origin.metadata)
 
     async def _make_room(self, unanswered: deque[StreamItem], item: StreamItem) -> None:
         """Waits until the stream's own items leave room in the queue for one more."""
