@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import (
+    abuse,
     access,
     fairness,
     footprint,
@@ -32,6 +33,7 @@ SUITES: dict[str, Callable[[int, float], list[Figure]]] = {
     "metrics": metrics_cost.measure,
     "access": access.measure,
     "footprint": footprint.measure,
+    "abuse": abuse.measure,
 }
 
 

@@ -85,6 +85,31 @@ class ServerConfig:
     max_images_per_request: int = _setting(
         4096, "images in one request at most", minimum=1, maximum=100_000
     )
+    max_streams: int = _setting(
+        256,
+        "ClassifyStream calls open at the same time; more are refused",
+        minimum=1,
+        maximum=100_000,
+    )
+    stream_idle_s: float = _setting(
+        300.0,
+        "seconds that a stream may neither send a request nor take an answer; 0 allows any",
+        minimum=0,
+        maximum=86_400,
+    )
+    max_connections: int = _setting(
+        0,
+        "grpcio connections at the same time; 0 takes half of the file descriptors, 10,000 at most",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    max_connection_age_s: float = _setting(
+        0.0,
+        "seconds after which a connection is asked to go, so that load spreads over new servers; "
+        "0 never asks; needs grpcio",
+        minimum=0,
+        maximum=86_400,
+    )
     intra_op_threads: int = _setting(1, "threads inside one inference", minimum=1, maximum=256)
     instances: int = _setting(
         0, "inferences at the same time; 0 takes the CPU quota", minimum=0, maximum=256

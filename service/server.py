@@ -23,7 +23,6 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service import wire
 from service.artifact import ArtifactError, KeyFileError
 from service.background import in_daemon_thread
 from service.batcher import Batcher
@@ -41,7 +40,8 @@ from service.security.access import Access
 from service.security.rotation import CredentialError
 from service.servicers import DigitClassifier, Health
 from service.tracing import Tracing, TracingError
-from service.transports import TransportError, choose_transport, grpcio, socket_address
+from service.transports import TransportError, choose_transport, grpcio, limits_of, socket_address
+from service.transports.arrivals import Arrivals, BoundedServer
 from service.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Room in a message beside the pixels of the largest request, and for files.
-MESSAGE_SLACK_BYTES = 2**20
 # What connections get to send their last bytes when the grace is over.
 FLUSH_S = 0.2
 LIVENESS, READINESS = "", SERVICE
@@ -126,6 +124,8 @@ class Server:
             self._metrics,
             self._listeners,
             max_ahead_images=config.max_queue_images // 2,
+            max_streams=config.max_streams,
+            idle_s=config.stream_idle_s,
             guard=self._guard,
         )
         self._health = Health()
@@ -134,7 +134,7 @@ class Server:
         self._fronts: list[Front] = []
         self._native: NativeTransport | None = None
         self._private: Path | None = None
-        self._message_bytes = config.max_images_per_request * wire.IMAGE_BYTES + MESSAGE_SLACK_BYTES
+        self._limits = limits_of(config)
 
     async def run(self) -> int:
         """Serves until a signal; returns the exit code.
@@ -182,7 +182,9 @@ class Server:
         """Opens every port; health says NOT_SERVING and calls are refused until a model serves."""
         config = self._config
         guards = [self._guard] if self._guard else []
-        self._server = grpcio.make_server(self._message_bytes, guards)
+        self._server = grpcio.make_server(
+            self._limits, private=self._transport == "native", interceptors=guards
+        )
         address = socket_address(config.host, config.grpc_port)
         if self._private is not None:
             from service.transports.native import NativeTransport  # noqa: PLC0415 - may be absent
@@ -194,7 +196,7 @@ class Server:
                 receive=self._receive,
                 refuse=self._classify.fail,
                 metrics=self._metrics,
-                max_message_bytes=self._message_bytes,
+                limits=self._limits,
             )
             self._fronts.append(self._native)
             self.grpc_port = self._native.port
@@ -220,12 +222,15 @@ class Server:
         if self._transport == "grpcio":
             handler = grpcio.ClassifyHandler(self._receive, self._metrics)
             handlers["Classify"] = handler.method_handler
+        limits = self._limits
+        arrivals = Arrivals(limits.arriving, limits.arrival_s, limits.young_s)
+        server = BoundedServer(self._server, arrivals)
         service = grpc.method_handlers_generic_handler(SERVICE, handlers)
-        self._server.add_generic_rpc_handlers((service,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        server.add_generic_rpc_handlers((service,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            reflection.enable_server_reflection(names, server)  # type: ignore[arg-type]
 
     async def _serve(self, model: ServedModel) -> None:
         self._classify.serve(model)

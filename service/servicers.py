@@ -22,7 +22,15 @@ from service.call import RpcListener
 from service.classify import Classify
 from service.metrics import Metrics
 from service.security.guard import Guard
-from service.status import CLOCK_SLACK_S, REFUSALS, InvalidRequestError, Status, unavailable
+from service.status import (
+    CLOCK_SLACK_S,
+    REFUSALS,
+    InvalidRequestError,
+    Status,
+    idle_stream,
+    too_many_streams,
+    unavailable,
+)
 from service.transports.grpcio import AsyncCall, Mailbox, trailing_metadata
 
 if TYPE_CHECKING:
@@ -72,6 +80,45 @@ class Origin:
         return cls(context.peer(), tuple(context.invocation_metadata() or ()), deadline)
 
 
+class Patience:
+    """Cancels the running task when nothing has moved in its stream for too long.
+
+    Args:
+        idle_s: Seconds that nothing may move; 0 waits for ever.
+
+    Attributes:
+        ended: Whether it has lost it.
+        ours: Whether the caller waits for us: then nothing is held against it.
+    """
+
+    def __init__(self, idle_s: float) -> None:
+        self.ended = self.ours = False
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._moved = self._loop.time()
+        self._timer = self._loop.call_later(idle_s, self._look) if idle_s else None
+
+    def moved(self) -> None:
+        """A request came or an answer was taken."""
+        self._moved = self._loop.time()
+
+    def stop(self) -> None:
+        """The stream ended by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        left = self._moved + self._idle_s - self._loop.time()
+        if self.ours:
+            left = self._idle_s
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        elif self._task is not None:
+            self.ended = True
+            self._task.cancel()
+
+
 class DigitClassifier:
     """Everything of the service but Classify, which a transport carries.
 
@@ -80,6 +127,8 @@ class DigitClassifier:
         metrics: Counts the RPCs.
         listeners: Are told how they end.
         max_ahead_images: Images that one stream may have in the queue beside the item that waits.
+        max_streams: Streams at the same time.
+        idle_s: Seconds that a stream may neither send nor take anything; 0 allows any.
         guard: Tells whose token a stream shows; None where none is needed.
     """
 
@@ -90,10 +139,14 @@ class DigitClassifier:
         listeners: Sequence[RpcListener],
         *,
         max_ahead_images: int,
+        max_streams: int,
+        idle_s: float,
         guard: Guard | None = None,
     ) -> None:
         self._classify = classify
         self._guard = guard
+        self._max_streams = max_streams
+        self._idle_s = idle_s
         self._max_ahead_bytes = max_ahead_images * wire.IMAGE_BYTES
         self._metrics = metrics
         self._listeners = listeners
@@ -185,18 +238,33 @@ class DigitClassifier:
         self, requests: AsyncIterator[bytes], context: ServicerContext, origin: Origin
     ) -> AsyncGenerator[bytes]:
         """Answers items in order, taking a bounded number of them in advance."""
+        if len(self._streams) >= self._max_streams:
+            status = too_many_streams(self._max_streams)
+            await context.abort(status.code, status.message, trailing_metadata(status))
         stream = asyncio.current_task()
         assert stream is not None
         self._streams.add(stream)
         stream.add_done_callback(self._streams.discard)
+        patience = Patience(self._idle_s)
         window: asyncio.Queue[StreamItem | None] = asyncio.Queue(STREAM_WINDOW)
-        reader = asyncio.create_task(self._read(requests, origin, window))
+        reader = asyncio.create_task(self._read(requests, origin, window, patience))
         item: StreamItem | None = None
         try:
             while (item := await window.get()) is not None:
-                yield _stream_response(await item.outcome)
+                patience.ours = True
+                answer = await item.outcome
+                patience.ours = False
+                patience.moved()
+                yield _stream_response(answer)
+                patience.moved()
             stopped = await reader  # raises what ended the stream, if that was an error
+        except asyncio.CancelledError:
+            if not patience.ended:
+                raise
+            status = idle_stream(self._idle_s)
+            await context.abort(status.code, status.message)
         finally:
+            patience.stop()
             reader.cancel()
             for left in (item, *_drain(window)):
                 if left is not None:
@@ -209,6 +277,7 @@ class DigitClassifier:
         requests: AsyncIterator[bytes],
         origin: Origin,
         window: asyncio.Queue[StreamItem | None],
+        patience: Patience,
     ) -> Status | None:
         """Moves requests into the window and the batcher.
 
@@ -228,6 +297,7 @@ class DigitClassifier:
                 message = following.result()
                 if message is None:
                     return None
+                patience.moved()
                 caller = self._caller(origin)
                 if caller is None:  # its token was revoked since the stream began
                     return Status(*REFUSALS[Refusal.UNAUTHENTICATED])

@@ -111,6 +111,29 @@ def too_large(received: int, limit: int) -> Status:
     return Status(StatusCode.RESOURCE_EXHAUSTED, message)
 
 
+def too_slow(timeout_s: float) -> Status:
+    """A request that did not come whole."""
+    return Status(StatusCode.DEADLINE_EXCEEDED, f"the request did not come within {timeout_s:g} s")
+
+
+def too_many_arriving() -> Status:
+    """A request that was still on its way when too many others were, too."""
+    message = "too many requests were on their way, and this one for longest; retry later"
+    return Status(StatusCode.RESOURCE_EXHAUSTED, message)
+
+
+def too_many_streams(limit: int) -> Status:
+    """A stream beyond those that may be open; when one of them ends, nobody knows."""
+    message = f"{limit} streams are open, the most this server takes; retry later"
+    return Status(StatusCode.RESOURCE_EXHAUSTED, message)
+
+
+def idle_stream(idle_s: float) -> Status:
+    """A stream in which nothing moved."""
+    message = f"no request came and no answer was taken for {idle_s:g} s"
+    return Status(StatusCode.DEADLINE_EXCEEDED, message)
+
+
 def _rich(
     code: StatusCode,
     message: str,

@@ -14,7 +14,7 @@ import grpc.aio
 from service.call import Call
 from service.metrics import Metrics
 from service.status import PUSHBACK_KEY, Status
-from service.transports import TransportError
+from service.transports import Limits, TransportError
 
 if TYPE_CHECKING:
     RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
@@ -150,14 +150,54 @@ def trailing_metadata(status: Status) -> tuple[tuple[str, str | bytes], ...]:
 
 
 def make_server(
-    max_message_bytes: int, interceptors: Sequence[ServerInterceptor] = ()
+    limits: Limits, *, private: bool, interceptors: Sequence[ServerInterceptor] = ()
 ) -> grpc.aio.Server:
-    """A server that refuses larger messages, and ports that another process listens on."""
+    """A server with ports that no other process shares.
+
+    Args:
+        limits: What callers are held to.
+        private: Its one caller is the native front, over which all of its callers' streams come:
+            bounds on a connection do not apply.
+        interceptors: See ``grpc.aio.server``.
+    """
     options = [
-        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        # Both, or grpc refuses calls between the two at random.
+        ("grpc.max_metadata_size", limits.metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
         ("grpc.so_reuseport", 0),
     ]
+    if not private:
+        options += _connection_options(limits)
     return grpc.aio.server(options=options, interceptors=interceptors)
+
+
+def _connection_options(limits: Limits) -> list[tuple[str, int]]:
+    options = [
+        # More are closed as they are accepted: descriptors are left for reloads and metrics.
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        # Without it a connection has as many calls as it likes.
+        ("grpc.max_concurrent_streams", limits.calls_per_connection),
+        # The default asks every two hours; a peer whose machine is gone holds its calls until then.
+        ("grpc.keepalive_time_ms", _milliseconds(limits.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(limits.keepalive_timeout_s)),
+        # What really ends it: a ping is given a minute, whatever the option above says.
+        ("grpc.http2.ping_timeout_ms", _milliseconds(limits.keepalive_timeout_s)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_s)),
+        # For a caller that connects and says nothing; the default is two minutes.
+        ("grpc.server_handshake_timeout_ms", _milliseconds(limits.handshake_s)),
+    ]
+    if limits.connection_age_s:
+        options += [
+            ("grpc.max_connection_age_ms", _milliseconds(limits.connection_age_s)),
+            ("grpc.max_connection_age_grace_ms", _milliseconds(limits.connection_grace_s)),
+        ]
+    return options
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def bind(

@@ -17,7 +17,7 @@ from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 from service.call import Call
 from service.metrics import Metrics
 from service.status import Status, too_large
-from service.transports import CLASSIFY, TransportError, socket_address
+from service.transports import CLASSIFY, Limits, TransportError, socket_address
 
 if TYPE_CHECKING:
     from pygrpc_native._native import CallDetails
@@ -90,7 +90,8 @@ class NativeTransport:
         receive: Takes bursts of calls.
         refuse: Fails a call with a status.
         metrics: Counts calls that began.
-        max_message_bytes: Larger requests are refused, after they were read.
+        limits: What the front can hold callers to. It has no bound on connections or on a message:
+            larger ones are refused here, after they were read.
 
     Attributes:
         port: The port really bound.
@@ -110,12 +111,19 @@ class NativeTransport:
         receive: Callable[[Sequence[Call]], None],
         refuse: Callable[[Call, Status], None],
         metrics: Metrics,
-        max_message_bytes: int,
+        limits: Limits,
     ) -> None:
         address = socket_address(host, port)
         try:
             self.front = NativeGrpcFront(
-                address, [(CLASSIFY, False)], io_threads=IO_THREADS, call_details=True
+                address,
+                [(CLASSIFY, False)],
+                io_threads=IO_THREADS,
+                call_details=True,
+                keepalive_time_ms=round(limits.keepalive_s * 1000),
+                keepalive_timeout_ms=round(limits.keepalive_timeout_s * 1000),
+                max_concurrent_streams=limits.calls_per_connection,
+                max_metadata_size=limits.metadata_bytes,
             )
         except (OSError, ValueError) as error:
             raise TransportError(f"can not listen on {address}: {error}") from error
@@ -124,7 +132,7 @@ class NativeTransport:
         self._receive = receive
         self._refuse = refuse
         self._metrics = metrics
-        self._max_message_bytes = max_message_bytes
+        self._max_message_bytes = limits.message_bytes
         self.front.set_fallback(fallback)
         self.thread = self._new_thread()
 
