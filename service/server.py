@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 MESSAGE_SLACK_BYTES = 2**20
 # What connections get to send their last bytes when the grace is over.
 FLUSH_S = 0.2
+# Between looks whether the grpcio server has ended by itself.
+REVIVE_LOOK_S = 0.2
 LIVENESS, READINESS = "", SERVICE
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -149,6 +151,7 @@ class Server:
         with private_folder() if self._transport == "native" else nullcontext() as private:
             self._private = private
             await self._listen()
+            reviving = asyncio.create_task(self._revive())
             model = await self._unless_stopped(in_daemon_thread(self._loader.load))
             if model is None:
                 logger.info("stopped while loading")
@@ -157,8 +160,8 @@ class Server:
             watching = [asyncio.create_task(w) for w in (self._reload(), self._access.watch())]
             watchdog = self._watchdog()
             watchdog.start()
-            await self._stop.wait()
-            for task in watching:
+            await self._unless_stopped(reviving)  # it ends with an error only
+            for task in (*watching, reviving):
                 task.cancel()
             watchdog.stop()
             return await self._drain()
@@ -181,9 +184,7 @@ class Server:
     async def _listen(self) -> None:
         """Opens every port; health says NOT_SERVING and calls are refused until a model serves."""
         config = self._config
-        guards = [self._guard] if self._guard else []
-        self._server = grpcio.make_server(self._message_bytes, guards)
-        address = socket_address(config.host, config.grpc_port)
+        self._server = self._grpcio_server()
         if self._private is not None:
             from service.transports.native import NativeTransport  # noqa: PLC0415 - may be absent
 
@@ -198,16 +199,16 @@ class Server:
             )
             self._fronts.append(self._native)
             self.grpc_port = self._native.port
-            grpcio.bind(self._server, f"unix:{self._private / SOCKET}")
+            self._address = f"unix:{self._private / SOCKET}"
+            self._bind(self._address)
         else:
-            tls = self._access.tls
-            credentials = tls.server_credentials() if tls else None
-            self.grpc_port = grpcio.bind(self._server, address, credentials)
+            address = socket_address(config.host, config.grpc_port)
+            self.grpc_port = self._bind(address)
+            self._address = socket_address(config.host, self.grpc_port)
         http_host = config.http_host or config.host
         http = HttpServer(http_host, config.http_port, self._metrics.registry, self._is_ready)
         self.http_port = http.port
         self._fronts.append(http)
-        self._add_services()
         await self._health.set(LIVENESS, SERVING)
         await self._health.set(READINESS, NOT_SERVING)
         await self._server.start()
@@ -215,17 +216,45 @@ class Server:
         for front in self._fronts:
             front.start()
 
-    def _add_services(self) -> None:
+    def _bind(self, address: str) -> int:
+        """Lets the grpcio server listen on an address; returns the port, 0 for a Unix socket."""
+        tls = self._access.tls  # with TLS, grpcio itself is the transport
+        return grpcio.bind(self._server, address, tls.server_credentials() if tls else None)
+
+    def _grpcio_server(self) -> grpc.aio.Server:
+        """A server with every service that grpcio carries, bound to nothing yet."""
+        guards = [self._guard] if self._guard else []
+        server = grpcio.make_server(self._message_bytes, guards)
         handlers = self._servicer.handlers()
         if self._transport == "grpcio":
             handler = grpcio.ClassifyHandler(self._receive, self._metrics)
             handlers["Classify"] = handler.method_handler
         service = grpc.method_handlers_generic_handler(SERVICE, handlers)
-        self._server.add_generic_rpc_handlers((service,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        server.add_generic_rpc_handlers((service,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            reflection.enable_server_reflection(names, server)
+        return server
+
+    async def _revive(self) -> None:
+        """Starts another grpcio server in the place of one that ended by itself, until cancelled.
+
+        grpcio 1.84 and 1.85 do so at a call whose path is not UTF-8, which anybody can make.
+
+        Raises:
+            TransportError: If its port can not be had any more.
+        """
+        while True:
+            with contextlib.suppress(Exception):  # what ended it; grpcio has logged that
+                # Waiting without a limit would last until the last connection is closed.
+                while await self._server.wait_for_termination(REVIVE_LOOK_S):
+                    pass
+            logger.error("the grpcio server ended by itself; starting another in its place")
+            await self._server.stop(0)
+            self._server = self._grpcio_server()
+            self._bind(self._address)
+            await self._server.start()
 
     async def _serve(self, model: ServedModel) -> None:
         self._classify.serve(model)
