@@ -1,0 +1,45 @@
+"""The short form of ``make soak``, and that a soak would notice what it is for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.harness import BenchmarkError
+from benchmarks.soak_traffic import Code
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_seconds_of_mixed_traffic_and_reloads_are_answered_as_expected(transport):
+    with soak.soaked_server(transport) as (server, versions):
+        result = soak.soak(server, versions, seconds=4, seed=1)
+    assert result["reloads"] >= 4
+    assert result["refused versions"] >= 1
+    assert result["calls"]["single"] > 0
+    assert result["server counts"]["Classify INVALID_ARGUMENT"] > 0
+    # Memory needs longer to settle; threads and descriptors do not.
+    assert result["growth"]["threads"] <= 4
+    assert result["growth"]["descriptors"] <= 16
+
+
+def test_wrong_answer_ends_the_soak():
+    with soak.soaked_server("native") as (server, versions):
+        versions.expected["1"] = versions.expected["1"][::-1]
+        with pytest.raises(BenchmarkError, match="a wrong answer of version 1"):
+            soak.soak(server, versions, seconds=4, seed=1)
+
+
+def test_call_that_the_server_did_not_count_is_noticed(monkeypatch):
+    monkeypatch.setattr("benchmarks.soak_traffic.TIMEOUT_S", 0.1)
+    seen, left = Counter({("Classify", Code.OK): 1}), Counter({"Classify": 0})
+    with soak.soaked_server("native") as (server, _):
+        soak.check_counts(server, Counter(), left)
+        with pytest.raises(BenchmarkError, match="callers saw"):
+            soak.check_counts(server, seen, left)
+
+
+def test_growth_is_that_of_the_second_half():
+    samples = soak.Samples(rss_mib=[0, 50, 100, 100, 100, 101, 103, 103])
+    assert samples.growth("rss_mib") == 3
