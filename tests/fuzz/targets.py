@@ -38,7 +38,6 @@ from service.config import ConfigError, ServerConfig, load_config
 from service.metrics import Metrics
 from service.model import load_model
 from service.repository import PROMOTED, in_serving_order
-from service.request_log import RequestLog
 from service.servicers import _item_request, _stream_response
 from service.status import Status
 from tests.conftest import REPOSITORY
@@ -144,12 +143,7 @@ class ClassifyRequests(Target):
             version, "digits", device="cpu", intra_op_threads=1, max_batch_size=8
         )
         batcher = partial(Batcher, slots=1, max_batch_size=8, max_queue_images=64)
-        self.classify = Classify(
-            batcher,
-            max_images_per_request=MAX_IMAGES,
-            metrics=Metrics(),
-            request_log=RequestLog(0),
-        )
+        self.classify = Classify(batcher, max_images_per_request=MAX_IMAGES, metrics=Metrics())
         self.classify.serve(self.model)
         self.classify.open()
         self.classify.start()
