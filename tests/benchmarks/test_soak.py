@@ -39,10 +39,11 @@ def test_call_that_the_server_did_not_count_is_noticed(monkeypatch):
             soak.check_counts(server, seen, left)
 
 
-def test_memory_that_grows_after_the_first_quarter_is_noticed():
+def test_memory_that_grows_at_the_end_is_noticed():
     samples = soak.Samples(
         [0, 50, 100, 100, 100, 101, 103, 103], [9] * 8, [9, 9, 9, 9, 9, 9, 14, 14]
     )
     used = {name: samples.quarters(name) for name in soak.FLAT}
     assert used["rss_mib"] == [25, 100, 100.5, 103]
     assert soak.not_flat(used) == ["descriptors"]
+    assert soak.not_flat(used | {"rss_mib": [25, 100, 100, 109]}) == ["rss_mib", "descriptors"]

@@ -145,7 +145,7 @@ class Connections(SocketTarget):
     def _connect(self) -> socket.socket | None:
         """A connection, or None while nothing listens; see Server._revive."""
         host, _, port = self.address().rpartition(":")
-        with contextlib.suppress(ConnectionRefusedError):
+        with contextlib.suppress(ConnectionError):
             return socket.create_connection((host, int(port)), ANSWER_TIMEOUT_S)
         return None
 
