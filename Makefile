@@ -7,7 +7,7 @@ export DIGITS_DATA ?= data
 INPUTS := pyproject.toml hatch_build.py proto/digits/v1/digits.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify test lint format train export bench lock audit cuda-refusal clean
+.PHONY: help serve classify test lint format train export bench soak fuzz lock audit cuda-refusal clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,6 +23,10 @@ help: ## Show this list
 
 .venv/dev.stamp: .venv/export.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+.venv/fuzz.stamp: .venv/dev.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz,native]'
 	@touch $@
 
 serve: .venv/serve.stamp ## Serve the default model; ARGS="--grpc-port 0" passes flags
@@ -51,6 +55,12 @@ export: .venv/export.stamp ## Prove and write the trained model as the next vers
 bench: .venv/dev.stamp ## Measure every figure beside its limit (needs h2load; ARGS="latency stream")
 	$(BIN)/python -m benchmarks $(ARGS)
 
+soak: .venv/dev.stamp ## Mixed traffic and reloads for 10 minutes, everything checked (ARGS="--minutes 1 --transport grpcio")
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+fuzz: .venv/fuzz.stamp ## A million hostile inputs, coverage-guided and over sockets (ARGS="--inputs 100000 --minutes 5")
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 # Universal: the same locks for x86-64 and arm64, and for every Python from 3.11 on.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
@@ -68,5 +78,5 @@ cuda-refusal: .venv/dev.stamp ## Try CUDA where there is no GPU, with the GPU wh
 	$(BIN)/python -m benchmarks.cuda_refusal
 
 clean: ## Remove the environment and caches; runs/ and data/ stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist benchmarks/results
+	rm -rf .venv .fuzz .mypy_cache .pytest_cache .ruff_cache build dist benchmarks/results
 	rm -f proto/digits/v1/*_pb2*.py proto/digits/v1/*_pb2*.pyi

@@ -70,13 +70,18 @@ class ServerProcess:
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
 
+    def metrics(self) -> dict[str, float]:
+        """Every series of /metrics, spelled as it is exported."""
+        text = urllib.request.urlopen(f"{self.http}/metrics").read().decode()
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        return {series: float(value) for series, value in (line.rsplit(" ", 1) for line in lines)}
+
     def counter(self, series: str) -> float:
         """The value of one series of /metrics, spelled as it is exported."""
-        text = urllib.request.urlopen(f"{self.http}/metrics").read().decode()
-        for line in text.splitlines():
-            if line.startswith(series + " "):
-                return float(line.rsplit(" ", 1)[1])
-        raise BenchmarkError(f"/metrics has no {series}")
+        metrics = self.metrics()
+        if series not in metrics:
+            raise BenchmarkError(f"/metrics has no {series}")
+        return metrics[series]
 
     def ok_calls(self) -> int:
         """Classify calls answered with OK, by the server's own count."""

@@ -111,7 +111,10 @@ def session_options(threads: int) -> ort.SessionOptions:
 
 
 def _cpu_session(model: bytes, threads: int) -> ort.InferenceSession:
-    return ort.InferenceSession(model, session_options(threads), providers=[CPU_PROVIDER])
+    # The fallback would load a model that is damaged a second time, and print about it.
+    return ort.InferenceSession(
+        model, session_options(threads), providers=[CPU_PROVIDER], enable_fallback=0
+    )
 
 
 def _cuda_session(model: bytes, threads: int) -> ort.InferenceSession:

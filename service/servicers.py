@@ -43,6 +43,8 @@ else:  # generic in the stubs, not at run time
 # Items of one stream that may be in work or wait for a slow reader: enough to keep every slot
 # busy with messages of a full batch, and a bound on what one stream can hold in memory.
 STREAM_WINDOW = 8
+# A tag that does not end: no message of any kind.
+MALFORMED = b"\xff"
 
 
 class StreamItem(AsyncCall):
@@ -332,14 +334,14 @@ class DigitClassifier:
 
 
 def _item_request(message: bytes) -> bytes:
-    """The ClassifyRequest inside a ClassifyStreamRequest; a malformed one stays malformed."""
+    """The ClassifyRequest inside a ClassifyStreamRequest; malformed bytes if there is none."""
     view = wire.sole_field(message)
     if view is not None:
         return bytes(view)
     try:
         request = digits_pb2.ClassifyStreamRequest.FromString(message).request
     except DecodeError:
-        return message
+        return MALFORMED  # the item itself may well read as a ClassifyRequest
     return request.SerializeToString()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,35 @@ def test_golden_arrays_of_another_form_are_refused(repository):
         load_artifact(repository / "1")
 
 
+def test_golden_file_that_unfolds_into_a_large_one_is_refused_unread():
+    buffer = io.BytesIO()
+    images = np.zeros((50_000, 28, 28), np.uint8)
+    np.savez_compressed(buffer, images=images, labels=images[:, 0, 0].astype(np.int64))
+    assert len(buffer.getvalue()) < 100_000
+    with pytest.raises(ArtifactError, match=r"expected 4194304 bytes at most, got 39600\d\d\d"):
+        read_golden(buffer.getvalue())
+
+
+def test_golden_member_that_is_no_array_is_refused():
+    buffer = io.BytesIO((DEFAULT / GOLDEN).read_bytes())
+    with zipfile.ZipFile(buffer) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in (members | {"images.npy": b"no array"}).items():
+            archive.writestr(name, data)
+    with pytest.raises(ArtifactError, match=r"golden\.npz: images: expected uint8"):
+        read_golden(buffer.getvalue())
+
+
+def test_golden_probability_that_is_infinite_is_refused():
+    golden = read_golden((DEFAULT / GOLDEN).read_bytes())
+    answered = golden.probabilities.copy()
+    answered[0, golden.labels[0]] = golden.probabilities[0, golden.labels[0]] = np.inf
+    with pytest.raises(ArtifactError, match="golden digits: expected probabilities within"):
+        golden.check(answered, "fp32")
+
+
 def test_golden_digits_that_do_not_hold_refuse_the_model(repository):
     golden = read_golden((repository / "1" / GOLDEN).read_bytes())
     off = golden.probabilities.copy()
@@ -343,3 +373,12 @@ def test_int8_yields_to_fp32_where_cuda_works(repository, monkeypatch, caplog):
     with pytest.raises(ArtifactError, match="int8 runs on the CPU, and this server uses CUDA"):
         load_one(folder, device="auto")
     assert load_one(folder, device="cpu").ref.precision == "int8"
+
+
+def test_damaged_model_is_tried_once_and_prints_nothing(repository, capfd):
+    """By itself onnxruntime would load it a second time, and print that it does."""
+    model = (repository / "1" / MODEL).read_bytes()
+    rewrite(repository / "1", MODEL, model.replace(b"Conv", b"\xff\xfe\xfdv"))
+    with pytest.raises(ArtifactError):
+        load(repository)
+    assert capfd.readouterr().out == ""

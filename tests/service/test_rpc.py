@@ -182,7 +182,16 @@ def test_malformed_get_model_is_invalid_and_counted(server, channel):
     wait_until(lambda: handled(server, "INVALID_ARGUMENT", "GetModel") == before + 1)
 
 
-@pytest.mark.parametrize("data", [b"\xff\xff", b"", b"\x0a\x02\x0a\x09"])
+# The last one is no item, but would be a good request of Classify.
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xff",
+        b"",
+        b"\x0a\x02\x0a\x09",
+        pixels(IMAGE).SerializeToString() + b"\x98\x06\x01",
+    ],
+)
 def test_malformed_item_of_a_stream_is_answered_in_place(channel, data):
     good = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE)).SerializeToString()
     call = channel.stream_stream(f"/{SERVICE}/ClassifyStream")
