@@ -40,6 +40,7 @@ __all__ = [
     "DigitError",
     "Model",
     "Prediction",
+    "Tls",
 ]
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
