@@ -19,6 +19,8 @@ import numpy.typing as npt
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from service.drift import BOUNDS, Counts
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -95,12 +97,15 @@ class Artifact:
         manifest_json: The same, word for word.
         model: The bytes of model.onnx.
         golden: The golden digits.
+        reference: What drift is measured against: images in each bucket of each feature of
+            ``service.drift``, or None when the version was written without.
     """
 
     manifest: dict[str, Any]
     manifest_json: str
     model: bytes
     golden: Golden
+    reference: Counts | None
 
     @property
     def version(self) -> str:
@@ -147,7 +152,8 @@ def load_artifact(folder: Path, public_key: Path | None = None) -> Artifact:
     if opset != OPSET:
         raise ArtifactError(f"{MODEL}: opset: expected {OPSET}, got {opset}")
     golden = read_golden(contents[GOLDEN])
-    return Artifact(manifest, manifest_json, contents[MODEL], golden)
+    reference = read_reference(manifest["reference"]) if "reference" in manifest else None
+    return Artifact(manifest, manifest_json, contents[MODEL], golden, reference)
 
 
 def _check_signature(manifest: bytes, folder: Path, public_key: Path) -> None:
@@ -179,6 +185,43 @@ def _check_manifest(manifest: Any, version: str) -> None:
     require("labels", LABELS, manifest["labels"])
     if not isinstance(manifest["files"], dict):
         raise ArtifactError(f"{MANIFEST}: files: expected an object")
+
+
+def write_reference(counts: Counts, images: str) -> dict[str, Any]:
+    """The manifest's ``reference``.
+
+    Args:
+        counts: Images in each bucket of each feature.
+        images: Which they were.
+    """
+    features = {
+        name: {"bounds": list(BOUNDS[name]), "counts": counts[name].tolist()} for name in BOUNDS
+    }
+    return {"images": images, **features}
+
+
+def read_reference(section: Any) -> Counts:
+    """The inverse of ``write_reference``.
+
+    Raises:
+        ArtifactError: If it has other buckets than this server counts, or no images in them.
+    """
+    if not isinstance(section, dict):
+        raise ArtifactError(f"{MANIFEST}: reference: expected an object")
+    counts: Counts = {}
+    for name, bounds in BOUNDS.items():
+        feature = section.get(name)
+        where = f"{MANIFEST}: reference: {name}"
+        if not isinstance(feature, dict) or feature.get("bounds") != list(bounds):
+            raise ArtifactError(f"{where}: expected counts with the bounds {list(bounds)}")
+        found: Any = feature.get("counts")
+        whole = isinstance(found, list) and all(
+            type(count) is int and 0 <= count < 2**53 for count in found
+        )
+        if not whole or len(found) != len(bounds) + 1 or sum(found) == 0:
+            raise ArtifactError(f"{where}: expected {len(bounds) + 1} counts of images")
+        counts[name] = np.array(found, np.int64)
+    return counts
 
 
 def _refuse_constant(text: str) -> None:
