@@ -19,7 +19,7 @@ import numpy.typing as npt
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from service.drift import BOUNDS, Counts
+from service.drift import BOUNDS, Counts, Reference
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -97,15 +97,14 @@ class Artifact:
         manifest_json: The same, word for word.
         model: The bytes of model.onnx.
         golden: The golden digits.
-        reference: What drift is measured against: images in each bucket of each feature of
-            ``service.drift``, or None when the version was written without.
+        reference: What drift is measured against; None when the version was written without.
     """
 
     manifest: dict[str, Any]
     manifest_json: str
     model: bytes
     golden: Golden
-    reference: Counts | None
+    reference: Reference | None
 
     @property
     def version(self) -> str:
@@ -200,28 +199,35 @@ def write_reference(counts: Counts, images: str) -> dict[str, Any]:
     return {"images": images, **features}
 
 
-def read_reference(section: Any) -> Counts:
+def read_reference(section: Any) -> Reference:
     """The inverse of ``write_reference``.
 
     Raises:
-        ArtifactError: If it has other buckets than this server counts, or no images in them.
+        ArtifactError: If a feature is missing, its bounds do not ascend, or it counts no images.
     """
     if not isinstance(section, dict):
         raise ArtifactError(f"{MANIFEST}: reference: expected an object")
-    counts: Counts = {}
-    for name, bounds in BOUNDS.items():
-        feature = section.get(name)
+    bounds, counts = {}, {}
+    for name in BOUNDS:
         where = f"{MANIFEST}: reference: {name}"
-        if not isinstance(feature, dict) or feature.get("bounds") != list(bounds):
-            raise ArtifactError(f"{where}: expected counts with the bounds {list(bounds)}")
-        found: Any = feature.get("counts")
-        whole = isinstance(found, list) and all(
-            type(count) is int and 0 <= count < 2**53 for count in found
-        )
-        if not whole or len(found) != len(bounds) + 1 or sum(found) == 0:
-            raise ArtifactError(f"{where}: expected {len(bounds) + 1} counts of images")
+        feature = section.get(name)
+        if not isinstance(feature, dict):
+            raise ArtifactError(f"{where}: expected an object")
+        found: Any = feature.get("bounds")
+        if not _numbers(found, (int, float)) or not found or sorted(set(found)) != found:
+            raise ArtifactError(f"{where}: bounds: expected ascending numbers")
+        bounds[name] = tuple(found)
+        found = feature.get("counts")
+        if not _numbers(found, (int,)) or len(found) != len(bounds[name]) + 1 or not sum(found):
+            raise ArtifactError(f"{where}: counts: expected {len(bounds[name]) + 1}, of images")
         counts[name] = np.array(found, np.int64)
-    return counts
+    return Reference(bounds, counts)
+
+
+def _numbers(found: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(found, list) and all(
+        type(number) in kinds and 0 <= number < 2**53 for number in found
+    )
 
 
 def _refuse_constant(text: str) -> None:

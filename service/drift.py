@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-# Upper bounds of the buckets, ascending; the last bucket has none. They are part of the artifact's
-# format: a reference that was counted with others can not be compared.
+# Upper bounds of the buckets, ascending; the last bucket has none. A reference tells those it was
+# counted with: one with others is compared with those.
 BOUNDS: dict[str, tuple[float, ...]] = {
     "digit": (0, 1, 2, 3, 4, 5, 6, 7, 8),
     # Finer towards 1, where a model that is nearly always right says most of what it says.
@@ -24,7 +24,7 @@ BOUNDS: dict[str, tuple[float, ...]] = {
     ),
     # Of a digit of MNIST 0.13 on average; 1 is an image that is bright all over.
     "ink": (
-        0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.25, 0.3, 0.5,
+        0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.25, 0.3, 0.5, 0.75,
     ),
 }  # fmt: skip
 # Exported, but not compared: what moves it moves the confidence.
@@ -58,9 +58,9 @@ class Observed:
     margin: npt.NDArray[np.float32]
     ink: npt.NDArray[np.float64]
 
-    def counts(self) -> Counts:
+    def counts(self, bounds: Mapping[str, tuple[float, ...]] = BOUNDS) -> Counts:
         """Images in each bucket of each feature that is compared."""
-        return {name: bucket_counts(getattr(self, name), BOUNDS[name]) for name in BOUNDS}
+        return {name: bucket_counts(getattr(self, name), bounds[name]) for name in BOUNDS}
 
     def margin_counts(self) -> npt.NDArray[np.int64]:
         """Images in each bucket of the margin."""
@@ -103,13 +103,24 @@ def stability_index(reference: npt.NDArray[np.int64], observed: npt.NDArray[np.i
     return float(((actual - expected) * np.log(actual / expected)).sum())
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What drift is measured against.
+
+    Attributes:
+        bounds: Of the buckets of each feature.
+        counts: Images in each of them.
+    """
+
+    bounds: dict[str, tuple[float, ...]]
+    counts: Counts
+
+
 @dataclass
 class _Part:
     began: float
+    counts: Counts
     images: int = 0
-    counts: Counts = field(
-        default_factory=lambda: {n: np.zeros(len(b) + 1, np.int64) for n, b in BOUNDS.items()}
-    )
 
 
 class Window:
@@ -119,35 +130,41 @@ class Window:
     minutes, or on a quiet server as long as 8,000 images took, in bounded memory. Not thread-safe.
 
     Args:
+        reference: What they are compared with.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, reference: Reference, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reference = reference
         self._clock = clock
-        self._parts: deque[_Part] = deque([_Part(clock())], maxlen=PARTS)
+        self._parts: deque[_Part] = deque(maxlen=PARTS)
 
     @property
     def images(self) -> int:
         """Images in it."""
         return sum(part.images for part in self._parts)
 
-    def add(self, counts: Counts, images: int) -> None:
-        """Adds what was counted over some images."""
-        part, now = self._parts[-1], self._clock()
-        if part.images >= PART_IMAGES and now - part.began >= PART_S:
-            part = _Part(now)
-            self._parts.append(part)
+    def add(self, observed: Observed) -> None:
+        """Adds images."""
+        now = self._clock()
+        counts, images = observed.counts(self._reference.bounds), len(observed.digit)
+        full = self._parts and self._parts[-1].images >= PART_IMAGES
+        if not self._parts or (full and now - self._parts[-1].began >= PART_S):
+            self._parts.append(_Part(now, counts, images))
+            return
+        part = self._parts[-1]
         part.images += images
         for name, added in counts.items():
             part.counts[name] += added
 
-    def stability(self, reference: Counts) -> dict[str, float]:
+    def stability(self) -> dict[str, float]:
         """The index of each feature; NaN while the window holds too few images to tell."""
         if self.images < MIN_IMAGES:
             return dict.fromkeys(BOUNDS, float("nan"))
         return {
             name: stability_index(
-                reference[name], np.sum([part.counts[name] for part in self._parts], axis=0)
+                self._reference.counts[name],
+                np.sum([part.counts[name] for part in self._parts], axis=0),
             )
             for name in BOUNDS
         }

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from service.drift import BOUNDS, MARGIN_BOUNDS, Counts, Window, observe
+from service.drift import BOUNDS, MARGIN_BOUNDS, Reference, Window, observe
 from service.histogram import BulkHistogram
 from service.wire import IMAGE_BYTES, PREDICTION
 
@@ -56,18 +56,16 @@ class Quality(Collector):
         self._exported: tuple[Collector, ...] = (
             predictions, self._confidence, self._margin, self._ink, psi, self._window_images,
         )  # fmt: skip
-        self._reference: Counts | None = None
-        self._window = Window()
+        self._window: Window | None = None
         self._lock = threading.Lock()
         self._waiting: list[tuple[bytes, memoryview]] = []
         self._waiting_images = 0
         registry.register(self)
 
-    def compare_with(self, reference: Counts | None) -> None:
+    def compare_with(self, reference: Reference | None) -> None:
         """Another model serves: what comes from here on is compared with its reference."""
         with self._lock:
-            self._reference = reference
-            self._window = Window()
+            self._window = None if reference is None else Window(reference)
 
     def answered(self, calls: Sequence[Call], images: int) -> None:
         """These calls were answered with OK, with so many images in all."""
@@ -94,16 +92,16 @@ class Quality(Collector):
         self._ink.add(counts["ink"].tolist(), float(observed.ink.sum()))
         self._margin.add(observed.margin_counts().tolist(), float(observed.margin.sum()))
         with self._lock:
-            self._window.add(counts, len(records))
+            if self._window is not None:
+                self._window.add(observed)
 
     def collect(self) -> Iterable[Metric]:
         """Every family, with everything that was answered counted."""
         self._count()
+        drift, images = dict.fromkeys(BOUNDS, float("nan")), 0
         with self._lock:
-            reference, images = self._reference, self._window.images
-            drift = dict.fromkeys(BOUNDS, float("nan"))
-            if reference is not None:
-                drift = self._window.stability(reference)
+            if self._window is not None:
+                drift, images = self._window.stability(), self._window.images
         self._window_images.set(images)
         for feature, value in drift.items():
             self._psi[feature].set(value)

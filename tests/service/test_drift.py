@@ -17,7 +17,17 @@ from service.artifact import (
     read_reference,
     write_reference,
 )
-from service.drift import BOUNDS, MIN_IMAGES, PART_S, PARTS, Window, observe, stability_index
+from service.drift import (
+    BOUNDS,
+    MIN_IMAGES,
+    PART_S,
+    PARTS,
+    Observed,
+    Reference,
+    Window,
+    observe,
+    stability_index,
+)
 from service.engine import Engine
 from tests.conftest import REPOSITORY, wait_until
 from tests.service.test_rpc import pixels, scrape
@@ -37,13 +47,20 @@ class Clock:
         return self.now
 
 
-def counts_of(digits):
-    """Counts of images that differ in their digit alone."""
-    return {
-        name: np.bincount(digits if name == "digit" else [3], minlength=len(bounds) + 1)
-        * (1 if name == "digit" else len(digits))
-        for name, bounds in BOUNDS.items()
-    }
+def answers(digits):
+    """Images that differ in the digit that was answered alone."""
+    number = len(digits)
+    return Observed(
+        np.asarray(digits), np.full(number, 0.99), np.ones(number), np.full(number, 0.1)
+    )
+
+
+EVEN = np.arange(5000) % 10
+
+
+@pytest.fixture
+def reference():
+    return Reference(BOUNDS, answers(EVEN).counts())
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +74,10 @@ def index(artifact):
     engine = Engine(artifact.model)
 
     def of(images):
-        window = Window()
+        window = Window(artifact.reference)
         for chunk in np.array_split(images, max(1, len(images) // 64)):
-            window.add(observe(chunk, engine.run(chunk)).counts(), len(chunk))
-        return window.stability(artifact.reference)
+            window.add(observe(chunk, engine.run(chunk)))
+        return window.stability()
 
     return of
 
@@ -118,64 +135,70 @@ def test_other_input_has_drifted(change, feature, index, digits):
     assert index(change(digits))[feature] > CHANGED
 
 
-def test_window_says_nothing_before_it_holds_enough(artifact):
-    window = Window(Clock())
+def test_window_says_nothing_before_it_holds_enough(reference):
+    window = Window(reference, Clock())
     for images in (MIN_IMAGES - 1, 1):
-        assert all(map(math.isnan, window.stability(artifact.reference).values()))
-        window.add(counts_of(np.arange(images) % 10), images)
+        assert all(map(math.isnan, window.stability().values()))
+        window.add(answers(EVEN[:images]))
     assert window.images == MIN_IMAGES
-    assert all(map(math.isfinite, window.stability(artifact.reference).values()))
+    assert max(window.stability().values()) < UNCHANGED
 
 
-def test_window_forgets_what_is_older_than_its_parts():
+def test_window_forgets_what_is_older_than_its_parts(reference):
     clock = Clock()
-    window = Window(clock)
-    reference = counts_of(np.arange(5000) % 10)
-    window.add(counts_of(np.zeros(50_000, int)), 50_000)
-    assert window.stability(reference)["digit"] > CHANGED
+    window = Window(reference, clock)
+    window.add(answers(np.zeros(50_000, int)))
+    assert window.stability()["digit"] > CHANGED
     for _ in range(PARTS):
         clock.now += PART_S
-        window.add(counts_of(np.arange(MIN_IMAGES) % 10), MIN_IMAGES)
+        window.add(answers(EVEN[:MIN_IMAGES]))
     assert window.images == PARTS * MIN_IMAGES
-    assert window.stability(reference)["digit"] < UNCHANGED
+    assert window.stability()["digit"] < UNCHANGED
 
 
-def test_window_of_a_quiet_server_reaches_back_until_it_holds_enough():
+def test_window_of_a_quiet_server_reaches_back_until_it_holds_enough(reference):
     clock = Clock()
-    window = Window(clock)
+    window = Window(reference, clock)
     for _ in range(100):
         clock.now += 10 * PART_S
-        window.add(counts_of(np.arange(200) % 10), 200)
+        window.add(answers(EVEN[:200]))
     assert PARTS * MIN_IMAGES >= window.images > (PARTS - 1) * MIN_IMAGES
 
 
+def test_reference_with_other_buckets_is_compared_with_those():
+    bounds = BOUNDS | {"digit": (4,)}
+    window = Window(Reference(bounds, answers(EVEN).counts(bounds)))
+    window.add(answers(EVEN % 5 * 2))  # as many below five as before, six tenths
+    found = window.stability()["digit"]
+    assert found == pytest.approx(0.1 * math.log(0.6 / 0.5) - 0.1 * math.log(0.4 / 0.5), rel=1e-3)
+
+
 def test_reference_reads_back(artifact):
-    section = json.loads(json.dumps(write_reference(artifact.reference, "validation")))
-    found = read_reference(section)
-    assert all(np.array_equal(found[name], artifact.reference[name]) for name in BOUNDS)
-    assert {sum(counts) for counts in found.values()} == {5000}
-
-
-def spoilt(section, feature, **changes):
-    return section | {feature: section[feature] | changes}
+    counts = artifact.reference.counts
+    found = read_reference(json.loads(json.dumps(write_reference(counts, "validation"))))
+    assert found.bounds == artifact.reference.bounds == BOUNDS
+    assert all(np.array_equal(found.counts[name], counts[name]) for name in BOUNDS)
+    assert {sum(count) for count in counts.values()} == {5000}
 
 
 @pytest.mark.parametrize(
     ("feature", "section", "message"),
     [
-        ("ink", None, "ink: expected counts with the bounds"),
-        ("confidence", {"bounds": [0.5]}, "confidence: expected counts with the bounds"),
-        ("digit", {"counts": [1] * 9}, "digit: expected 10 counts of images"),
-        ("digit", {"counts": [0] * 10}, "digit: expected 10 counts of images"),
-        ("digit", {"counts": [-1] * 10}, "digit: expected 10 counts of images"),
-        ("digit", {"counts": [10**30] * 10}, "digit: expected 10 counts of images"),
-        ("digit", {"counts": [0.5] * 10}, "digit: expected 10 counts of images"),
-        ("digit", {"counts": "0123456789"}, "digit: expected 10 counts of images"),
+        ("ink", None, "ink: expected an object"),
+        ("confidence", {"bounds": [0.9, 0.5]}, "confidence: bounds: expected ascending"),
+        ("confidence", {"bounds": []}, "confidence: bounds: expected ascending"),
+        ("confidence", {"bounds": ["0.5"]}, "confidence: bounds: expected ascending"),
+        ("digit", {"counts": [1] * 9}, "digit: counts: expected 10, of images"),
+        ("digit", {"counts": [0] * 10}, "digit: counts: expected 10, of images"),
+        ("digit", {"counts": [-1] * 10}, "digit: counts: expected 10, of images"),
+        ("digit", {"counts": [10**30] * 10}, "digit: counts: expected 10, of images"),
+        ("digit", {"counts": [0.5] * 10}, "digit: counts: expected 10, of images"),
+        ("digit", {"counts": "0123456789"}, "digit: counts: expected 10, of images"),
     ],
     ids=str,
 )
 def test_reference_of_another_form_is_refused_by_name(feature, section, message, artifact):
-    spoilt = write_reference(artifact.reference, "validation")
+    spoilt = write_reference(artifact.reference.counts, "validation")
     spoilt[feature] = section and spoilt[feature] | section
     with pytest.raises(ArtifactError, match=message):
         read_reference(spoilt)
@@ -212,5 +235,6 @@ def test_version_without_a_reference_serves_and_shows_no_drift(start_server, dig
     assert "reference" not in json.loads((REPOSITORY / "2" / MANIFEST).read_text())
     server = start_server("--model-version=2")
     send(server, pixels(digits.tobytes()))
-    wait_until(lambda: scrape(server)["digits_drift_window_images"] == 2000)
+    wait_until(lambda: scrape(server)["digits_confidence_count"] == 2000)
     assert math.isnan(psi(server, "digit"))
+    assert scrape(server)["digits_drift_window_images"] == 0
