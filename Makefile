@@ -7,7 +7,7 @@ export DIGITS_DATA ?= data
 INPUTS := pyproject.toml hatch_build.py proto/digits/v1/digits.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify test lint format train export bench lock audit cuda-refusal clean
+.PHONY: help serve classify test lint format train export bench observe lock audit cuda-refusal clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,8 @@ export: .venv/export.stamp ## Prove and write the trained model as the next vers
 bench: .venv/dev.stamp ## Measure every figure beside its limit (needs h2load; ARGS="latency stream")
 	$(BIN)/python -m benchmarks $(ARGS)
 
+observe: .venv/dev.stamp ## Look at a loaded server with a real Prometheus; draws the dashboard
+	$(BIN)/python -m observe $(ARGS)
 # Universal: the same locks for x86-64 and arm64, and for every Python from 3.11 on.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"

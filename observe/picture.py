@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 from observe.dashboard import Panel, read_panels
 from observe.prometheus import Prometheus, Series
@@ -39,9 +40,11 @@ def draw(prometheus: Prometheus, start: float, end: float) -> bytes:
             ]
             DRAW[panel.kind](axes, panel, found, start)
         buffer = io.BytesIO()
-        figure.savefig(buffer, pil_kwargs={"optimize": True})
+        figure.savefig(buffer)
         plt.close(figure)
-    return buffer.getvalue()
+    few_colours, small = Image.open(buffer).convert("RGB").quantize(64), io.BytesIO()
+    few_colours.save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def _box(place: tuple[int, int, int, int], rows: int) -> tuple[float, float, float, float]:
