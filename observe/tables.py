@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ from observe.dashboard import MONITORING, RULES
 
 METRICS_DOC = Path(__file__).parents[1] / "docs/metrics.md"
 PROMETHEUSRULE = MONITORING / "prometheusrule.yaml"
+RESOURCE = """\
+# Made from rules.yaml by `python -m observe write`.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: digits-serving
+  labels:
+    app.kubernetes.io/name: digits-serving
+spec:
+"""
 # The server's settings under which it exports everything it can.
 FLAGS = ("--triton-metric-names",)
 # Labels whose values are worth a reader's time.
@@ -34,9 +45,9 @@ def filled_in(document: str, tables: dict[str, str]) -> str:
     """The document with each table between its pair of comments."""
     for name, table in tables.items():
         before, begin, rest = document.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"\n<!-- end of {name} -->")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
         assert end, f"docs/metrics.md: expected a pair of comments around {name}"
-        document = before + begin + table + end + after
+        document = f"{before}{begin}{table}\n{end}{after}"
     return document
 
 
@@ -84,15 +95,6 @@ def alerts_table() -> str:
 
 
 def prometheusrule() -> str:
-    """The rules as the Prometheus operator takes them."""
-    resource = {
-        "apiVersion": "monitoring.coreos.com/v1",
-        "kind": "PrometheusRule",
-        "metadata": {
-            "name": "digits-serving",
-            "labels": {"app.kubernetes.io/name": "digits-serving"},
-        },
-        "spec": {"groups": read_rules()},
-    }
-    comment = "# Made from rules.yaml by `python -m observe write`.\n"
-    return comment + yaml.safe_dump(resource, sort_keys=False, width=10_000)
+    """The rules as the Prometheus operator takes them, word for word."""
+    rules = RULES.read_text()
+    return RESOURCE + textwrap.indent(rules[rules.index("groups:") :], "  ")

@@ -126,8 +126,9 @@ class _Part:
 class Window:
     """Counts of the latest images, in parts of which the oldest is dropped as a new one begins.
 
-    A part ends when it is a minute old and holds 2,000 images, so the window spans the last five
-    minutes, or on a quiet server as long as 8,000 images took, in bounded memory. Not thread-safe.
+    A part ends when it is a minute old and holds 2,000 images. So the window spans the last four
+    minutes at least, and on a quiet server as long as 8,000 images took, in bounded memory. Not
+    thread-safe.
 
     Args:
         reference: What they are compared with.
