@@ -53,6 +53,7 @@ bench: .venv/dev.stamp ## Measure every figure beside its limit (needs h2load; A
 
 observe: .venv/dev.stamp ## Look at a loaded server with a real Prometheus; draws the dashboard
 	$(BIN)/python -m observe $(ARGS)
+
 # Universal: the same locks for x86-64 and arm64, and for every Python from 3.11 on.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"

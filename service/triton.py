@@ -22,9 +22,11 @@ REASONS = {
     Refusal.QUEUE_FULL: "REJECTED",
     Refusal.DEADLINE_UNREACHABLE: "REJECTED",
     Refusal.EXPIRED: "REJECTED",
+    Refusal.RATE_LIMITED: "REJECTED",
     Refusal.CANCELLED: "CANCELED",
     Refusal.FAILED: "BACKEND",
     Refusal.STOPPED: "OTHER",
+    Refusal.UNAUTHENTICATED: "OTHER",
 }
 LABELS = ("model", "version")
 
@@ -104,7 +106,7 @@ class TritonNames(Collector):
             yield family
         failure = UnknownMetricFamily(
             "nv_inference_request_failure",
-            "Requests that got no prediction, by reason.",
+            "Requests without a prediction, by reason.",
             labels=(*LABELS, "reason"),
         )
         for reason, count in failures.items():

@@ -18,7 +18,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from digits.v1 import digits_pb2_grpc
 from export.artifact import promote
+from service.batcher import Refusal
 from service.metrics import LATENCY_BUCKETS, METHODS, SERVICE
+from service.triton import REASONS
 from tests.conftest import SAMPLES, wait_until
 from tests.service.test_overload import LARGE, LONG, NO_RETRIES, TRANSPORTS
 from tests.service.test_reload import FAST, add_version, repository  # noqa: F401 - a fixture
@@ -268,6 +270,10 @@ def test_triton_names_tell_what_our_own_do(start_server, connect):
     assert all(stage > 0 for stage in stages)
     assert triton("request_duration_us") == pytest.approx(sum(stages))
     assert triton("queue_duration_us") == pytest.approx(series["digits_queue_seconds_sum"] * 1e6)
+
+
+def test_every_refusal_has_a_reason_of_triton_s():
+    assert REASONS.keys() == set(Refusal)
 
 
 def test_triton_names_are_left_out_unless_asked_for(server):
