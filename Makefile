@@ -7,7 +7,7 @@ export DIGITS_DATA ?= data
 INPUTS := pyproject.toml hatch_build.py proto/digits/v1/digits.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify test lint format train export bench soak fuzz lock audit cuda-refusal clean
+.PHONY: help serve classify test lint format train export bench observe soak fuzz lock audit cuda-refusal clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ soak: .venv/dev.stamp ## Mixed traffic and reloads for 10 minutes, everything ch
 
 fuzz: .venv/fuzz.stamp ## A million hostile inputs, coverage-guided and over sockets (ARGS="--inputs 100000 --minutes 5")
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+observe: .venv/dev.stamp ## Look at a loaded server with a real Prometheus; draws the dashboard
+	$(BIN)/python -m benchmarks.observe $(ARGS)
 
 # Universal: the same locks for x86-64 and arm64, and for every Python from 3.11 on.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -39,7 +39,7 @@ def measure(rounds: int, scale: float) -> list[Figure]:
                 for _ in range(rounds):
                     quiet = h2load(server, run, latencies=True).quantile_s(0.99)
                     with attack(server.address):
-                        # grpc-core refuses some of a burst of new calls, whoever they are from.
+                        # Some good calls of such a burst end otherwise on grpcio; why is not known.
                         load = h2load(server, replace(run, all_ok=False), latencies=True)
                         check_answers(server)
                         rss = server.rss_bytes()

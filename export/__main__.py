@@ -42,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     sign = verbs.add_parser("sign", help="sign a written version")
     sign.add_argument("folder", type=Path)
     sign.add_argument("--signing-key", type=Path, required=True, help="Ed25519 private key, PEM")
+    reference = verbs.add_parser(
+        "reference", help="add what drift is measured against to a version that has none"
+    )
+    reference.add_argument("folder", type=Path)
+    reference.add_argument("--data-dir", type=Path, help="default $DIGITS_DATA, else data/")
+    reference.add_argument("--signing-key", type=Path, help="Ed25519 private key, PEM")
     listing = verbs.add_parser("list", help="print every version and which one serves")
     to_serve = verbs.add_parser("promote", help="choose the version that serves")
     to_serve.add_argument("version", help="a number, or latest")
@@ -57,8 +63,8 @@ def main(argv: list[str]) -> int:
         argv = ["create", *argv]
     arguments = _parser().parse_args(argv)
     verbs = {
-        "create": _create, "verify": _verify, "show": _show, "sign": _sign, "list": _list,
-        "promote": _promote, "rollback": _rollback,
+        "create": _create, "verify": _verify, "show": _show, "sign": _sign,
+        "reference": _reference, "list": _list, "promote": _promote, "rollback": _rollback,
     }  # fmt: skip
     console = Console(soft_wrap=True, highlight=False)
     try:
@@ -148,6 +154,24 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
 def _sign(arguments: argparse.Namespace, console: Console) -> int:
     sign_version(arguments.folder, arguments.signing_key)
     console.print(f"signed {arguments.folder}")
+    return 0
+
+
+def _reference(arguments: argparse.Namespace, console: Console) -> int:
+    # PyTorch's data sets, for this verb.
+    from export.reference import add_reference  # noqa: PLC0415
+    from training.data import DataError, data_dir, load_split  # noqa: PLC0415
+
+    folder: Path = arguments.folder.resolve()
+    dataset = load_artifact(folder).manifest["dataset"]["name"]
+    try:
+        train = load_split(dataset, "train", data_dir(arguments.data_dir))
+    except DataError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    reference = add_reference(folder, train, arguments.signing_key)
+    images = sum(reference["digit"]["counts"])
+    console.print(f"added to {folder}: {images:,} {reference['images']} images")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service import artifact
+from service.artifact import KeyFileError
 from service.repository import PROMOTED
 
 TEMPORARY = ".export-"
@@ -53,13 +54,35 @@ def write_version(
         number = next_version(repository)
         hashes = {name: artifact.sha256(data) for name, data in files.items()}
         complete = {**manifest, "version": number, "files": hashes}
-        signed = (json.dumps(complete, indent=2) + "\n").encode()
+        signed = _manifest_bytes(complete)
         contents = {**files, artifact.MANIFEST: signed}
         if signing_key is not None:
             contents[artifact.SIGNATURE] = sign(signed, signing_key)
         folder = repository / str(number)
         _write_folder(folder, contents)
     return folder
+
+
+def _manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2) + "\n").encode()
+
+
+def replace_manifest(folder: Path, manifest: dict[str, Any], signing_key: Path | None) -> None:
+    """Exchanges the manifest of a written version, and its signature if there is one.
+
+    Between the two, a server that requires the signature refuses the version.
+
+    Raises:
+        KeyFileError: If the version is signed and no key can sign it again.
+    """
+    content = _manifest_bytes(manifest)
+    signature = sign(content, signing_key) if signing_key is not None else None
+    if signature is None and (folder / artifact.SIGNATURE).exists():
+        raise KeyFileError(f"{folder} is signed: expected the key to sign it again")
+    with locked(folder.parent):
+        _replace(folder / artifact.MANIFEST, content, folder.parent)
+        if signature is not None:
+            _replace(folder / artifact.SIGNATURE, signature, folder.parent)
 
 
 def sign(manifest: bytes, signing_key: Path) -> bytes:

@@ -21,6 +21,7 @@ from export.golden import choose_golden
 from export.graph import export_model
 from export.parity import make_references
 from export.quantize import is_quantizable, quantize_model
+from export.reference import make_reference
 from export.sessions import in_fresh_process, run_session, serving_session
 from service import artifact
 from service.artifact import Golden, write_golden
@@ -50,6 +51,7 @@ class Variant:
         report: The gate's.
         golden: Digits with the answers of this variant.
         accuracy: On the test split.
+        reference: What drift is measured against.
     """
 
     precision: str
@@ -57,6 +59,7 @@ class Variant:
     report: GateReport
     golden: Golden
     accuracy: dict[str, Any]
+    reference: dict[str, Any]
 
 
 def check_data(checkpoint: Checkpoint, train: Split, test: Split) -> None:
@@ -109,7 +112,8 @@ def make_variants(
         confusion=checkpoint.metrics["confusion"],
         reporter=reporter,
     )
-    variants = [_variant("fp32", model, report, train, checkpoint.metrics)]
+    make_variant = partial(_variant, train=train, config=checkpoint.config.to_dict())
+    variants = [make_variant("fp32", model, report, checkpoint.metrics)]
     if precision == "fp32" or (precision == "best" and not is_quantizable(model)):
         return variants
     reporter.stage("quantising, here and in a fresh process")
@@ -128,19 +132,26 @@ def make_variants(
     )
     if report.passed or precision == "int8":
         reporter.stage("evaluating int8")
-        variants.append(_variant("int8", quantized, report, train, _judged(quantized, test)))
+        variants.append(make_variant("int8", quantized, report, _judged(quantized, test)))
     return variants
 
 
 def _variant(
-    precision: str, model: bytes, report: GateReport, train: Split, metrics: dict[str, Any]
+    precision: str,
+    model: bytes,
+    report: GateReport,
+    metrics: dict[str, Any],
+    *,
+    train: Split,
+    config: dict[str, Any],
 ) -> Variant:
     if not report.passed:
         raise GateError(f"{precision}: {'; '.join(report.failed)}")
     golden = choose_golden(model, train)
     golden.check(Engine(model).run(golden.images), precision)
     accuracy = {key: metrics[key] for key in ACCURACY_KEYS}
-    return Variant(precision, model, report, golden, accuracy)
+    reference = make_reference(model, train, config)
+    return Variant(precision, model, report, golden, accuracy, reference)
 
 
 def _judged(model: bytes, test: Split) -> dict[str, Any]:
@@ -208,6 +219,7 @@ def _manifest(name: str, variant: Variant, checkpoint: Checkpoint) -> dict[str, 
         },
         "dataset": {"name": checkpoint.config.dataset, "sha256": checkpoint.dataset_sha256},
         "accuracy": variant.accuracy,
+        "reference": variant.reference,
         "parity": {f"{c.group}: {c.name}": c.figure for c in variant.report.checks},
         "tools": {
             "python": platform.python_version(),

@@ -99,10 +99,18 @@ def summary(found: Artifact) -> dict[str, str]:
         f"{training['seconds']:.0f} s; {training['selection']}",
         "data": f"{manifest['dataset']['name']}, train "
         f"{manifest['dataset']['sha256']['train'][:16]}…",
+        "drift reference": _reference(manifest),
         "tools": ", ".join(f"{tool} {number}" for tool, number in manifest["tools"].items()),
         "source commit": manifest["source_commit"],
         "created": manifest["created"],
     }
+
+
+def _reference(manifest: dict[str, Any]) -> str:
+    if "reference" not in manifest:
+        return "none"
+    reference = manifest["reference"]
+    return f"{sum(reference['digit']['counts']):,} {reference['images']} images"
 
 
 def read_gate(folder: Path) -> GateReport:

@@ -19,6 +19,8 @@ import numpy.typing as npt
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from service.drift import BOUNDS, Counts, Reference
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -98,12 +100,14 @@ class Artifact:
         manifest_json: The same, word for word.
         model: The bytes of model.onnx.
         golden: The golden digits.
+        reference: What drift is measured against; None when the version was written without.
     """
 
     manifest: dict[str, Any]
     manifest_json: str
     model: bytes
     golden: Golden
+    reference: Reference | None
 
     @property
     def version(self) -> str:
@@ -150,7 +154,8 @@ def load_artifact(folder: Path, public_key: Path | None = None) -> Artifact:
     if opset != OPSET:
         raise ArtifactError(f"{MODEL}: opset: expected {OPSET}, got {opset}")
     golden = read_golden(contents[GOLDEN])
-    return Artifact(manifest, manifest_json, contents[MODEL], golden)
+    reference = read_reference(manifest["reference"]) if "reference" in manifest else None
+    return Artifact(manifest, manifest_json, contents[MODEL], golden, reference)
 
 
 def _check_signature(manifest: bytes, folder: Path, public_key: Path) -> None:
@@ -182,6 +187,50 @@ def _check_manifest(manifest: Any, version: str) -> None:
     require("labels", LABELS, manifest["labels"])
     if not isinstance(manifest["files"], dict):
         raise ArtifactError(f"{MANIFEST}: files: expected an object")
+
+
+def write_reference(counts: Counts, images: str) -> dict[str, Any]:
+    """The manifest's ``reference``.
+
+    Args:
+        counts: Images in each bucket of each feature.
+        images: Which they were.
+    """
+    features = {
+        name: {"bounds": list(BOUNDS[name]), "counts": counts[name].tolist()} for name in BOUNDS
+    }
+    return {"images": images, **features}
+
+
+def read_reference(section: Any) -> Reference:
+    """The inverse of ``write_reference``.
+
+    Raises:
+        ArtifactError: If a feature is missing, its bounds do not ascend, or it counts no images.
+    """
+    if not isinstance(section, dict):
+        raise ArtifactError(f"{MANIFEST}: reference: expected an object")
+    bounds, counts = {}, {}
+    for name in BOUNDS:
+        where = f"{MANIFEST}: reference: {name}"
+        feature = section.get(name)
+        if not isinstance(feature, dict):
+            raise ArtifactError(f"{where}: expected an object")
+        found: Any = feature.get("bounds")
+        if not _numbers(found, (int, float)) or not found or sorted(set(found)) != found:
+            raise ArtifactError(f"{where}: bounds: expected ascending numbers")
+        bounds[name] = tuple(found)
+        found = feature.get("counts")
+        if not _numbers(found, (int,)) or len(found) != len(bounds[name]) + 1 or not sum(found):
+            raise ArtifactError(f"{where}: counts: expected {len(bounds[name]) + 1}, of images")
+        counts[name] = np.array(found, np.int64)
+    return Reference(bounds, counts)
+
+
+def _numbers(found: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(found, list) and all(
+        type(number) in kinds and 0 <= number < 2**53 for number in found
+    )
 
 
 def _refuse_constant(text: str) -> None:

@@ -196,6 +196,11 @@ class Batcher:
         """Clock value at which the longest inference that is running began; now if none is."""
         return min(list(self._inferring.values()), default=self._clock())
 
+    @property
+    def queued_jobs(self) -> int:
+        """Jobs that wait, or of which some images do."""
+        return len(self._small.jobs) + len(self._bulk.jobs)
+
     def tune(self, seconds_per_image: float) -> None:
         """Fits batch size and admission to what an image costs one slot, in seconds."""
         doublings = round(math.log2(TARGET_BATCH_S / seconds_per_image))

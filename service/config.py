@@ -164,6 +164,9 @@ class ServerConfig:
         maximum=1_000_000_000,
     )
     log_format: str = _setting("text", "form of the log lines", choices=("text", "json"))
+    triton_metric_names: bool = _setting(
+        False, "export nv_inference_* as well, for autoscalers and dashboards made for Triton"
+    )
     reflection: bool = _setting(True, "serve gRPC reflection")
     env_file: str = _setting(
         "", "file of such variables, one NAME=VALUE a line; digits tune writes one"

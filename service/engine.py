@@ -45,6 +45,8 @@ class Engine:
     Attributes:
         provider: The execution provider the session really uses.
         reason: Why it is that one.
+        fell_back: Whether that is the CPU although onnxruntime-gpu is installed and the CPU was not
+            asked for.
 
     Raises:
         DeviceError: If ``cuda`` was asked for and does not work.
@@ -53,6 +55,9 @@ class Engine:
     def __init__(self, model: bytes, *, device: str = "cpu", intra_op_threads: int = 1) -> None:
         self._session, self.reason = _open_session(model, device, intra_op_threads)
         self.provider: str = self._session.get_providers()[0]
+        self.fell_back = (
+            self.provider == CPU_PROVIDER and device != "cpu" and _is_installed("onnxruntime-gpu")
+        )
         # By the provider that is really in use, not by the one that was asked for.
         self._bound = BoundRunner(self._session, "cuda") if self.provider == CUDA_PROVIDER else None
 

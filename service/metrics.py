@@ -8,11 +8,9 @@ error.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from grpc import StatusCode
@@ -26,10 +24,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.registry import Collector
 
-from service.batcher import Batch, Refusal
+from service.batcher import Batch, Batcher, Refusal
+from service.histogram import BulkHistogram, MergedHistogram
+from service.quality import Quality
+from service.triton import TritonNames
 
 if TYPE_CHECKING:
     from service.call import Call
@@ -54,77 +53,14 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 FAILURE_LOG_INTERVAL_S = 1.0
 
 
-class BulkHistogram(Collector):
-    """A histogram that takes many observations under one lock.
-
-    prometheus_client's own takes several microseconds an observation, a tax on a call that costs
-    about sixty in all.
-
-    Args:
-        name: Metric name.
-        documentation: Help text.
-        buckets: Upper bounds, ascending, without infinity.
-        labels: Constant labels.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        documentation: str,
-        buckets: Sequence[float],
-        labels: dict[str, str] | None = None,
-    ) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._bounds = tuple(buckets)
-        self._labels = labels or {}
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
-        self._lock = threading.Lock()
-
-    def observe_many(self, values: Iterable[float]) -> None:
-        """Adds observations."""
-        bounds, counts = self._bounds, self._counts
-        with self._lock:
-            for value in values:
-                counts[bisect_left(bounds, value)] += 1
-                self._sum += value
-
-    def collect(self) -> Iterable[HistogramMetricFamily]:
-        """One family with one series."""
-        with self._lock:
-            counts, total = list(self._counts), self._sum
-        family = HistogramMetricFamily(self._name, self._documentation, labels=list(self._labels))
-        cumulative, running = [], 0
-        for bound, count in zip([*map(float, self._bounds), "+Inf"], counts, strict=True):
-            running += count
-            cumulative.append((str(bound), running))
-        family.add_metric(list(self._labels.values()), cumulative, total)
-        yield family
-
-
-class MergedHistogram(Collector):
-    """Several ``BulkHistogram`` of one name, exported as one family.
-
-    Args:
-        parts: Histograms with the same name and different labels.
-    """
-
-    def __init__(self, parts: Sequence[BulkHistogram]) -> None:
-        self._parts = parts
-
-    def collect(self) -> Iterable[HistogramMetricFamily]:
-        """One family with a series for each part."""
-        families = [family for part in self._parts for family in part.collect()]
-        for family in families[1:]:
-            families[0].samples.extend(family.samples)
-        yield families[0]
-
-
 class Metrics:
-    """Every metric of the server, in a registry of its own."""
+    """Every metric of the server, in a registry of its own.
 
-    def __init__(self) -> None:
+    Args:
+        triton_names: Whether to export Triton's ``nv_inference_*`` as well.
+    """
+
+    def __init__(self, *, triton_names: bool = False) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -132,6 +68,11 @@ class Metrics:
         self._rpc_metrics()
         self._batch_metrics()
         self._model_metrics()
+        self._quality = Quality(self.registry)
+        self._triton: TritonNames | None = None
+        if triton_names:
+            self._triton = TritonNames()
+            self.registry.register(self._triton)
         self._last_failure_log = -FAILURE_LOG_INTERVAL_S
 
     def _rpc_metrics(self) -> None:
@@ -168,6 +109,11 @@ class Metrics:
         self._images = Counter("digits_images_total", "Images answered.", registry=self.registry)
         self._queue_images = Gauge(
             "digits_queue_images", "Images that wait for a batch.", registry=self.registry
+        )
+        self._queue_limit = Gauge(
+            "digits_queue_limit_images",
+            "Images that may wait in each of the two lanes.",
+            registry=self.registry,
         )
         self._batch_size = BulkHistogram("digits_batch_size", "Images in a batch.", BATCH_BUCKETS)
         self._queue_seconds = BulkHistogram(
@@ -227,12 +173,32 @@ class Metrics:
             for result in ("loaded", "refused")
         }
         self._transport = Info(
-            "digits_transport", "What carries Classify, and why.", registry=self.registry
+            "digits_transport", "1 for what carries Classify.", registry=self.registry
+        )
+        self._ready = Gauge(
+            "digits_ready", "1 while readiness says SERVING.", registry=self.registry
+        )
+        self._device_fallback = Gauge(
+            "digits_device_fallback",
+            "1 while the CPU serves although a GPU was meant to.",
+            registry=self.registry,
         )
 
-    def watch_queue(self, batcher: object) -> None:
-        """Reads the queue's length from the batcher at each scrape."""
-        self._queue_images.set_function(lambda: batcher.queued_images)  # type: ignore[attr-defined]
+    def watch_queue(self, batcher: Batcher, limit: int) -> None:
+        """Reads the queue's length from the batcher at each scrape.
+
+        Args:
+            batcher: Owns the queue.
+            limit: Images that may wait in each lane.
+        """
+        self._queue_images.set_function(lambda: batcher.queued_images)
+        self._queue_limit.set(limit)
+        if self._triton is not None:
+            self._triton.watch_queue(lambda: batcher.queued_jobs)
+
+    def watch_readiness(self, is_ready: Callable[[], bool]) -> None:
+        """Asks at each scrape."""
+        self._ready.set_function(is_ready)
 
     def started(self, count: int) -> None:
         """``count`` Classify calls arrived."""
@@ -249,17 +215,23 @@ class Metrics:
             self._batch_size.observe_many((batch.images,))
             self._inference_seconds.observe_many((batch.seconds,))
         if answered:
-            self._images.inc(sum([call.count for call in answered]))
+            images = sum([call.count for call in answered])
+            self._images.inc(images)
+            self._quality.answered(answered, images)
             self._queue_seconds.observe_many([call.started - call.enqueued for call in answered])
         rpcs = [call for call in answered if call.is_rpc]
         if rpcs:
             self._classify_ok.inc(len(rpcs))
             self._classify_handling.observe_many([now - call.received for call in rpcs])
+        if self._triton is not None:
+            self._triton.batch(batch, answered, now)
 
     def dropped(self, refusals: Sequence[Refusal]) -> None:
         """Requests got no prediction, not for what was in them."""
         for refusal, count in Counts(refusals).items():
             self._dropped[refusal].inc(count)
+        if self._triton is not None:
+            self._triton.dropped(refusals)
 
     def rpc_started(self, method: str) -> None:
         """An RPC other than Classify began."""
@@ -277,6 +249,10 @@ class Metrics:
         self._model_info.labels(ref.version, ref.sha256, ref.precision, ref.execution_provider).set(
             1
         )
+        self._device_fallback.set(model.engine.fell_back)
+        self._quality.compare_with(model.artifact.reference)
+        if self._triton is not None:
+            self._triton.serving(ref.name, ref.version)
 
     def model_load(self, result: str) -> None:
         """A version was ``loaded`` or ``refused``."""
@@ -294,9 +270,9 @@ class Metrics:
         """Changed files of ``tls`` or ``tokens`` were ``loaded`` or ``refused``."""
         self._credential_loads[kind, result].inc()
 
-    def transport(self, name: str, reason: str) -> None:
+    def transport(self, name: str) -> None:
         """What carries Classify was decided."""
-        self._transport.info({"transport": name, "reason": reason})
+        self._transport.info({"transport": name})
 
     def log_failure(self, error: Exception) -> None:
         """Logs why inference failed, at most once a second."""

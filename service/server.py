@@ -88,7 +88,7 @@ class Server:
         self._instances = config.instances or cpu_quota()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
-        self._metrics = Metrics()
+        self._metrics = Metrics(triton_names=config.triton_metric_names)
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self._listeners: list[RpcListener] = [self._tracing] if self._tracing else []
         if config.request_log_per_s:
@@ -116,7 +116,8 @@ class Server:
             listeners=self._listeners,
             rate_limit=self._access.rate_limit,
         )
-        self._metrics.watch_queue(self._classify.batcher)
+        self._metrics.watch_queue(self._classify.batcher, config.max_queue_images)
+        self._metrics.watch_readiness(self._is_ready)
         self._guard = self._access.guard(self._classify, self._listeners)
         self._receive = self._guard.receive if self._guard else self._classify.receive
         self._servicer = DigitClassifier(
@@ -130,7 +131,7 @@ class Server:
         )
         self._health = Health()
         self._transport, self._transport_reason = choose_transport(config)
-        self._metrics.transport(self._transport, self._transport_reason)
+        self._metrics.transport(self._transport)
         self._fronts: list[Front] = []
         self._native: NativeTransport | None = None
         self._private: Path | None = None

@@ -7,9 +7,16 @@ from functools import partial
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from rich.console import Console
 
-from export.create import make_variants
+from export.create import make_variants, write_variants
 from export.gate import gate_fp32, gate_int8
 from export.graph import export_model
 from export.parity import make_references
@@ -135,3 +142,24 @@ def int8_gate(model, int8_model, references, split):
         return gate_int8(examined, **(arguments | changed))
 
     return run
+
+
+@pytest.fixture
+def repository(variants, checkpoint, tmp_path):
+    """fp32 as version 1 and int8 as version 2."""
+    path = tmp_path / "digits"
+    write_variants(path, variants, checkpoint, on_written=lambda *_: None)
+    return path
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory):
+    """PEM files of a private key, its public key, and another public key."""
+    folder = tmp_path_factory.mktemp("keys")
+    private, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "private.pem").write_bytes(pem)
+    for name, key in (("public", private), ("other", other)):
+        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (folder / f"{name}.pem").write_bytes(pem)
+    return folder

@@ -14,13 +14,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 
 from export import __main__ as command
 from export import create
@@ -45,27 +38,6 @@ FILES = {MODEL: b"model", PARITY: b"{}"}
 
 def serving(repository):
     return int(in_serving_order(repository)[0].name)
-
-
-@pytest.fixture
-def repository(variants, checkpoint, tmp_path):
-    """fp32 as version 1 and int8 as version 2."""
-    path = tmp_path / "digits"
-    write_variants(path, variants, checkpoint, on_written=lambda *_: None)
-    return path
-
-
-@pytest.fixture(scope="session")
-def keys(tmp_path_factory):
-    """PEM files of a private key, its public key, and another public key."""
-    folder = tmp_path_factory.mktemp("keys")
-    private, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (folder / "private.pem").write_bytes(pem)
-    for name, key in (("public", private), ("other", other)):
-        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        (folder / f"{name}.pem").write_bytes(pem)
-    return folder
 
 
 def test_same_checkpoint_exports_to_the_same_bytes_in_another_process(model, checkpoint):

@@ -1,0 +1,109 @@
+"""Metrics of what the model answers and what it is shown, and of their drift from training."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from service.drift import BOUNDS, MARGIN_BOUNDS, Reference, Window, observe
+from service.histogram import BulkHistogram
+from service.wire import IMAGE_BYTES, PREDICTION
+
+if TYPE_CHECKING:
+    from service.call import Call
+
+# numpy costs as much for one image as for a hundred: fewer wait for company, or for a scrape.
+BULK_IMAGES = 256
+
+
+class Quality(Collector):
+    """Counts answered images, in bulk.
+
+    Thread-safe. Images wait here, by reference, until there are enough to be worth numpy's while.
+
+    Args:
+        registry: Where the metrics are exported.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        predictions = Counter("digits_predictions_total", "Images answered, by digit.", ["digit"])
+        self._predictions = [predictions.labels(str(digit)) for digit in range(10)]
+        self._confidence = BulkHistogram(
+            "digits_confidence", "Probability of the digit answered.", BOUNDS["confidence"]
+        )
+        self._margin = BulkHistogram(
+            "digits_margin", "Probability of the digit answered over the next.", MARGIN_BOUNDS
+        )
+        self._ink = BulkHistogram(
+            "digits_ink_ratio", "Brightness of an image, of one bright all over.", BOUNDS["ink"]
+        )
+        psi = Gauge(
+            "digits_drift_psi",
+            "Population-stability index of the latest images against the model's reference; NaN "
+            "while they are too few, or the model has none.",
+            ["feature"],
+        )
+        self._psi = {feature: psi.labels(feature) for feature in BOUNDS}
+        self._window_images = Gauge(
+            "digits_drift_window_images", "Images that digits_drift_psi looks at."
+        )
+        self._exported: tuple[Collector, ...] = (
+            predictions, self._confidence, self._margin, self._ink, psi, self._window_images,
+        )  # fmt: skip
+        self._window: Window | None = None
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[bytes, memoryview]] = []
+        self._waiting_images = 0
+        registry.register(self)
+
+    def compare_with(self, reference: Reference | None) -> None:
+        """Another model serves: what comes from here on is compared with its reference."""
+        with self._lock:
+            self._window = None if reference is None else Window(reference)
+
+    def answered(self, calls: Sequence[Call], images: int) -> None:
+        """These calls were answered with OK, with so many images in all."""
+        with self._lock:
+            self._waiting += [(call.result, call.images) for call in calls]
+            self._waiting_images += images
+            enough = self._waiting_images >= BULK_IMAGES
+        if enough:
+            self._count()
+
+    def _count(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            self._waiting_images = 0
+        if not waiting:
+            return
+        records = np.frombuffer(b"".join([result for result, _ in waiting]), PREDICTION)
+        pixels = np.frombuffer(b"".join([images for _, images in waiting]), np.uint8)
+        observed = observe(pixels.reshape(-1, IMAGE_BYTES), records["probabilities"])
+        counts = observed.counts()
+        for counter, count in zip(self._predictions, counts["digit"].tolist(), strict=True):
+            counter.inc(count)
+        self._confidence.add(counts["confidence"].tolist(), float(observed.confidence.sum()))
+        self._ink.add(counts["ink"].tolist(), float(observed.ink.sum()))
+        self._margin.add(observed.margin_counts().tolist(), float(observed.margin.sum()))
+        with self._lock:
+            if self._window is not None:
+                self._window.add(observed)
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family, with everything that was answered counted."""
+        self._count()
+        drift, images = dict.fromkeys(BOUNDS, float("nan")), 0
+        with self._lock:
+            if self._window is not None:
+                drift, images = self._window.stability(), self._window.images
+        self._window_images.set(images)
+        for feature, value in drift.items():
+            self._psi[feature].set(value)
+        for metric in self._exported:
+            yield from metric.collect()

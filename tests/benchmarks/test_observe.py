@@ -1,0 +1,195 @@
+"""A real Prometheus on a loaded server, the rules' own tests, and the documents made from both."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import shutil
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from benchmarks.observe import tables
+from benchmarks.observe.check import problems, promtool
+from benchmarks.observe.dashboard import (
+    DASHBOARD,
+    MONITORING,
+    RULES,
+    VARIABLES,
+    read_panels,
+    without_data,
+)
+from benchmarks.observe.load import FLAGS, run_load
+from benchmarks.observe.picture import draw
+from benchmarks.observe.prometheus import JOB, PrometheusError, running_prometheus
+from tests.conftest import ROOT, wait_until
+
+REGENERATE = "run: python -m benchmarks.observe write"
+
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="prometheus and promtool are not installed (Debian: apt-get install prometheus)",
+)
+RUNBOOK = ROOT / "docs/runbook.md"
+LOAD_S = 16
+
+
+@pytest.fixture(scope="module")
+def rules():
+    return [rule for group in tables.read_rules() for rule in group["rules"]]
+
+
+@pytest.fixture(scope="module")
+def alerts(rules):
+    return {rule["alert"]: rule for rule in rules if "alert" in rule}
+
+
+@needs_prometheus
+def test_prometheus_finds_every_panel_and_rule_of_a_loaded_server(start_server, sample):
+    server = start_server(*FLAGS)
+    with running_prometheus(server.http.removeprefix("http://"), RULES) as prometheus:
+        start = time.time()
+        answered = run_load(server.address, sample["images"], LOAD_S)
+        end = time.time()
+        # What is counted and scraped last: the drift of the inverted digits.
+        wait_until(lambda: value(prometheus, 'max(digits_drift_psi{feature="ink"})') > 0.25)
+        ok = 'sum(grpc_server_handled_total{grpc_method="Classify",grpc_code="OK"})'
+        wait_until(lambda: value(prometheus, ok) == answered)
+        assert problems(prometheus, f"{server.http}/metrics", start, end + 2) == []
+        assert value(prometheus, "sum(digits_requests_dropped_total)") > 0
+        assert {target["health"] for target in prometheus.targets()} == {"up"}
+        with pytest.raises(PrometheusError, match="parse error"):
+            prometheus.query("sum(")
+        # Before the load there was nothing to see, so a panel without data is noticed.
+        assert len(without_data(prometheus, start - 100, start - 50)) > 10
+        picture = draw(prometheus, start, end)
+        # The server goes: its alert is on the way.
+        assert server.stop() == 0
+        wait_until(lambda: state(prometheus, "DigitsDown") == "pending")
+    assert_shows_something(picture)
+
+
+def value(prometheus, expr):
+    found = prometheus.query(expr)
+    return found[0].points[0][1] if found else math.nan
+
+
+def state(prometheus, alert):
+    return next(rule["state"] for rule in prometheus.rules() if rule["name"] == alert)
+
+
+def assert_shows_something(picture):
+    image = Image.open(io.BytesIO(picture))
+    assert image.width > 1000
+    assert len(picture) < 150_000
+    assert len(image.convert("RGB").getcolors(2**24)) > 20
+
+
+@needs_prometheus
+def test_rules_pass_every_lint():
+    assert promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES)) == []
+
+
+@needs_prometheus
+def test_alerts_fire_when_they_should_and_only_then():
+    assert promtool("test", "rules", str(MONITORING / "rules_test.yaml")) == []
+
+
+@needs_prometheus
+@pytest.mark.parametrize("expr", ["vector(1) > 1", "vector(1)"], ids=["never", "always"])
+def test_alerts_that_never_or_always_fire_fail_their_tests(expr, tmp_path, alerts):
+    groups = yaml.safe_load(RULES.read_text())
+    for group in groups["groups"]:
+        for rule in group["rules"]:
+            rule["expr"] = expr if "alert" in rule else rule["expr"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(groups))
+    shutil.copy(MONITORING / "rules_test.yaml", tmp_path)
+    complaints = "\n".join(promtool("test", "rules", str(tmp_path / "rules_test.yaml")))
+    failed = set(re.findall(r"alertname: *(\w+)", complaints))
+    assert failed == set(alerts)
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do(alerts):
+    headings = re.findall(r"^### (\w+)$", RUNBOOK.read_text(), re.MULTILINE)
+    assert headings == list(alerts)
+    for name, alert in alerts.items():
+        assert alert["labels"]["severity"] in {"critical", "warning"}
+        assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+
+
+def exported(server):
+    text = urllib.request.urlopen(f"{server.http}/metrics").read().decode()
+    return text, set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+
+
+def asked_for(text):
+    """Our metrics' names in any text, without the endings of a histogram's series."""
+    names = re.findall(
+        r"(?<![:\w])(?:digits|grpc_server|process|nv_inference)_[a-z_]+[a-z]\b", text
+    )
+    return {
+        re.sub(r"(_seconds|_size|_ratio|_confidence)_(bucket|sum|count)$", r"\1", n) for n in names
+    }
+
+
+def test_tables_are_what_the_server_exports(start_server):
+    text, _ = exported(start_server(*tables.FLAGS))
+    written = {"metrics": tables.metrics_table(text), "alerts": tables.alerts_table()}
+    document = (ROOT / "docs/metrics.md").read_text()
+    assert document == tables.filled_in(document, written), REGENERATE
+
+
+def test_everything_asks_for_metrics_that_exist(start_server, rules):
+    _, names = exported(start_server(*tables.FLAGS))
+    texts = {
+        "rules": " ".join(rule["expr"] for rule in rules),
+        "dashboard": " ".join(query.expr for panel in read_panels() for query in panel.queries),
+        "runbook": RUNBOOK.read_text(),
+        "metrics.md": (ROOT / "docs/metrics.md").read_text(),
+    }
+    for where, text in texts.items():
+        assert asked_for(text) - names == set(), where
+
+
+def test_rule_of_the_operator_is_the_plain_one():
+    written = (MONITORING / "prometheusrule.yaml").read_text()
+    assert written == tables.prometheusrule(), REGENERATE
+    assert yaml.safe_load(written)["spec"] == yaml.safe_load(RULES.read_text())
+
+
+def test_dashboard_asks_the_data_source_and_jobs_that_were_chosen():
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert {v["name"] for v in dashboard["templating"]["list"]} == {"datasource", "job"}
+    for panel in dashboard["panels"]:
+        assert panel["description"]
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == "${datasource}"
+            assert "$job" in target["expr"]
+            used = re.findall(r"\$\w+", target["expr"])
+            assert set(used) <= VARIABLES.keys()
+
+
+def test_panels_do_not_overlap():
+    cells = [
+        (x, y)
+        for left, top, width, height in (panel.place for panel in read_panels())
+        for x in range(left, left + width)
+        for y in range(top, top + height)
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) == 23
+
+
+def test_picture_in_the_documents_is_there():
+    assert_shows_something(Path(ROOT / "docs/pictures/dashboard.png").read_bytes())
+
+
+def test_job_is_one_that_the_rules_look_for():
+    assert re.fullmatch(".*digits-serving", JOB)

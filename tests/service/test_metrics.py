@@ -1,0 +1,324 @@
+"""What the server counts, against the clients' own counts, on both transports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from digits.v1 import digits_pb2_grpc
+from export.artifact import promote
+from service.batcher import Refusal
+from service.metrics import LATENCY_BUCKETS, METHODS, SERVICE
+from service.triton import REASONS
+from tests.conftest import SAMPLES, wait_until
+from tests.service.test_overload import LARGE, LONG, NO_RETRIES, TRANSPORTS
+from tests.service.test_reload import FAST, add_version, repository  # noqa: F401 - a fixture
+from tests.service.test_rpc import encoded, pixels, scrape, stream_of
+
+CLASSIFY = f'grpc_method="Classify",grpc_service="{SERVICE}",grpc_type="unary"'
+
+
+@pytest.fixture
+def connect():
+    """Makes stubs that do not retry by themselves, so that what is counted is what was sent."""
+    channels = []
+
+    def make(server):
+        channels.append(grpc.insecure_channel(server.address, options=NO_RETRIES))
+        return digits_pb2_grpc.DigitClassifierServiceStub(channels[-1])
+
+    yield make
+    for channel in channels:
+        channel.close()
+
+
+def codes(series):
+    """Classify calls by the name of their code, where there were any."""
+    return {
+        code.name: count
+        for code in grpc.StatusCode
+        if (count := series[f'grpc_server_handled_total{{grpc_code="{code.name}",{CLASSIFY}}}'])
+    }
+
+
+def grown(server, before):
+    return {name: value - before.get(name, 0) for name, value in scrape(server).items()}
+
+
+def assert_counts_agree(series):
+    """What must hold between the counts whatever happened, once all is answered."""
+    ended = sum(codes(series).values())
+    assert series[f"grpc_server_started_total{{{CLASSIFY}}}"] == ended
+    assert series[f"grpc_server_handling_seconds_count{{{CLASSIFY}}}"] == ended
+    images = series["digits_images_total"]
+    assert sum(series[f'digits_predictions_total{{digit="{d}"}}'] for d in range(10)) == images
+    for name in ("digits_confidence", "digits_margin", "digits_ink_ratio"):
+        assert series[f"{name}_count"] == images
+    assert series["digits_queue_images"] == 0
+
+
+def settled(server, before, expected):
+    """What was counted, once as many calls have ended as the clients know of."""
+    wait_until(lambda: sum(codes(grown(server, before)).values()) == expected)
+    # What a batch brought is counted after its calls: images, then codes, then nothing.
+    wait_until(
+        lambda: (
+            grown(server, before)["digits_queue_seconds_count"]
+            >= codes(grown(server, before)).get("OK", 0)
+        )
+    )
+    return grown(server, before)
+
+
+def test_predictions_are_counted_as_the_callers_saw_them(server, connect, sample):
+    """Single images, a request that is split, a stream, and a file."""
+    stub, images = connect(server), sample["images"]
+    before = scrape(server)
+    requests = [pixels(image.tobytes()) for image in images[:40]] + [pixels(images.tobytes())]
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(stub.Classify, requests))
+    stream = stub.ClassifyStream(stream_of([pixels(image.tobytes()) for image in images[:20]]))
+    answers += [item.response for item in stream]
+    answers.append(stub.Classify(encoded((SAMPLES / "7.png").read_bytes())))
+    seen = [prediction for answer in answers for prediction in answer.predictions]
+    wait_until(lambda: grown(server, before)["digits_images_total"] == len(seen) == 561)
+    counted = settled(server, before, 42)
+    assert_counts_agree(counted)
+    digits = Counter(prediction.digit for prediction in seen)
+    for digit in range(10):
+        assert counted[f'digits_predictions_total{{digit="{digit}"}}'] == digits[digit]
+    confidences = np.array([prediction.confidence for prediction in seen])
+    assert counted["digits_confidence_sum"] == pytest.approx(confidences.sum(), rel=1e-5)
+    assert counted['digits_confidence_bucket{le="0.99"}'] == (confidences <= 0.99).sum()
+    best = np.sort([prediction.probabilities for prediction in seen], axis=1)
+    margins = best[:, -1] - best[:, -2]
+    assert counted["digits_margin_sum"] == pytest.approx(margins.sum(), rel=1e-5)
+    sent = np.concatenate([images[:40], images, images[:20]])
+    ink = sent.reshape(len(sent), -1).mean(axis=1) / 255
+    of_the_file = counted["digits_ink_ratio_sum"] - ink.sum()
+    assert 0.02 < of_the_file < 0.5
+    below = (ink <= 0.1).sum() + (of_the_file <= 0.1)
+    assert counted['digits_ink_ratio_bucket{le="0.1"}'] == below
+
+
+@TRANSPORTS
+def test_overload_is_counted_as_the_callers_saw_it(start_server, connect, transport):
+    server = start_server(
+        f"--transport={transport}", "--model-version=2", "--instances=1", "--max-queue-images=64"
+    )
+    stub, before, seen = connect(server), scrape(server), Counter()
+    with ThreadPoolExecutor(32) as callers:
+        seen.update(callers.map(lambda _: stub.Classify.future(LARGE).code().name, range(600)))
+    counted = settled(server, before, 600)
+    assert codes(counted) == seen
+    assert seen.keys() == {"OK", "RESOURCE_EXHAUSTED"}
+    assert counted["digits_images_total"] == 32 * seen["OK"]
+    refused = counted['digits_requests_dropped_total{reason="queue_full"}']
+    assert refused == seen["RESOURCE_EXHAUSTED"]
+    assert_counts_agree(counted)
+
+
+@TRANSPORTS
+def test_cancellation_leaves_no_call_uncounted(start_server, connect, transport):
+    """A caller may cancel what is answered at that moment: then server and caller differ by it."""
+    server = start_server(
+        f"--transport={transport}", "--model-version=2", "--instances=1", "--max-queue-images=20000"
+    )
+    stub, before = connect(server), scrape(server)
+    futures = [stub.Classify.future(LARGE) for _ in range(300)]
+    for future in futures[::2]:
+        future.cancel()
+    seen = Counter(future.code().name for future in futures)
+    wait_until(lambda: grown(server, before)[f"grpc_server_started_total{{{CLASSIFY}}}"] >= 150)
+    # A call that was cancelled before it was sent is none.
+    reached = grown(server, before)[f"grpc_server_started_total{{{CLASSIFY}}}"]
+    counted = settled(server, before, reached)
+    assert seen.keys() == {"OK", "CANCELLED"}
+    assert codes(counted).keys() <= {"OK", "CANCELLED"}
+    assert codes(counted)["OK"] >= seen["OK"] >= 150
+    assert counted["digits_images_total"] == 32 * codes(counted)["OK"]
+    assert_counts_agree(counted)
+
+
+def test_reload_loses_no_count(start_server, connect, repository):  # noqa: F811 - a fixture
+    add_version(repository, 2, "4")
+    promote(repository, 1)
+    server = start_server(f"--model-repository={repository}", FAST)
+    stub, answered, ended = connect(server), [], threading.Event()
+
+    def call():
+        while not ended.is_set():
+            answered.append(stub.Classify(LARGE).model.version)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    try:
+        for number in (2, 1, 2):
+            promote(repository, number)
+            so_far = len(answered)
+            wait_until(lambda number=number, so_far=so_far: str(number) in answered[so_far:])
+    finally:
+        ended.set()
+        for caller in callers:
+            caller.join()
+    counted = settled(server, {}, len(answered))
+    assert codes(counted) == {"OK": len(answered)}
+    assert counted["digits_images_total"] == 32 * len(answered)
+    assert_counts_agree(counted)
+    assert counted['digits_model_loads_total{result="loaded"}'] == 4
+    assert len([name for name in counted if name.startswith("digits_model_info{")]) == 1
+
+
+@TRANSPORTS
+def test_drain_counts_what_it_refuses(start_server, connect, transport):
+    server = start_server(
+        f"--transport={transport}", "--model-version=2", "--instances=1",
+        "--max-queue-images=100000", "--grace-s=60",
+    )  # fmt: skip
+    stub = connect(server)
+    assert scrape(server)["digits_ready"] == 1
+    # Seconds of work, during which the draining server can be asked.
+    work = [stub.Classify.future(LONG) for _ in range(8)]
+    wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{CLASSIFY}}}"] == 8)
+    server.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: scrape(server)["digits_ready"] == 0)
+    seen = Counter()
+    while seen["UNAVAILABLE"] < 5:
+        seen[stub.Classify.future(pixels(bytes(784))).code().name] += 1
+    series = scrape(server)
+    assert codes(series).get("UNAVAILABLE") == 5
+    assert series['digits_requests_dropped_total{reason="stopped"}'] == 5
+    assert [len(future.result().predictions) for future in work] == [4096] * 8
+    assert server.process.wait(30) == 0
+
+
+def families(server, accept):
+    request = urllib.request.Request(server.http + "/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(request) as response:
+        return response.headers["Content-Type"], response.read().decode()
+
+
+def test_openmetrics_is_exported_to_who_asks_for_it(server):
+    kind, text = families(server, "application/openmetrics-text; version=1.0.0")
+    assert kind.startswith("application/openmetrics-text")
+    found = {family.name: family for family in text_string_to_metric_families(text)}
+    assert found["grpc_server_handling_seconds"].type == "histogram"
+    assert found["digits_images"].type == "counter"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_finds_nothing_to_complain_about(server):
+    _, text = families(server, "text/plain")
+    check = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert (check.returncode, check.stdout + check.stderr) == (0, "")
+
+
+def test_latency_buckets_cover_a_lone_image_and_the_longest_deadline():
+    assert (LATENCY_BUCKETS[0], LATENCY_BUCKETS[-1]) == (50e-6, 20.0)
+    assert list(LATENCY_BUCKETS) == sorted(set(LATENCY_BUCKETS))
+
+
+def test_cardinality_does_not_depend_on_what_is_sent(server, connect):
+    stub = connect(server)
+    before = scrape(server).keys()
+    for request in (pixels(b"bad"), pixels(bytes(784)), encoded(b"x"), encoded()):
+        for metadata in (None, (("x-caller", os.urandom(8).hex()),)):
+            stub.Classify.future(request, metadata=metadata).code()
+    assert scrape(server).keys() == before
+    assert len(METHODS) == 3
+
+
+TRITON = 'model="digits",version="{}"'
+
+
+def test_triton_names_tell_what_our_own_do(start_server, connect):
+    server = start_server("--triton-metric-names", "--model-version=2", "--max-queue-images=64")
+    stub = connect(server)
+    with ThreadPoolExecutor(16) as callers:
+        futures = list(callers.map(lambda _: stub.Classify.future(LARGE), range(200)))
+        seen = Counter(future.code().name for future in futures)
+    series = settled(server, {}, 200)
+    model = TRITON.format(2)
+
+    def triton(name, labels=model):
+        return series[f"nv_inference_{name}{{{labels}}}"]
+
+    assert triton("request_success") == seen["OK"] > 0
+    rejected = 'model="digits",reason="REJECTED",version="2"'
+    assert triton("request_failure", rejected) == seen["RESOURCE_EXHAUSTED"] > 0
+    assert triton("count") == series["digits_batch_size_sum"] == 32 * seen["OK"]
+    assert triton("exec_count") == series["digits_batch_size_count"]
+    assert triton("pending_request_count") == 0
+    stages = [
+        triton(f"{stage}_duration_us")
+        for stage in ("queue", "compute_input", "compute_infer", "compute_output")
+    ]
+    assert all(stage > 0 for stage in stages)
+    assert triton("request_duration_us") == pytest.approx(sum(stages))
+    assert triton("queue_duration_us") == pytest.approx(series["digits_queue_seconds_sum"] * 1e6)
+
+
+def test_every_refusal_has_a_reason_of_triton_s():
+    assert REASONS.keys() == set(Refusal)
+
+
+def test_triton_names_are_left_out_unless_asked_for(server):
+    assert not [name for name in scrape(server) if name.startswith("nv_")]
+
+
+def test_waiting_requests_are_counted_under_triton_s_name(start_server, connect):
+    server = start_server(
+        "--triton-metric-names", "--model-version=2", "--instances=1", "--max-queue-images=100000"
+    )
+    stub = connect(server)
+    work = [stub.Classify.future(LONG) for _ in range(4)]
+    name = f"nv_inference_pending_request_count{{{TRITON.format(2)}}}"
+    wait_until(lambda: scrape(server)[name] >= 2)
+    for future in work:
+        future.result()
+    wait_until(lambda: scrape(server)[name] == 0)
+
+
+def test_another_version_starts_at_zero_under_triton_s_names(
+    start_server,
+    connect,
+    repository,  # noqa: F811 - a fixture
+):
+    server = start_server("--triton-metric-names", f"--model-repository={repository}", FAST)
+    stub = connect(server)
+    stub.Classify(pixels(bytes(784)))
+    name = "nv_inference_count{%s}"
+    wait_until(lambda: scrape(server)[name % TRITON.format(1)] == 1)
+    add_version(repository, 2, "4")
+    wait_until(lambda: scrape(server).get(name % TRITON.format(2)) == 0)
+    assert name % TRITON.format(1) not in scrape(server)
+
+
+def test_cpu_in_place_of_a_gpu_is_told(start_server, tmp_path):
+    """Beside the CPU wheel, the GPU wheel looks installed: auto then serves on the CPU."""
+    assert scrape(start_server())["digits_device_fallback"] == 0
+    package = tmp_path / "site/onnxruntime_gpu-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.0\n"
+    )
+    path = os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])
+    fallen = start_server(env={"PYTHONPATH": path})
+    assert scrape(fallen)["digits_device_fallback"] == 1
+    assert "both installed" in fallen.announced["provider"]
+    meant = start_server("--device=cpu", env={"PYTHONPATH": path})
+    assert scrape(meant)["digits_device_fallback"] == 0
