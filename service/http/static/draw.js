@@ -2,6 +2,8 @@
 //
 // One request is on its way at a time; what changes meanwhile is sent when it is back.
 
+import { reduce } from "./mnist.js";
+
 const PEN_WIDTH = 24; // of 280: about two pixels of the 28 that the network sees
 const PEN_STEP = 10; // of one press of an arrow key
 const MIN_INTERVAL_MS = 100;
@@ -10,12 +12,12 @@ const TIMEOUT_MS = 10000;
 
 const element = (id) => document.getElementById(id);
 const drawing = element("drawing");
-const context = drawing.getContext("2d");
+const context = drawing.getContext("2d", { willReadFrequently: true });
 const SIZE = drawing.width;
 
 // What is on the paper: strokes, each a list of points, or else a picture that somebody brought.
 let strokes = [];
-let picture = null; // {file, bitmap}
+let picture = null; // an ImageBitmap
 let changed = false;
 let asking = false;
 let timer = 0;
@@ -26,18 +28,20 @@ function redraw() {
   context.fillStyle = "#000";
   context.fillRect(0, 0, SIZE, SIZE);
   if (picture) {
-    const { width, height } = picture.bitmap;
+    const { width, height } = picture;
     const scale = Math.min(SIZE / width, SIZE / height);
     const [w, h] = [width * scale, height * scale];
-    context.drawImage(picture.bitmap, (SIZE - w) / 2, (SIZE - h) / 2, w, h);
+    context.drawImage(picture, (SIZE - w) / 2, (SIZE - h) / 2, w, h);
   }
   context.strokeStyle = "#fff";
   context.lineWidth = PEN_WIDTH;
   context.lineCap = context.lineJoin = "round";
   for (const points of strokes) {
     context.beginPath();
-    context.moveTo(...points[0]);
-    for (const point of points) context.lineTo(...point); // a dot is a line to itself
+    const [x, y] = points[0];
+    context.moveTo(x, y);
+    context.lineTo(x + 0.1, y); // a line to where it began would leave no dot
+    for (const point of points) context.lineTo(...point);
     context.stroke();
   }
 }
@@ -172,7 +176,7 @@ element("undo").addEventListener("click", undo);
 async function show(file) {
   if (!file) return;
   try {
-    picture = { file, bitmap: await createImageBitmap(file) };
+    picture = await createImageBitmap(file);
   } catch {
     return showProblem(`${file.name || "that"}: expected a picture, got something else`);
   }
@@ -211,11 +215,11 @@ async function ask() {
   changed = false;
   let wait = MIN_INTERVAL_MS;
   try {
-    const body = picture?.file ?? (await new Promise((done) => drawing.toBlob(done, "image/png")));
+    const body = await new Promise((done) => reduce(drawing).toBlob(done, "image/png"));
     const began = performance.now();
     const response = await fetch("v1/classify", {
       method: "POST",
-      headers: { "Content-Type": body.type || "application/octet-stream" },
+      headers: { "Content-Type": body.type },
       body,
       signal: AbortSignal.timeout(TIMEOUT_MS),
     });
