@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# HTTP answers NOT_SERVING while a model takes longer than this to load.
+QUICK_LOAD_S = 1.0
 # What connections get to send their last bytes when the grace is over.
 FLUSH_S = 0.2
 LIVENESS, READINESS = "", SERVICE
@@ -77,6 +79,7 @@ class Server:
         self._instances = config.instances or cpu_quota()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
+        self._serving = asyncio.Event()
         self._metrics = Metrics()
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self._listeners: list[RpcListener] = [self._tracing] if self._tracing else []
@@ -138,13 +141,13 @@ class Server:
         with private_folder() if self._transport == "native" else nullcontext() as private:
             self._private = private
             await self._listen()
-            loading = in_daemon_thread(self._loader.load)
-            await self._http.start()
-            model = await self._unless_stopped(loading)
+            http = asyncio.create_task(self._start_http())
+            model = await self._unless_stopped(in_daemon_thread(self._loader.load))
             if model is None:
                 logger.info("stopped while loading")
                 return 0
             await self._serve(model)
+            await http
             watching = [asyncio.create_task(w) for w in (self._reload(), self._access.watch())]
             watchdog = self._watchdog()
             watchdog.start()
@@ -205,6 +208,12 @@ class Server:
         if self._native is not None:
             self._native.start()
 
+    async def _start_http(self) -> None:
+        """Starts HTTP once a model serves, or loads slowly: its import would slow a quick load."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._serving.wait(), QUICK_LOAD_S)
+        await self._http.start()
+
     def _http_offer(self) -> Offer:
         config = self._config
         return Offer(
@@ -240,6 +249,7 @@ class Server:
         self._metrics.serving(model)
         await self._health.set(READINESS, SERVING)
         self._announce(model)
+        self._serving.set()
 
     async def _reload(self) -> None:
         """Serves what the repository says, until cancelled. Whatever is wrong, something serves."""

@@ -1,19 +1,22 @@
 """The HTTP port: metrics, health and a status page; on request also a way to try the model.
 
-Importing this is cheap. The framework, aiohttp, is imported by ``HttpServer.start``, which the
-server awaits while another thread loads the model.
+Importing this is cheap. The framework, aiohttp, takes a tenth of a second, and is imported by
+``HttpServer.start`` on another thread, so that a model comes into service before it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from service.background import in_daemon_thread
 from service.transports import TransportError, socket_address
 
 if TYPE_CHECKING:
@@ -72,17 +75,12 @@ class HttpServer:
 
     async def start(self) -> None:
         """Accepts connections."""
-        from service.http.app import make_runner  # noqa: PLC0415 - see the module's docstring
-        from service.http.connections import Connections  # noqa: PLC0415
-
-        loop = asyncio.get_running_loop()
-        self._runner = make_runner(self._offer)
+        app = await in_daemon_thread(partial(importlib.import_module, "service.http.app"))
+        self._runner = app.make_runner(self._offer)
         await self._runner.setup()
-        assert self._runner.server is not None
-        connections = Connections(self._runner.server, loop)
-        self._listener = await loop.create_server(
-            connections.accept, sock=self._socket, backlog=BACKLOG
-        )
+        accept = app.Connections(self._runner.server).accept
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(accept, sock=self._socket, backlog=BACKLOG)
 
     async def close(self) -> None:
         """Stops listening, and ends what is open once it is answered or its time is up."""

@@ -9,10 +9,13 @@ from aiohttp.typedefs import Handler
 
 from service.http import Offer, pages
 from service.http.classify import ClassifyHandler
+from service.http.connections import Connections
 from service.http.errors import error_response, harden, status_response
 from service.http.metrics import MetricsHandler
 from service.http.requests import MAX_BODY_BYTES
 from service.status import InvalidRequestError
+
+__all__ = ["Connections", "make_runner"]  # what the port is made of
 
 # What answers get to leave once the server stops.
 SHUTDOWN_S = 1.0

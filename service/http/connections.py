@@ -25,13 +25,12 @@ class Connections:
     probe out.
 
     Args:
-        server: The framework's, which routes requests.
-        loop: Where they are served.
+        server: The framework's, which routes requests; served on the running event loop.
     """
 
-    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: web.Server) -> None:
         self._server = server
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._open: dict[_Connection, asyncio.Transport] = {}
 
     def accept(self) -> web.RequestHandler:

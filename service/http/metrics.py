@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 Encoder = Callable[[CollectorRegistry], bytes]
 # A rendering keeps the event loop from everything else for a few milliseconds. However many ask,
 # renderings take this share of its time at most.
-LOOP_SHARE = 0.1
+LOOP_SHARE = 0.25
 
 
 class MetricsHandler:
