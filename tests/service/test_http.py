@@ -299,6 +299,21 @@ def test_a_page_from_elsewhere_is_refused(web):
     assert (status, answer["error"]["code"]) == (403, "FORBIDDEN")
 
 
+def test_where_tokens_are_needed_classify_needs_one_and_probes_do_not(start_server, tmp_path):
+    tokens, good = tmp_path / "tokens", "0123456789abcdef0123456789abcdef"
+    tokens.write_text(f"me:{good}\n")
+    tokens.chmod(0o600)
+    server = start_server("--http-classify", f"--auth-token-file={tokens}")
+    data = SEVEN.read_bytes()
+    for headers in ({}, {"authorization": f"Bearer {good[::-1]}"}):
+        status, _, answer = classify(server, data, "image/png", **headers)
+        assert (status, answer["error"]["code"]) == (401, "UNAUTHENTICATED")
+    answer = classify(server, data, "image/png", authorization=f"Bearer {good}")
+    assert answer[2]["predictions"][0]["digit"] == 7
+    assert ask(server, "/healthz")[0] == 200
+    assert good not in ask(server, "/")[2].decode()
+
+
 # --- bounds ----------------------------------------------------------------------------------
 
 
