@@ -48,6 +48,16 @@ class ServerConfig:
     http_port: int = _setting(
         8080, "HTTP port of /metrics and /healthz; 0 picks a free one", minimum=0, maximum=65535
     )
+    http_classify: bool = _setting(False, "serve POST /v1/classify on the HTTP port, to try it")
+    http_classify_rate: float = _setting(
+        20.0,
+        "requests a second that one address may send to /v1/classify",
+        minimum=0.1,
+        maximum=100_000,
+    )
+    playground: bool = _setting(
+        False, "serve /draw on the HTTP port, a page to draw on; turns --http-classify on"
+    )
     model_repository: str = _setting("models/digits", "folder that holds the model's versions")
     model_version: int = _setting(
         0,

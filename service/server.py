@@ -17,7 +17,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -31,7 +31,8 @@ from service.classify import Classify
 from service.config import ServerConfig
 from service.cpu import cpu_quota
 from service.engine import DeviceError
-from service.http import HttpServer
+from service.http import HttpServer, Offer
+from service.http.describe import describe
 from service.metrics import SERVICE, Metrics
 from service.model import ModelLoader, ServedModel
 from service.private_folder import SOCKET, private_folder, remove
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# HTTP answers NOT_SERVING while a model takes longer than this to load.
+QUICK_LOAD_S = 1.0
 # What connections get to send their last bytes when the grace is over.
 FLUSH_S = 0.2
 LIVENESS, READINESS = "", SERVICE
@@ -56,18 +59,6 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 T = TypeVar("T")
-
-
-class Front(Protocol):
-    """Something of our own that listens, and that is started and closed."""
-
-    port: int
-
-    def start(self) -> None:
-        """Accepts connections."""
-
-    def close(self) -> None:
-        """Stops."""
 
 
 class Server:
@@ -88,6 +79,7 @@ class Server:
         self._instances = config.instances or cpu_quota()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
+        self._serving = asyncio.Event()
         self._metrics = Metrics(triton_names=config.triton_metric_names)
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self._listeners: list[RpcListener] = [self._tracing] if self._tracing else []
@@ -130,9 +122,9 @@ class Server:
             guard=self._guard,
         )
         self._health = Health()
+        self._alive = True
         self._transport, self._transport_reason = choose_transport(config)
         self._metrics.transport(self._transport)
-        self._fronts: list[Front] = []
         self._native: NativeTransport | None = None
         self._private: Path | None = None
         self._limits = limits_of(config)
@@ -150,11 +142,13 @@ class Server:
         with private_folder() if self._transport == "native" else nullcontext() as private:
             self._private = private
             await self._listen()
+            http = asyncio.create_task(self._start_http())
             model = await self._unless_stopped(in_daemon_thread(self._loader.load))
             if model is None:
                 logger.info("stopped while loading")
                 return 0
             await self._serve(model)
+            await http
             watching = [asyncio.create_task(w) for w in (self._reload(), self._access.watch())]
             watchdog = self._watchdog()
             watchdog.start()
@@ -199,7 +193,6 @@ class Server:
                 metrics=self._metrics,
                 limits=self._limits,
             )
-            self._fronts.append(self._native)
             self.grpc_port = self._native.port
             grpcio.bind(self._server, f"unix:{self._private / SOCKET}")
         else:
@@ -207,16 +200,34 @@ class Server:
             credentials = tls.server_credentials() if tls else None
             self.grpc_port = grpcio.bind(self._server, address, credentials)
         http_host = config.http_host or config.host
-        http = HttpServer(http_host, config.http_port, self._metrics.registry, self._is_ready)
-        self.http_port = http.port
-        self._fronts.append(http)
+        self._http = HttpServer(http_host, config.http_port, self._http_offer())
         self._add_services()
         await self._health.set(LIVENESS, SERVING)
         await self._health.set(READINESS, NOT_SERVING)
         await self._server.start()
         self._classify.start()
-        for front in self._fronts:
-            front.start()
+        if self._native is not None:
+            self._native.start()
+
+    async def _start_http(self) -> None:
+        """Starts HTTP once a model serves, or loads slowly: its import would slow a quick load."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._serving.wait(), QUICK_LOAD_S)
+        await self._http.start()
+
+    def _http_offer(self) -> Offer:
+        config = self._config
+        return Offer(
+            registry=self._metrics.registry,
+            is_ready=self._is_ready,
+            is_alive=lambda: self._alive,
+            describe=partial(
+                describe, self._classify, f"{self._transport} ({self._transport_reason})"
+            ),
+            classify=self._receive if config.http_classify or config.playground else None,
+            requests_per_s=config.http_classify_rate,
+            playground=config.playground,
+        )
 
     def _add_services(self) -> None:
         handlers = self._servicer.handlers()
@@ -239,6 +250,7 @@ class Server:
         self._metrics.serving(model)
         await self._health.set(READINESS, SERVING)
         self._announce(model)
+        self._serving.set()
 
     async def _reload(self) -> None:
         """Serves what the repository says, until cancelled. Whatever is wrong, something serves."""
@@ -305,6 +317,7 @@ class Server:
     async def _set_health(self, healthy: bool) -> None:
         if self._stop.is_set():  # draining: what it said stands
             return
+        self._alive = healthy
         for service in (LIVENESS, READINESS):
             await self._health.set(service, SERVING if healthy else NOT_SERVING)
 
@@ -324,8 +337,9 @@ class Server:
         sent = self._native is None or await self._native.flushed(give_up - time.monotonic())
         # Waits for what grpcio itself has not sent yet, then ends what is left.
         await self._server.stop(max(FLUSH_S, give_up - time.monotonic()))
-        for front in self._fronts:
-            front.close()
+        await self._http.close()
+        if self._native is not None:
+            self._native.close()
         if self._tracing is not None:
             await self._tracing.flush()
         if not (answered and streams and sent):
@@ -357,7 +371,7 @@ class Server:
             "transport": f"{self._transport} ({self._transport_reason})",
             "access": self._access.summary(),
             "grpc": address,
-            "http": f"http://{socket_address(http_host, self.http_port)}/metrics",
+            "http": f"http://{socket_address(http_host, self._http.port)}/metrics",
             "ready_after": f"{time.monotonic() - self._started:.2f} s",
             "try": f"{_program()} classify --address {address} {self._access.flags()}{_sample()}",
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -48,12 +48,14 @@ class Status:
         message: For people; never holds internals.
         details: Serialised google.rpc.Status with error details, or None.
         retry_after_s: When to come back, or None when that would not help.
+        violation: What was wrong with the request, where that is why.
     """
 
     code: StatusCode
     message: str
     details: bytes | None = None
     retry_after_s: float | None = None
+    violation: InvalidRequestError | None = None
 
     @property
     def retry_after_ms(self) -> int:
@@ -71,6 +73,8 @@ class InvalidRequestError(ValueError):
     def __init__(self, field: str, expected: str, got: str) -> None:
         super().__init__(f"{field}: expected {expected}, got {got}")
         self.field = field
+        self.expected = expected
+        self.got = got
 
     def status(self) -> Status:
         """INVALID_ARGUMENT with a BadRequest."""
@@ -78,7 +82,8 @@ class InvalidRequestError(ValueError):
             field=self.field, description=str(self)
         )
         details = error_details_pb2.BadRequest(field_violations=[violation])
-        return _rich(StatusCode.INVALID_ARGUMENT, str(self), details)
+        rich = _rich(StatusCode.INVALID_ARGUMENT, str(self), details)
+        return replace(rich, violation=self)
 
 
 def unavailable(reason: str) -> Status:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,10 @@ def serving_entry(log: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]
         assert process.poll() is None, f"exited with {process.returncode}: {log.read_text()}"
         return None
 
-    return dict(wait_until(find))
+    entry = dict(wait_until(find))
+    # HTTP comes a moment later; whoever connects before that waits.
+    urllib.request.urlopen(entry["http"].replace("/metrics", "/healthz"), timeout=60).close()
+    return entry
 
 
 @pytest.fixture

@@ -241,6 +241,30 @@ def endless_repository(tmp_path):
     return folder.parent
 
 
+def test_while_a_model_loads_slowly_http_says_not_serving(endless_repository, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start_process(
+        tmp_path / "log", f"--model-repository={endless_repository}", f"--http-port={port}"
+    )
+
+    def status(path):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except urllib.error.URLError:
+            return None
+
+    try:
+        assert wait_until(lambda: status("/healthz")) == 503
+        assert status("/livez") == status("/metrics") == status("/") == 200
+    finally:
+        process.kill()
+        process.wait()
+
+
 @TRANSPORTS
 def test_sigterm_while_loading_exits_within_two_seconds(endless_repository, tmp_path, transport):
     log = tmp_path / "log"

@@ -424,7 +424,7 @@ def test_http_port_can_listen_elsewhere(start_server):
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_http_port_answers_nothing_but_metrics_and_health(server):
+def test_http_port_answers_nothing_but_metrics_health_and_status(server):
     def status(path, method="GET"):
         request = urllib.request.Request(server.http + path, method=method)
         try:
@@ -433,6 +433,6 @@ def test_http_port_answers_nothing_but_metrics_and_health(server):
         except urllib.error.HTTPError as error:
             return error.code
 
-    assert status("/metrics") == status("/healthz") == 200
-    assert status("/") == status("/metrics/../../etc/passwd") == 404
+    assert status("/metrics") == status("/healthz") == status("/livez") == status("/") == 200
+    assert status("/v1/classify") == status("/draw") == status("/metrics/../../etc/passwd") == 404
     assert status("/metrics", "POST") == 405

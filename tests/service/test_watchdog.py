@@ -107,9 +107,9 @@ def health(address, service=""):
             return error.code()
 
 
-def healthz(server):
+def http_status(server, path):
     try:
-        return urllib.request.urlopen(f"{server.http}/healthz", timeout=1).status
+        return urllib.request.urlopen(server.http + path, timeout=1).status
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -139,7 +139,8 @@ def test_an_inference_that_never_returns_is_noticed_and_reported(
         stuck = classify(stub, FOR_EVER, 8, timeout=60)  # too many to run on the event loop
         wait_until(lambda: health(server.address) == UNHEALTHY)
         assert health(server.address, SERVICE) == UNHEALTHY
-        assert healthz(server) == 503
+        wait_until(lambda: http_status(server, "/livez") == 503)
+        assert http_status(server, "/healthz") == 503
         assert metric(server, "digits_engine_stalled") == 1
         assert "an inference has not returned within 0.4 s" in server.log_text()
         refused = classify(stub, 0, 1, timeout=30)
@@ -179,7 +180,7 @@ def test_an_inference_that_returns_after_all_brings_the_server_back(
         assert slow.code() == grpc.StatusCode.OK
         wait_until(lambda: health(server.address) == HEALTHY)
         assert classify(stub, 0, 1, timeout=30).code() == grpc.StatusCode.OK
-    assert healthz(server) == 200
+    assert http_status(server, "/healthz") == http_status(server, "/livez") == 200
     assert server.stop() == 0
 
 

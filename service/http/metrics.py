@@ -1,0 +1,64 @@
+"""GET /metrics: the text format or OpenMetrics, as the scraper prefers, compressed if it may be."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder, gzip_accepted
+
+Encoder = Callable[[CollectorRegistry], bytes]
+# A rendering keeps the event loop from everything else for a few milliseconds. However many ask,
+# renderings take this share of its time at most.
+LOOP_SHARE = 0.25
+
+
+class MetricsHandler:
+    """Scrapes share the next rendering: at once on a quiet port, a moment later in a flood.
+
+    What a scraper gets was counted after it asked, always.
+
+    Args:
+        registry: What is exported.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._not_before = 0.0
+        # Content type and compression -> what makes it, and the outcome that scrapers wait for.
+        self._waiting: dict[tuple[str, bool], tuple[Encoder, asyncio.Future[bytes]]] = {}
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """One scrape."""
+        encoder, content_type = choose_encoder(",".join(request.headers.getall("Accept", [])))
+        compressed = gzip_accepted(request.headers.get("Accept-Encoding", ""))
+        # Shielded: a scraper that leaves does not take the others' rendering with it.
+        body = await asyncio.shield(self._next(encoder, (content_type, compressed)))
+        response = web.Response(body=body, headers={"Content-Type": content_type})
+        if compressed:
+            response.headers["Content-Encoding"] = "gzip"
+        return response
+
+    def _next(self, encoder: Encoder, key: tuple[str, bool]) -> asyncio.Future[bytes]:
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_at(max(loop.time(), self._not_before), self._render, loop)
+        if key not in self._waiting:
+            self._waiting[key] = (encoder, loop.create_future())
+        return self._waiting[key][1]
+
+    def _render(self, loop: asyncio.AbstractEventLoop) -> None:
+        began = time.monotonic()
+        waiting, self._waiting = self._waiting, {}
+        for (_, compressed), (encoder, outcome) in waiting.items():
+            try:
+                body = encoder(self._registry)
+                outcome.set_result(gzip.compress(body) if compressed else body)
+            except Exception as error:  # goes to those who wait
+                outcome.set_exception(error)
+        took_s = time.monotonic() - began
+        self._not_before = loop.time() + took_s / LOOP_SHARE

@@ -1,0 +1,154 @@
+"""HTTP bodies to ClassifyRequest: its JSON form, image files of a form, or one image file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+from aiohttp import BodyPartReader, web
+
+from digits.v1 import digits_pb2
+from service import wire
+from service.status import InvalidRequestError
+
+# A photo of a phone. Read whole into memory, like a message of gRPC.
+MAX_BODY_BYTES = 4 * 2**20
+# JSON is read on the event loop, a few milliseconds for this much.
+MAX_JSON_BYTES = 512 * 2**10
+# This port is for trying; gRPC takes thousands.
+MAX_IMAGES = 64
+EXPECTED_TYPES = "application/json, multipart/form-data or image/*"
+
+
+async def read_request(request: web.Request) -> bytes:
+    """A serialised ClassifyRequest from an HTTP request.
+
+    Raises:
+        InvalidRequestError: If the body is not what its content type says.
+        web.HTTPException: If there is too much of it, or its content type is none of ours.
+    """
+    kind = request.content_type
+    is_json = kind == "application/json"
+    if not (is_json or kind == "multipart/form-data" or kind.startswith("image/")):
+        got = request.headers.get("Content-Type", "none")[:100]
+        text = f"Content-Type: expected {EXPECTED_TYPES}, got {got}"
+        raise web.HTTPUnsupportedMediaType(text=text)
+    if "Content-Encoding" in request.headers:
+        raise web.HTTPUnsupportedMediaType(text="Content-Encoding: expected none, got one")
+    limit = MAX_JSON_BYTES if is_json else MAX_BODY_BYTES
+    if (request.content_length or 0) > limit:
+        raise too_large(limit)
+    try:
+        if kind == "multipart/form-data":
+            return _encoded(await _form_files(request))
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large(limit) from None
+    except web.RequestPayloadError:
+        raise InvalidRequestError("body", "a body in HTTP's framing", "a broken one") from None
+    if len(body) > limit:  # its length was not declared
+        raise too_large(limit)
+    return _from_json(body) if is_json else _encoded([body])
+
+
+def too_large(limit: int) -> web.HTTPRequestEntityTooLarge:
+    """413, which names the limit."""
+    text = f"body: expected at most {limit} bytes, got more"
+    return web.HTTPRequestEntityTooLarge(limit, text=text)
+
+
+async def _form_files(request: web.Request) -> list[bytes]:
+    """The files of a form, whatever their fields are called."""
+    files: list[bytes] = []
+    size = 0
+    try:
+        async for part in await request.multipart():
+            _check_count("encoded.files", len(files) + 1)
+            if not isinstance(part, BodyPartReader) or part.filename is None:
+                raise InvalidRequestError("body", "a form of files only", "another field")
+            files.append(bytes(await part.read()))
+            size += len(files[-1])
+            if size > MAX_BODY_BYTES:
+                raise too_large(MAX_BODY_BYTES)
+    except (InvalidRequestError, web.HTTPException):
+        raise
+    except Exception:  # the reader raises many types on malformed forms
+        raise InvalidRequestError("body", "multipart/form-data", "a malformed form") from None
+    return files
+
+
+def _from_json(body: bytes) -> bytes:
+    """The proto3 JSON mapping of ClassifyRequest; pixels may be numbers as well as base64."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("body", "JSON", "something else") from None
+    if not isinstance(message, dict) or len(message) != 1:
+        expected = 'an object with either "pixels" or "encoded"'
+        raise InvalidRequestError("body", expected, _named(message))
+    field, value = next(iter(message.items()))
+    if field == "pixels":
+        return wire.as_field_1(_pixels(value))
+    if field != "encoded":
+        raise InvalidRequestError("body", '"pixels" or "encoded"', "another field")
+    files = value.get("files") if isinstance(value, dict) and len(value) == 1 else None
+    if not isinstance(files, list):
+        raise InvalidRequestError("encoded", 'an object with a list "files"', _named(value))
+    _check_count("encoded.files", len(files))
+    return _encoded([_decoded(f"encoded.files[{i}]", text) for i, text in enumerate(files)])
+
+
+def _pixels(value: Any) -> bytes:
+    """Raw pixels from base64, or from rows of numbers of one image or of several."""
+    pixels = _decoded("pixels", value) if isinstance(value, str) else _numbers(value)
+    # What is not a multiple is refused with every other request of the kind.
+    _check_count("pixels", max(1, len(pixels) // wire.IMAGE_BYTES))
+    return pixels
+
+
+def _numbers(value: Any) -> bytes:
+    expected = "images of 28 rows of 28 whole numbers from 0 to 255, or base64"
+    if not isinstance(value, list):
+        raise InvalidRequestError("pixels", expected, _named(value))
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError):
+        raise InvalidRequestError("pixels", expected, "lists of unequal length") from None
+    shape = "x".join(map(str, array.shape))
+    if array.shape[-2:] != (28, 28) or array.ndim > 3:
+        raise InvalidRequestError("pixels", expected, f"{shape} values")
+    if array.dtype.kind not in "iu":
+        raise InvalidRequestError("pixels", expected, "values of another kind")
+    if array.min() < 0 or array.max() > 255:
+        raise InvalidRequestError("pixels", expected, f"{array.min()} to {array.max()}")
+    return array.astype(np.uint8).tobytes()
+
+
+def _decoded(field: str, text: Any) -> bytes:
+    if not isinstance(text, str):
+        raise InvalidRequestError(field, "base64", _named(text))
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise InvalidRequestError(field, "base64", "something else") from None
+
+
+def _encoded(files: list[bytes]) -> bytes:
+    return digits_pb2.ClassifyRequest(
+        encoded=digits_pb2.EncodedImages(files=files)
+    ).SerializeToString()
+
+
+def _check_count(field: str, count: int) -> None:
+    if not 1 <= count <= MAX_IMAGES:
+        raise InvalidRequestError(field, f"1 to {MAX_IMAGES} images over HTTP", str(count))
+
+
+def _named(value: Any) -> str:
+    """What a JSON value is, as JSON calls it; never the value itself, which may be an image."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    if isinstance(value, dict):
+        return f"an object with {len(value)} fields"
+    return "null" if value is None else names.get(type(value), "a number")

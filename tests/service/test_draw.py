@@ -1,0 +1,247 @@
+"""The page to draw on, in a real Chromium: what a person does, sees, and is told."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+
+import grpc
+import pytest
+
+from digits.v1 import digits_pb2, digits_pb2_grpc
+from tests.conftest import SAMPLES, RunningServer, serving_entry, start_process, wait_until
+from tests.service.test_http import STARTED, ask, metric
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"
+)
+TIMEOUT_MS = 30_000
+NOTHING = "\u2013"  # the page's dash
+# A 3, in parts of the drawing area.
+THREE = [
+    (0.32, 0.24), (0.42, 0.17), (0.55, 0.17), (0.64, 0.25), (0.63, 0.36), (0.53, 0.45),
+    (0.43, 0.48), (0.56, 0.51), (0.66, 0.60), (0.66, 0.72), (0.56, 0.81), (0.43, 0.82),
+    (0.32, 0.75),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        # Without its sandbox: a container's root has none to use, and only our own page is opened.
+        arguments = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
+        chromium = playwright.chromium.launch(timeout=120_000, **arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory):
+    log = tmp_path_factory.mktemp("playground") / "log"
+    process = start_process(log, "--playground")
+    entry = serving_entry(log, process)
+    yield RunningServer(process, entry["grpc"], entry["http"].removesuffix("/metrics"), entry, log)
+    process.terminate()
+    assert process.wait(30) == 0, log.read_text()
+
+
+@pytest.fixture
+def open_page(browser, playground):
+    """Opens /draw; when the test ends, nothing may have been wrong or loaded from elsewhere."""
+    contexts, complaints = [], []
+
+    def complain(text, *, refused):
+        if not (refused and text.startswith("Failed to load resource")):
+            complaints.append(text)
+
+    def open_it(server=playground, *, refused=False, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(TIMEOUT_MS)
+        page.on("console", lambda m: m.type == "error" and complain(m.text, refused=refused))
+        page.on("pageerror", lambda error: complain(str(error), refused=False))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(server.http) or complaints.append(request.url),
+        )
+        page.goto(f"{server.http}/draw")
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def draw(page, points):
+    """Draws with the mouse, as slowly as a hand: in many small steps."""
+    box = page.locator("#drawing").bounding_box()
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for x, y in at[1:]:
+        page.mouse.move(x, y, steps=4)
+    page.mouse.up()
+
+
+def expect_digit(page, digit):
+    expect(page.locator("#digit")).to_have_text(str(digit), timeout=TIMEOUT_MS)
+
+
+def test_drawing_a_3_shows_a_3_and_how_it_came_about(open_page, playground):
+    page = open_page()
+    expect(page.locator("#digit")).to_have_text(NOTHING)
+    draw(page, THREE)
+    expect_digit(page, 3)
+    best = page.locator("#bars li.best")
+    expect(best).to_contain_text("3")
+    percents = page.locator("#bars .percent").all_text_contents()
+    assert len(percents) == 10
+    assert sum(float(text.split()[0]) for text in percents) == pytest.approx(100, abs=0.6)
+    assert page.locator("#confidence").text_content() == percents[3]
+    model = page.locator("#model").text_content()
+    assert playground.announced["sha256"][:12] in model
+    assert re.fullmatch(r"[\d.]+ (µs|ms), in a batch of \d+", page.inner_text("#inference"))
+    assert re.fullmatch(r"[\d.]+ ms", page.inner_text("#round-trip"))
+
+
+def test_what_the_network_saw_is_shown_as_the_server_told_it(open_page):
+    page = open_page()
+    with page.expect_response("**/v1/classify") as caught:
+        draw(page, THREE[:1])
+    pixels = base64.b64decode(caught.value.json()["predictions"][0]["pixels"])
+    shown = (
+        "[...seen.getContext('2d').getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 == 0)"
+    )
+    assert max(pixels) > 128
+    wait_until(lambda: page.evaluate(shown) == list(pixels), 30)
+
+
+def test_clear_and_undo_take_back(open_page):
+    page = open_page()
+    draw(page, THREE)
+    expect_digit(page, 3)
+    draw(page, [(0.1, 0.1), (0.1, 0.9), (0.9, 0.9)])
+    page.get_by_role("button", name="Undo").click()
+    expect_digit(page, 3)
+    page.get_by_role("button", name="Clear").click()
+    expect_digit(page, NOTHING)
+    expect(page.locator("#bars li.best")).to_have_count(0)
+
+
+def test_a_finger_draws_on_a_phone_and_nothing_is_cut_off(open_page):
+    page = open_page(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    box = page.locator("#drawing").bounding_box()
+    points = [
+        {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]} for x, y in THREE
+    ]
+    session = page.context.new_cdp_session(page)
+    touch = "Input.dispatchTouchEvent"
+    session.send(touch, {"type": "touchStart", "touchPoints": points[:1]})
+    for point in points[1:]:
+        session.send(touch, {"type": "touchMove", "touchPoints": [point]})
+    session.send(touch, {"type": "touchEnd", "touchPoints": []})
+    expect_digit(page, 3)
+    assert page.evaluate("scrollY") == 0  # drawing does not scroll
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for button in page.locator("button, #choose").all():
+        assert button.bounding_box()["height"] >= 44  # what a finger can hit
+
+
+def test_a_digit_can_be_drawn_and_cleared_by_keyboard_alone(open_page):
+    page = open_page()
+    page.keyboard.press("Tab")
+    expect(page.locator("#drawing")).to_be_focused()
+    expect(page.locator("#pen")).to_be_visible()
+    page.keyboard.press("Space")
+    for _ in range(16):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    expect_digit(page, 1)
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")  # the pen is up
+    expect_digit(page, 1)
+    page.keyboard.press("Delete")
+    expect_digit(page, NOTHING)
+    for name in ("Clear", "Undo"):
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("button", name=name)).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.locator("#file")).to_be_focused()
+
+
+TRANSFER = """([name, type, base64]) => {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type }));
+  return transfer;
+}"""
+
+
+def transfer(page, path, kind="image/png"):
+    """A file on its way from another program."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return page.evaluate_handle(TRANSFER, [path.name, kind, data])
+
+
+def test_a_picture_can_be_dropped_pasted_and_chosen(open_page):
+    page = open_page()
+    for kind in ("dragover", "drop"):
+        handle = transfer(page, SAMPLES / "7.png")
+        page.dispatch_event("body", kind, {"dataTransfer": handle})
+    expect_digit(page, 7)
+    paste = "t => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: t }))"
+    transfer(page, SAMPLES / "2.png").evaluate(paste)
+    expect_digit(page, 2)
+    page.set_input_files("#file", SAMPLES / "7.png")
+    expect_digit(page, 7)
+    draw(page, THREE)  # begins anew
+    expect_digit(page, 3)
+
+
+def test_a_file_that_is_no_picture_is_refused_with_its_name(open_page, tmp_path):
+    page = open_page()
+    path = tmp_path / "notes.txt"
+    path.write_text("no picture")
+    page.set_input_files("#file", path)
+    expect(page.get_by_role("alert")).to_have_text(
+        "notes.txt: expected a picture, got something else"
+    )
+    draw(page, THREE)
+    expect_digit(page, 3)
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_while_the_server_drains_the_page_says_so_and_after_that_too(open_page, start_server):
+    server = start_server("--playground", "--grace-s=60")
+    page = open_page(server, refused=True)
+    draw(page, THREE)
+    expect_digit(page, 3)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+        files = digits_pb2.EncodedImages(files=[(SAMPLES / "7.png").read_bytes()] * 4000)
+        request = digits_pb2.ClassifyRequest(encoded=files)
+        busy = [stub.Classify.future(request, timeout=60) for _ in range(20)]  # holds the drain
+        wait_until(lambda: metric(server, STARTED) == len(busy))
+        server.process.terminate()
+        wait_until(lambda: ask(server, "/healthz")[0] == 503)
+        alert = page.get_by_role("alert")
+        draw(page, THREE[:2])
+        expect(alert).to_contain_text("the server is shutting down", timeout=TIMEOUT_MS)
+        for call in busy:
+            call.cancel()
+        assert server.process.wait(60) == 0
+        expect(alert).to_contain_text("The server does not answer", timeout=TIMEOUT_MS)
+
+
+def test_dark_and_light_follow_the_system(open_page):
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = open_page(color_scheme="light").evaluate(colour)
+    dark = open_page(color_scheme="dark").evaluate(colour)
+    assert (light, dark) == ("rgb(246, 247, 249)", "rgb(16, 18, 22)")
