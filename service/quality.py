@@ -32,7 +32,10 @@ class Quality(Collector):
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        predictions = Counter("digits_predictions_total", "Images answered, by digit.", ["digit"])
+        # They belong to no registry: this object is what is collected.
+        predictions = Counter(
+            "digits_predictions_total", "Images answered, by digit.", ["digit"], registry=None
+        )
         self._predictions = [predictions.labels(str(digit)) for digit in range(10)]
         self._confidence = BulkHistogram(
             "digits_confidence", "Probability of the digit answered.", BOUNDS["confidence"]
@@ -48,10 +51,11 @@ class Quality(Collector):
             "Population-stability index of the latest images against the model's reference; NaN "
             "while they are too few, or the model has none.",
             ["feature"],
+            registry=None,
         )
         self._psi = {feature: psi.labels(feature) for feature in BOUNDS}
         self._window_images = Gauge(
-            "digits_drift_window_images", "Images that digits_drift_psi looks at."
+            "digits_drift_window_images", "Images that digits_drift_psi looks at.", registry=None
         )
         self._exported: tuple[Collector, ...] = (
             predictions, self._confidence, self._margin, self._ink, psi, self._window_images,
