@@ -128,7 +128,8 @@ def examine(picture: Any) -> Normalised:
         picture = Path(picture).read_bytes()
     if isinstance(picture, bytes):
         with files.opened(picture) as image:
-            return examine_grey(files.grey(image))
+            levels_of_file = files.grey(image)
+        return examine_grey(levels_of_file)
     return examine_grey(files.grey(files.as_image(picture)))
 
 
@@ -137,9 +138,9 @@ def examine_grey(grey: npt.NDArray[Any]) -> Normalised:
     for look in range(MAX_LOOKS):
         factor = math.ceil(max(grey.shape) / WORK_SIDE)
         ink = find_ink(_shrink(grey, factor))
-        if ink.contrast < MIN_CONTRAST or not ink.found.any():
-            return Normalised(np.zeros((SIDE, SIDE), np.uint8), 0.0)
         values, second = _main_parts(ink)
+        if ink.contrast < MIN_CONTRAST or not values.any():
+            return Normalised(np.zeros((SIDE, SIDE), np.uint8), 0.0)
         top, bottom, left, right = box = _box(values)
         side = max(bottom - top, right - left)
         if look == 0 and _is_sheet(values, box):
@@ -203,6 +204,8 @@ def levels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _main_parts(ink: Ink) -> tuple[Values, float]:
     """The ink of the digit alone, and the area of its second largest part over the largest's."""
+    if not ink.found.any():
+        return ink.values, 0.0
     parts = find_parts(ink.found)
     if len(parts.area) == 1:
         return ink.values, 0.0

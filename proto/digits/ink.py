@@ -112,7 +112,8 @@ def find_ink(grey: Values) -> Ink:
         light = 255 / np.maximum(paper, DARKEST_PAPER) if paper.ndim else np.float32(1)
         apart = apart * -light
         smooth = smooth * -light
-    contrast = float(np.sort(smooth, axis=None)[-max(3, smooth.size // STRONGEST)])
+    strongest = min(smooth.size, max(3, smooth.size // STRONGEST))
+    contrast = float(np.sort(smooth, axis=None)[-strongest])
     noise = _noise(apart, smooth)
     found = smooth > max(INK_SHARE * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
     values = np.where(found, apart, np.float32(0))
@@ -195,9 +196,15 @@ def find_parts(found: Mask) -> Parts:
     # The runs of the next row that a run touches are neighbours in that order.
     first = np.searchsorted(stop, start + step, "left")
     after = np.searchsorted(start, stop + step, "right")
-    _, label = np.unique(_join(first.tolist(), after.tolist()), return_inverse=True)
+    roots = _join(first.tolist(), after.tolist())
     row = start // step
     start, stop = start - row * step, stop - row * step
+    if not any(roots):  # one part, as most digits are
+        box = [[row[0], row[-1] + 1, start.min(), stop.max()]]
+        return Parts(
+            row, start, stop, np.zeros_like(row), np.array([(stop - start).sum()]), np.array(box)
+        )
+    _, label = np.unique(roots, return_inverse=True)
     order = np.argsort(label, kind="stable")
     begins = np.searchsorted(label[order], np.arange(label.max() + 1))
     lowest = [np.minimum.reduceat(edge[order], begins) for edge in (row, start)]
@@ -210,17 +217,20 @@ def find_parts(found: Mask) -> Parts:
 def _join(first: list[int], after: list[int]) -> list[int]:
     """The lowest run that each run is connected with, given the runs that touch it from below."""
     root = list(range(len(first)))
-
-    def find(run: int) -> int:
-        while root[run] != run:
-            root[run] = run = root[root[run]]
-        return run
-
     for run, (begin, end) in enumerate(zip(first, after, strict=True)):
         for other in range(begin, end):
-            one, two = find(run), find(other)
-            root[max(one, two)] = min(one, two)
-    return [find(run) for run in range(len(root))]
+            one, two = run, other
+            while root[one] != one:
+                root[one] = one = root[root[one]]
+            while root[two] != two:
+                root[two] = two = root[root[two]]
+            if one < two:
+                root[two] = one
+            else:
+                root[one] = two
+    for run, lower in enumerate(root):  # a root is never above what it is the root of
+        root[run] = root[lower]
+    return root
 
 
 def choose_parts(parts: Parts, shape: tuple[int, int]) -> Mask:

@@ -85,7 +85,7 @@ def test_result_has_mnists_form(sample):
         places = np.arange(28)
         assert abs(seen.sum(axis=1) @ places / seen.sum() - 14) <= 1
         assert abs(seen.sum(axis=0) @ places / seen.sum() - 14) <= 1
-        assert seen.max() == 255
+        assert seen.max() >= 250
 
 
 def test_client_sends_what_the_server_would_see(server):
