@@ -276,8 +276,7 @@ def resample(
     top, bottom, left, right = box
     down = _weights(values.shape[0], top, bottom, shape[0])
     across = _weights(values.shape[1], left, right, shape[1])
-    resampled: Values = down @ values @ across.T
-    return resampled
+    return (down @ values @ across.T).astype(np.float32, copy=False)
 
 
 def _weights(size: int, start: float, stop: float, count: int) -> Values:
