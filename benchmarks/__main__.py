@@ -14,6 +14,7 @@ from benchmarks import (
     access,
     fairness,
     footprint,
+    images,
     latency,
     metrics_cost,
     overload,
@@ -34,6 +35,7 @@ SUITES: dict[str, Callable[[int, float], list[Figure]]] = {
     "access": access.measure,
     "footprint": footprint.measure,
     "abuse": abuse.measure,
+    "images": images.measure,
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from grpc import StatusCode
 
 from service.batcher import Batch, Job
@@ -23,12 +25,15 @@ class Call(Job):
         metadata: Request metadata.
         peer: The caller's address, as gRPC spells it.
         caller: Whose token it shows; empty where none is needed.
+        plausibility: float32[count] of images that came as files, for their ``digit_score``; None
+            of raw pixels.
         is_rpc: Whether it counts as an RPC of its own; an item of a stream does not.
     """
 
     is_rpc: ClassVar[bool] = True
     count = 0
     caller = ""
+    plausibility: npt.NDArray[np.float32] | None = None
 
     def __init__(
         self,

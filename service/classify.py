@@ -21,7 +21,8 @@ from grpc import StatusCode
 from digits.v1 import digits_pb2
 from service import wire
 from service.batcher import Batch, Batcher, Refusal
-from service.decoder import Decoder
+from service.decoder import Decoder, Outcome
+from service.images import Decoded
 from service.status import (
     CLOCK_SLACK_S,
     REFUSALS,
@@ -176,9 +177,10 @@ class Classify:
             call.refusal = Refusal.QUEUE_FULL
             self.refuse([call])
 
-    def _decoded(self, call: Call, result: bytes | Refusal | InvalidRequestError) -> None:
-        if isinstance(result, bytes):
-            self._attach(call, memoryview(result))
+    def _decoded(self, call: Call, result: Outcome) -> None:
+        if isinstance(result, Decoded):
+            self._attach(call, memoryview(result.pixels))
+            call.plausibility = result.plausibility
             self._submit([call])
         elif isinstance(result, Refusal):
             call.refusal = result
@@ -240,7 +242,10 @@ class Classify:
         if call.returned:  # it was split: its times are sums over several batches
             model: ServedModel = batch.source
             tail = wire.encode_tail(model.encoded_ref, call.inference_s, call.batch_images)
-        if call.respond(call.result + tail + wire.encode_queue_time(call.started - call.enqueued)):
+        predictions = call.result
+        if call.plausibility is not None:
+            predictions = wire.with_scores(predictions, call.plausibility)
+        if call.respond(predictions + tail + wire.encode_queue_time(call.started - call.enqueued)):
             return True
         self._count_departed(call)
         return False

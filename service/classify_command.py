@@ -15,7 +15,7 @@ from service.security.tokens import first_token
 def classify_files(argv: list[str]) -> int:
     """Prints a prediction for each file; returns 0, 1 if the call failed, 2 if misused."""
     parser = argparse.ArgumentParser(
-        prog="digits classify", description="Classifies image files of 28x28 pixels."
+        prog="digits classify", description="Classifies image files of one digit each."
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="PNG, JPEG, WebP or BMP")
     parser.add_argument(

@@ -7,14 +7,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from service.batcher import Refusal
-from service.images import decode_image
+from service.images import Decoded, FileReader
 from service.status import InvalidRequestError
 
 if TYPE_CHECKING:
     from service.call import Call
+
+# What became of a call's files.
+Outcome: TypeAlias = Decoded | Refusal | InvalidRequestError
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +29,13 @@ class Decoder:
     """Decodes the files of one call after the other, in the order of arrival.
 
     Args:
-        done: Takes a call with its pixels, back to back, or with what became of it instead.
+        done: Takes a call with its images, or with what became of it instead.
 
     Attributes:
         thread: What decodes.
     """
 
-    def __init__(self, done: Callable[[Call, bytes | Refusal | InvalidRequestError], None]) -> None:
+    def __init__(self, done: Callable[[Call, Outcome], None]) -> None:
         self._done = done
         self._waiting: queue.SimpleQueue[tuple[Call, Sequence[bytes], int] | None]
         self._waiting = queue.SimpleQueue()
@@ -71,15 +74,15 @@ class Decoder:
             with self._lock:
                 self._waiting_bytes -= size
 
-    def _decode(self, call: Call, files: Sequence[bytes]) -> bytes | Refusal | InvalidRequestError:
-        images = []
+    def _decode(self, call: Call, files: Sequence[bytes]) -> Outcome:
+        reader = FileReader()
         for index, data in enumerate(files):
             if call.deadline is not None and time.monotonic() >= call.deadline:
                 return Refusal.EXPIRED
             if call.cancelled:
                 return Refusal.CANCELLED
             try:
-                images.append(decode_image(data, f"encoded.files[{index}]"))
+                reader.read(data, f"encoded.files[{index}]")
             except InvalidRequestError as error:
                 return error
-        return b"".join(images)
+        return reader.decoded()

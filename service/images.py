@@ -1,46 +1,65 @@
-"""Image files to pixels."""
+"""Image files of a request to pixels, within bounds; how a picture is normalised is ``digits``'."""
 
 from __future__ import annotations
 
-import io
+from dataclasses import dataclass
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+import numpy as np
+import numpy.typing as npt
 
+from digits.files import grey, opened
+from digits.images import Normalised, PictureError, examine_grey
 from service.status import InvalidRequestError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-SIZE = (28, 28)
-# The size is checked here, before any pixel is decoded; Pillow's own guard only guesses at bombs.
-Image.MAX_IMAGE_PIXELS = None
-# Text and colour profiles inside a PNG are compressed, too: no digit needs this much of them.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 1024
+# Of all files of a request together: a few kilobytes can unfold into as many as one file may have,
+# and the files of others wait meanwhile.
+MAX_REQUEST_PIXELS = 2**26
 
 
-def decode_image(data: bytes, field: str) -> bytes:
-    """Decodes one file to 784 row-major grey values, 0 (background) to 255 (ink).
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a request.
 
-    Args:
-        data: A PNG, JPEG, WebP or BMP file of 28x28 pixels, light ink on a dark background;
-            what is transparent is background.
-        field: What to call it in errors.
-
-    Raises:
-        InvalidRequestError: If it is not such a file. The size is checked before any pixel is
-            decoded, so that a small file can not unfold into a large image.
+    Attributes:
+        pixels: N * 784 bytes, as in ``ClassifyRequest.pixels``.
+        plausibility: float32[N], see ``digits.images.Normalised``.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.size != SIZE:
-                got = f"{image.width}x{image.height}"
-                raise InvalidRequestError(field, "an image of 28x28 pixels", got)
-            if image.has_transparency_data:
-                paper = Image.new("RGBA", SIZE, "black")
-                return Image.alpha_composite(paper, image.convert("RGBA")).convert("L").tobytes()
-            return image.convert("L").tobytes()
-    except UnidentifiedImageError:
-        got = f"{len(data)} bytes of something else"
-        raise InvalidRequestError(field, "a PNG, JPEG, WebP or BMP file", got) from None
-    except InvalidRequestError:
-        raise
-    except Exception:  # Pillow raises many types on damaged files
-        raise InvalidRequestError(field, "a readable image file", "a damaged one") from None
+
+    pixels: bytes
+    plausibility: npt.NDArray[np.float32]
+
+
+class FileReader:
+    """Reads the files of one request."""
+
+    def __init__(self) -> None:
+        self._images: list[Normalised] = []
+        self._pixels_left = MAX_REQUEST_PIXELS
+
+    def read(self, data: bytes, field: str) -> None:
+        """Decodes and normalises one file.
+
+        Args:
+            data: A PNG, JPEG, WebP or BMP file.
+            field: What to call it in errors.
+
+        Raises:
+            InvalidRequestError: If it is no such file or damaged, or if it is too large, by itself
+                or with those before it; that is decided by its header, before memory is taken.
+        """
+        try:
+            with opened(data) as image:
+                self._pixels_left -= image.width * image.height
+                if self._pixels_left < 0:
+                    expected = f"at most {MAX_REQUEST_PIXELS:,} pixels in all files together"
+                    raise PictureError(expected, "more")
+                levels = grey(image)
+        except PictureError as error:
+            raise InvalidRequestError(field, error.expected, error.got) from None
+        self._images.append(examine_grey(levels))
+
+    def decoded(self) -> Decoded:
+        """What was read so far."""
+        pixels = b"".join(image.pixels.tobytes() for image in self._images)
+        plausibility = [image.plausibility for image in self._images]
+        return Decoded(pixels, np.array(plausibility, np.float32))

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", type=Path)
     compare.add_argument("--plot", type=Path, default=Path("runs/comparison.png"))
     explain = commands.add_parser("explain", help="draw what the first layers do to a digit")
-    explain.add_argument("image", type=Path, help="an image file of 28x28 pixels")
+    explain.add_argument("image", type=Path, help="an image file of a digit")
     explain.add_argument("--run-dir", type=Path, default=DEFAULT_RUN)
     explain.add_argument("--out", type=Path, default=Path("runs/explanation"))
     return parser
@@ -181,11 +181,10 @@ def _compare(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _explain(arguments: argparse.Namespace, console: Console) -> int:
-    from service.images import decode_image  # noqa: PLC0415 - Pillow, for this command alone
+    from digits.images import normalise  # noqa: PLC0415 - Pillow, for this command alone
     from training import pictures  # noqa: PLC0415 - matplotlib is slow
 
-    pixels = decode_image(arguments.image.read_bytes(), str(arguments.image))
-    image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(28, 28)
+    image = torch.from_numpy(normalise(arguments.image))
     model = load_checkpoint(arguments.run_dir / "checkpoint.pt").model
     arguments.out.mkdir(parents=True, exist_ok=True)
     drawn = {

@@ -22,11 +22,13 @@ class Prediction:
         digit: The most probable digit, 0 to 9.
         confidence: Its probability, 0 to 1.
         probabilities: float32[10], the probability of each digit.
+        digit_score: How much an image file looks like one digit at all, 0 to 1; None of arrays.
     """
 
     digit: int
     confidence: float
     probabilities: npt.NDArray[np.float32]
+    digit_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,12 @@ def classification(response: digits_pb2.ClassifyResponse) -> Classification:
     """A response as Python objects."""
     return Classification(
         predictions=[
-            Prediction(p.digit, p.confidence, np.array(p.probabilities, np.float32))
+            Prediction(
+                p.digit,
+                p.confidence,
+                np.array(p.probabilities, np.float32),
+                p.digit_score if p.HasField("digit_score") else None,
+            )
             for p in response.predictions
         ],
         model=served_model(response.model),

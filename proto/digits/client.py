@@ -157,7 +157,7 @@ class DigitClient:
     def classify_files(
         self, files: Sequence[str | Path | bytes], *, timeout_s: float | None = None
     ) -> Classification:
-        """Classifies image files, given by path or content; the server decodes them.
+        """Classifies image files, given by path or content; the server finds the digit in each.
 
         Raises:
             OSError: If a file can not be read.

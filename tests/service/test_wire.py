@@ -66,6 +66,23 @@ def test_encoded_response_parses_to_what_was_meant():
         assert np.float32(prediction.confidence) == expected.max()
 
 
+def test_scored_predictions_parse_to_what_was_meant():
+    probabilities = np.random.default_rng(2).random((5, 10), np.float32)
+    plausibility = np.array([0, 0.25, 0.5, 1, 1], np.float32)
+    plain = wire.encode_predictions(probabilities)
+    response = digits_pb2.ClassifyResponse.FromString(wire.with_scores(plain, plausibility))
+    before = digits_pb2.ClassifyResponse.FromString(plain)
+    expected = probabilities.max(axis=1) * plausibility
+    for scored, unscored, score in zip(
+        response.predictions, before.predictions, expected, strict=True
+    ):
+        assert np.float32(scored.digit_score) == score
+        assert scored.HasField("digit_score")
+        assert not unscored.HasField("digit_score")
+        scored.ClearField("digit_score")
+        assert scored == unscored
+
+
 def test_any_run_of_predictions_is_a_response_of_its_own():
     body = wire.encode_predictions(np.eye(10, dtype=np.float32))
     stride = len(body) // 10

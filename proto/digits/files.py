@@ -1,0 +1,133 @@
+"""Image files to grey levels. Needs Pillow, unlike the rest of what a client installs.
+
+What a file claims is checked before anything is allocated for it: see MAX_PIXELS, MAX_SCANS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from digits.images import PictureError, levels
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+# A photograph of 16 million pixels. Pillow's own guard only guesses at bombs.
+MAX_PIXELS = 2**24
+Image.MAX_IMAGE_PIXELS = None
+# A progressive JPEG is decoded once more for each scan. Encoders write about ten.
+MAX_SCANS = 64
+START_OF_SCAN = b"\xff\xda"
+# Text and colour profiles inside a PNG are compressed, too: no digit needs this much of them.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 1024
+# JPEG decodes to a half, a quarter or an eighth at a fraction of the cost; no more than this many
+# pixels a side are of use.
+JPEG_SIDE = 576
+# What is transparent is looked at on at most so many pixels a side.
+SAMPLE_SIDE = 128
+
+# Source: Exif 2.32, tag 0x0112: how the stored picture must be turned to be upright.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """An image whose header was read and found harmless; its pixels are not decoded yet.
+
+    Raises:
+        PictureError: If it is no such file, too large, or, inside the block, damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                expected = f"an image of at most {MAX_PIXELS:,} pixels"
+                raise PictureError(expected, f"{image.width}x{image.height}")
+            if image.format == "JPEG" and data.count(START_OF_SCAN) > MAX_SCANS:
+                scans = f"{data.count(START_OF_SCAN)} scans"
+                raise PictureError(f"a JPEG of at most {MAX_SCANS} scans", scans)
+            yield image
+    except UnidentifiedImageError:
+        got = f"{len(data)} bytes of something else"
+        raise PictureError("a PNG, JPEG, WebP or BMP file", got) from None
+    except PictureError:
+        raise
+    except Exception:  # Pillow raises many types on damaged files
+        raise PictureError("a readable image file", "a damaged one") from None
+
+
+def as_image(picture: Any) -> Image.Image:
+    """An image of an array of colours, or the image that it is already.
+
+    Raises:
+        PictureError: If it is neither.
+    """
+    if isinstance(picture, Image.Image):
+        return picture
+    try:
+        return Image.fromarray(picture)
+    except Exception:  # Pillow raises several types
+        expected = "a path, bytes, a PIL image, or an array [h, w], or uint8[h, w, 3 or 4]"
+        shape = f" of shape {list(picture.shape)}" if isinstance(picture, np.ndarray) else ""
+        raise PictureError(expected, f"{type(picture).__name__}{shape}") from None
+
+
+def grey(image: Image.Image) -> npt.NDArray[Any]:
+    """Grey levels [h, w] of 0 to 255 of an image in any mode, upright.
+
+    A JPEG's come smaller where it is much larger than needed.
+    """
+    if image.format == "JPEG" and image.mode in ("L", "RGB", "YCbCr"):
+        image.draft("L", (JPEG_SIDE, JPEG_SIDE))
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return levels(np.asarray(image))
+    if image.has_transparency_data:
+        image = _on_paper(image.convert("RGBA"))
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L"))
+
+
+def _orientation(image: Image.Image) -> int:
+    if "exif" not in image.info:
+        return 1
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow raises many types on damaged Exif, which is no part of the picture
+        return 1
+
+
+def _on_paper(image: Image.Image) -> Image.Image:
+    """An RGBA image on an opaque background that what is drawn can be told from.
+
+    Where most is opaque, the holes get its mean grey; else it is ink on nothing, and gets
+    white below dark ink and black below light ink.
+    """
+    alpha = image.getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        return image
+    step = 1 + max(image.size) // SAMPLE_SIDE
+    weights = np.asarray(alpha)[::step, ::step].astype(np.float64)
+    tones = np.asarray(image.convert("L"))[::step, ::step]
+    mean = float((weights * tones).sum() / max(1.0, weights.sum()))
+    light = 0 if mean >= 128 else 255
+    level = round(mean) if weights.mean() > 128 else light
+    paper = Image.new("RGBA", image.size, (level, level, level, 255))
+    return Image.alpha_composite(paper, image)

@@ -1,0 +1,256 @@
+"""Pictures of any kind against MNIST's form, and hostile files."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from digits import images as module
+from digits.client import DigitClient, DigitError
+from digits.images import PictureError, examine, normalise
+from service.artifact import load_artifact
+from service.engine import Engine
+from service.images import FileReader
+from service.repository import in_serving_order
+from service.status import InvalidRequestError
+from tests import presentations as p
+from tests.conftest import REPOSITORY, SAMPLES
+
+# Digits of the short form; one more of them wrong than among raw pixels is what chance allows.
+SHORT = 60
+THROUGH_SERVERS = (
+    "dark on light 28", "palette", "ink on nothing", "twelve bits in sixteen", "cmyk jpeg",
+    "turned by exif", "webp", "bmp", "small in a large canvas", "uneven light",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(load_artifact(in_serving_order(REPOSITORY)[0]).model)
+
+
+def shown(name, digits):
+    rng = np.random.default_rng(0)
+    return [p.PRESENTATIONS[name](digit, rng) for digit in digits]
+
+
+@pytest.mark.parametrize("name", p.PRESENTATIONS)
+def test_presentations_are_recognised_like_raw_pixels(name, engine, sample):
+    digits, labels = sample["images"][:SHORT], sample["labels"][:SHORT]
+    seen = [examine(file) for file in shown(name, digits)]
+    right = (engine.run(np.stack([s.pixels for s in seen])).argmax(axis=1) == labels).sum()
+    right_of_raw = (engine.run(digits).argmax(axis=1) == labels).sum()
+    assert right >= right_of_raw - 1
+    assert np.mean([s.plausibility > 0.5 for s in seen]) >= 0.95
+
+
+def test_files_of_every_kind_through_real_servers(server, sample):
+    digits, labels = sample["images"][:10], sample["labels"][:10]
+    with DigitClient(server.address) as client:
+        for name in THROUGH_SERVERS:
+            answer = client.classify_files(shown(name, digits))
+            assert answer.digits == labels.tolist(), name
+            scores = np.array([prediction.digit_score for prediction in answer.predictions])
+            confidences = np.array([prediction.confidence for prediction in answer.predictions])
+            assert (scores <= confidences).all()
+            assert (scores > 0.5).sum() >= 9  # one is a 5 in two pieces of nearly the same size
+
+
+def test_digits_in_the_networks_form_are_left_alone(sample):
+    same = [np.array_equal(normalise(digit), digit) for digit in sample["images"]]
+    turned = [np.array_equal(normalise(255 - digit), digit) for digit in sample["images"]]
+    assert np.mean(same) >= 0.99
+    assert same == turned
+
+
+def test_normalising_again_changes_little(sample):
+    for file in shown("uneven light", sample["images"][:20]):
+        once = normalise(file)
+        assert np.abs(normalise(once).astype(int) - once).mean() < 4
+
+
+def test_result_has_mnists_form(sample):
+    rng = np.random.default_rng(2)
+    for digit in sample["images"][:40]:
+        seen = normalise(p.off_centre(digit, rng)).astype(float)
+        rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+        assert 19 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 22
+        places = np.arange(28)
+        assert abs(seen.sum(axis=1) @ places / seen.sum() - 14) <= 1
+        assert abs(seen.sum(axis=0) @ places / seen.sum() - 14) <= 1
+        assert seen.max() >= 250
+
+
+def test_client_sends_what_the_server_would_see(server):
+    files = [SAMPLES / f"{digit}.png" for digit in range(10)]
+    with DigitClient(server.address) as client:
+        by_server = client.classify_files(files).predictions
+        by_client = client.classify(np.stack([normalise(file) for file in files])).predictions
+    for one, other in zip(by_server, by_client, strict=True):
+        assert np.array_equal(one.probabilities, other.probabilities)
+        assert one.digit_score is not None
+        assert other.digit_score is None
+
+
+def test_path_bytes_image_and_array_are_the_same_picture(tmp_path, sample):
+    file = p.dark_on_light_280(sample["images"][3], None)
+    path = tmp_path / "three.png"
+    path.write_bytes(file)
+    image = Image.open(path)
+    grey, colour = np.asarray(image.convert("L")), np.asarray(image)
+    forms = [path, str(path), file, image, grey, colour, grey / 255.0, grey.astype(np.uint16) * 257]
+    first, *others = [normalise(form).astype(int) for form in forms]
+    assert all(np.abs(other - first).max() <= 1 for other in others)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((0, 5), np.uint8),
+        np.full((5, 5), np.nan),
+        np.zeros((5, 5), complex),
+        np.zeros((2, 3, 4, 5), np.uint8),
+        b"",
+        17,
+    ],
+)
+def test_what_is_no_picture_is_refused(picture):
+    with pytest.raises(PictureError, match="picture: expected"):
+        normalise(picture)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (2, 2), (73, 71), (145, 1)])
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_even_pictures_of_any_shape_have_no_ink(shape, level):
+    seen = examine(np.full(shape, level, np.uint8))
+    assert not seen.pixels.any()
+    assert seen.plausibility == 0
+
+
+def test_pictures_of_any_noise_give_an_answer():
+    rng = np.random.default_rng(3)
+    for _ in range(150):
+        shape = rng.integers(1, 200, 2)
+        seen = examine(rng.integers(0, rng.integers(2, 257), shape).astype(np.uint8))
+        assert seen.pixels.shape == (28, 28)
+        assert 0 <= seen.plausibility <= 1
+
+
+def test_blank_file_is_answered_with_a_score_of_zero(server, sample):
+    rng = np.random.default_rng(1)
+    files = [p.unchanged(sample["images"][0], rng), *[p.blank(rng) for _ in range(20)]]
+    with DigitClient(server.address) as client:
+        digit, *blanks = client.classify_files(files).predictions
+    assert digit.digit_score > 0.9
+    assert all(blank.digit_score == 0 for blank in blanks)
+
+
+@pytest.mark.parametrize(
+    ("make", "passing"),
+    [(p.letter, 0.2), (p.texture, 0.05), (p.white_noise, 0.02), (p.blank, 0.0)],
+)
+def test_score_tells_other_pictures_from_digits(make, passing, engine, sample):
+    def scores(files):
+        seen = [examine(file) for file in files]
+        confidence = engine.run(np.stack([s.pixels for s in seen])).max(axis=1)
+        return confidence * np.array([s.plausibility for s in seen])
+
+    rng = np.random.default_rng(5)
+    threshold = np.quantile(scores(shown("unchanged", sample["images"])), 0.05)
+    assert (scores([make(rng) for _ in range(100)]) >= threshold).mean() <= passing
+
+
+def test_digits_in_a_row_are_less_plausible_than_one(sample):
+    rows = [p.several_digits(sample["images"][i : i + 3]) for i in range(0, 90, 3)]
+    assert np.mean([examine(row).plausibility < 0.5 for row in rows]) >= 0.8
+
+
+def huge(kind, **options):
+    """30,000 x 20,000 pixels in a few kilobytes."""
+    return p.saved(Image.new("1" if kind == "PNG" else "L", (30_000, 20_000)), kind, **options)
+
+
+def many_scans(scans):
+    """A progressive JPEG whose last scan comes again and again."""
+    data = p.saved(Image.new("L", (64, 64), 99), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (huge("PNG"), "expected an image of at most 16,777,216 pixels, got 30000x20000"),
+        (many_scans(200), r"expected a JPEG of at most 64 scans, got 2\d\d scans"),
+        (b"GIF89a" + bytes(100), "expected a PNG, JPEG, WebP or BMP file, got 106 bytes"),
+        (p.png(Image.new("L", (90, 90)))[:-40], "expected a readable image file, got a damaged"),
+    ],
+)
+def test_hostile_file_is_refused_by_its_place(server, file, expected):
+    good = (SAMPLES / "7.png").read_bytes()
+    with DigitClient(server.address) as client:
+        with pytest.raises(DigitError) as caught:
+            client.classify_files([good, file])
+        assert client.classify_files([good]).digits == [7]
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert re.search(r"encoded\.files\[1\]: " + expected, caught.value.message)
+    assert list(caught.value.violations) == ["encoded.files[1]"]
+
+
+def test_pixels_of_a_request_are_bounded_together():
+    file = p.saved(Image.new("1", (4096, 4096)), "PNG")  # 2 kilobytes
+    reader = FileReader()
+    for index in range(4):
+        reader.read(file, f"encoded.files[{index}]")
+    with pytest.raises(InvalidRequestError, match=r"files\[4\]: expected at most 67,108,864 pixel"):
+        reader.read(file, "encoded.files[4]")
+
+
+def test_image_that_claims_more_pixels_than_allowed_takes_no_memory():
+    """In a process of its own, which may have little more memory than it starts with."""
+    script = (
+        "import resource, sys\n"
+        "from digits.images import PictureError, normalise\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
+        "try:\n    normalise(sys.stdin.buffer.read())\n"
+        "except PictureError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=huge("PNG"), capture_output=True, check=True, timeout=60,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert b"at most 16,777,216 pixels, got 30000x20000" in done.stdout
+
+
+def test_damaged_exif_is_no_reason_to_refuse(sample):
+    good = p.turned_by_exif(sample["images"][0], None)
+    place = good.index(b"Exif\0\0") + 6
+    damaged = good[:place] + b"\xff" * 16 + good[place + 16 :]
+    assert normalise(damaged).any()
+
+
+def test_arrays_need_no_pillow(sample):
+    """The bare install is grpcio, protobuf and numpy."""
+    script = (
+        "import sys; sys.modules['PIL'] = None\n"
+        "import numpy as np, digits.client\nfrom digits.images import normalise\n"
+        "grey = np.full((60, 60), 255, np.uint8); grey[10:50, 28:33] = 0\n"
+        "assert normalise(grey).any()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_large_photo_is_looked_at_in_small():
+    """What is examined has a bounded number of pixels, whatever the file's."""
+    photo = np.full((3000, 4000), 255, np.uint8)
+    photo[900:2100, 1900:2100] = 0
+    assert module._shrink(photo, 56).shape == (53, 71)
+    assert normalise(photo).any()
