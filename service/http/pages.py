@@ -50,7 +50,7 @@ def add_status_page(app: web.Application, offer: Offer) -> None:
 def add_playground(app: web.Application) -> None:
     """Serves /draw and what it loads."""
     app.router.add_get("/draw", _file("draw.html"))
-    for name in ("draw.css", "draw.js", "mnist.js"):
+    for name in ("draw.css", "draw.js"):
         app.router.add_get(f"/{name}", _file(name))
 
 

@@ -205,6 +205,24 @@ def test_a_picture_can_be_dropped_pasted_and_chosen(open_page):
     expect_digit(page, 3)
 
 
+def test_a_photo_of_dark_ink_on_paper_is_sent_as_it_is(open_page, tmp_path):
+    from PIL import Image, ImageOps
+
+    page = open_page()
+    digit = ImageOps.invert(Image.open(SAMPLES / "7.png").convert("L")).resize((300, 300))
+    photo = Image.new("RGB", (800, 500), "white")
+    photo.paste(digit, (420, 130))
+    photo.save(tmp_path / "photo.jpg")
+    with page.expect_request("**/v1/classify") as caught:
+        page.set_input_files("#file", tmp_path / "photo.jpg")
+    assert caught.value.header_value("content-type") == "image/jpeg"
+    expect_digit(page, 7)
+    assert float(page.inner_text("#score").split()[0]) > 50
+    page.get_by_role("button", name="Clear").click()
+    draw(page, [(0.2, 0.9), (0.8, 0.9)])  # a line on the ground is no digit
+    expect(page.locator("#score")).to_have_text(re.compile(r"^[0-4]?\d\.\d %$"), timeout=TIMEOUT_MS)
+
+
 def test_a_file_that_is_no_picture_is_refused_with_its_name(open_page, tmp_path):
     page = open_page()
     path = tmp_path / "notes.txt"

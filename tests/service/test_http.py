@@ -208,6 +208,8 @@ def test_files_come_in_three_forms_and_bring_back_what_the_network_saw(web):
             again["predictions"][0]["probabilities"], prediction["probabilities"], atol=1e-6
         )
         assert "pixels" not in again["predictions"][0]
+        assert 0.5 < prediction["digit_score"] <= 1
+        assert "digit_score" not in again["predictions"][0]
 
 
 def test_its_images_are_counted_and_its_requests_are_no_rpcs(web):

@@ -2,8 +2,6 @@
 //
 // One request is on its way at a time; what changes meanwhile is sent when it is back.
 
-import { reduce } from "./mnist.js";
-
 const PEN_WIDTH = 24; // of 280: about two pixels of the 28 that the network sees
 const PEN_STEP = 10; // of one press of an arrow key
 const MIN_INTERVAL_MS = 100;
@@ -12,12 +10,12 @@ const TIMEOUT_MS = 10000;
 
 const element = (id) => document.getElementById(id);
 const drawing = element("drawing");
-const context = drawing.getContext("2d", { willReadFrequently: true });
+const context = drawing.getContext("2d");
 const SIZE = drawing.width;
 
 // What is on the paper: strokes, each a list of points, or else a picture that somebody brought.
 let strokes = [];
-let picture = null; // an ImageBitmap
+let picture = null; // {file, bitmap}: the file is sent as it is
 let changed = false;
 let asking = false;
 let timer = 0;
@@ -28,10 +26,10 @@ function redraw() {
   context.fillStyle = "#000";
   context.fillRect(0, 0, SIZE, SIZE);
   if (picture) {
-    const { width, height } = picture;
+    const { width, height } = picture.bitmap;
     const scale = Math.min(SIZE / width, SIZE / height);
     const [w, h] = [width * scale, height * scale];
-    context.drawImage(picture, (SIZE - w) / 2, (SIZE - h) / 2, w, h);
+    context.drawImage(picture.bitmap, (SIZE - w) / 2, (SIZE - h) / 2, w, h);
   }
   context.strokeStyle = "#fff";
   context.lineWidth = PEN_WIDTH;
@@ -176,7 +174,7 @@ element("undo").addEventListener("click", undo);
 async function show(file) {
   if (!file) return;
   try {
-    picture = await createImageBitmap(file);
+    picture = { file, bitmap: await createImageBitmap(file) };
   } catch {
     return showProblem(`${file.name || "that"}: expected a picture, got something else`);
   }
@@ -215,11 +213,11 @@ async function ask() {
   changed = false;
   let wait = MIN_INTERVAL_MS;
   try {
-    const body = await new Promise((done) => reduce(drawing).toBlob(done, "image/png"));
+    const body = picture?.file ?? (await new Promise((done) => drawing.toBlob(done, "image/png")));
     const began = performance.now();
     const response = await fetch("v1/classify", {
       method: "POST",
-      headers: { "Content-Type": body.type },
+      headers: { "Content-Type": body.type || "application/octet-stream" },
       body,
       signal: AbortSignal.timeout(TIMEOUT_MS),
     });
@@ -289,6 +287,7 @@ function showAnswer(answer, took) {
   say(prediction.digit, percentage(prediction.confidence));
   showBars(prediction.probabilities, prediction.digit);
   showSeen(prediction.pixels);
+  element("score").textContent = percentage(prediction.digit_score);
   const sha256 = model.sha256.slice(0, 12);
   element("model").textContent =
     `${model.name} ${model.version}, ${model.precision}, ${sha256}, ${model.execution_provider}`;
@@ -318,7 +317,7 @@ function showNothing() {
   say("–", "nothing drawn yet");
   showBars(Array(10).fill(0), -1);
   showSeen("");
-  for (const id of ["model", "queue", "inference", "round-trip"]) element(id).textContent = "–";
+  for (const id of ["score", "model", "queue", "inference", "round-trip"]) element(id).textContent = "–";
 }
 
 function showProblem(text) {
