@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from grpc import StatusCode
 
-from service.batcher import Batch, Job
+from service.job import Batch, Job
 from service.status import Status
 
 

@@ -20,9 +20,10 @@ from grpc import StatusCode
 
 from digits.v1 import digits_pb2
 from service import wire
-from service.batcher import Batch, Batcher, Refusal
+from service.batcher import Batcher
 from service.decoder import Decoder, Outcome
 from service.images import Decoded
+from service.job import Batch, Refusal
 from service.status import (
     CLOCK_SLACK_S,
     REFUSALS,

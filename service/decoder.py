@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from service.batcher import Refusal
 from service.images import Decoded, FileReader
+from service.job import Refusal
 from service.status import InvalidRequestError
 
 if TYPE_CHECKING:

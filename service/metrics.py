@@ -25,8 +25,9 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from service.batcher import Batch, Batcher, Refusal
+from service.batcher import Batcher
 from service.histogram import BulkHistogram, MergedHistogram
+from service.job import Batch, Refusal
 from service.quality import Quality
 from service.triton import TritonNames
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from grpc import StatusCode
 
 if TYPE_CHECKING:
-    from service.batcher import Batch
     from service.call import Call
+    from service.job import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.announce import announce
 from service.artifact import ArtifactError, KeyFileError
 from service.background import in_daemon_thread
 from service.batcher import Batcher
@@ -249,7 +249,16 @@ class Server:
         self._classify.open()
         self._metrics.serving(model)
         await self._health.set(READINESS, SERVING)
-        self._announce(model)
+        announce(
+            self._config,
+            model,
+            grpc_port=self.grpc_port,
+            http_port=self._http.port,
+            instances=self._instances,
+            transport=f"{self._transport} ({self._transport_reason})",
+            access=self._access,
+            seconds=time.monotonic() - self._started,
+        )
         self._serving.set()
 
     async def _reload(self) -> None:
@@ -357,49 +366,6 @@ class Server:
             return None
         stopped.cancel()
         return work.result()
-
-    def _announce(self, model: ServedModel) -> None:
-        """What is served, and how to try it: the first thing a person or a script reads."""
-        address = socket_address(_reachable(self._config.host), self.grpc_port)
-        http_host = _reachable(self._config.http_host or self._config.host)
-        fields = {
-            "model": f"{model.ref.name} version {model.ref.version}",
-            "sha256": model.ref.sha256,
-            "precision": model.ref.precision,
-            "provider": f"{model.ref.execution_provider} ({model.engine.reason})",
-            "inference": f"{self._instances} x {self._config.intra_op_threads} thread(s)",
-            "transport": f"{self._transport} ({self._transport_reason})",
-            "access": self._access.summary(),
-            "grpc": address,
-            "http": f"http://{socket_address(http_host, self._http.port)}/metrics",
-            "ready_after": f"{time.monotonic() - self._started:.2f} s",
-            "try": f"{_program()} classify --address {address} {self._access.flags()}{_sample()}",
-        }
-        if self._config.log_format == "json":
-            logger.info("SERVING", extra={"fields": fields})
-        else:
-            logger.info("SERVING")
-            print("\n".join(f"{key:>12}  {value}" for key, value in fields.items()), flush=True)
-
-
-def _reachable(host: str) -> str:
-    """An address to reach a server by that listens on ``host``."""
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
-
-
-def _program() -> str:
-    """How this program was called, as short as it can be pasted again."""
-    called = Path(sys.argv[0]).absolute()
-    if called.name != "digits":
-        return "digits"
-    inside = called.is_relative_to(Path.cwd()) and Path.cwd() != Path("/")
-    return str(called.relative_to(Path.cwd()) if inside else called)
-
-
-def _sample() -> str:
-    """A digit that can be classified from here, if there is one."""
-    sample = "tests/samples/7.png"
-    return sample if Path(sample).is_file() else "IMAGE"
 
 
 def serve(config: ServerConfig, started: float) -> int:

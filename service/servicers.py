@@ -17,9 +17,9 @@ from grpc_health.v1 import health, health_pb2
 
 from digits.v1 import digits_pb2
 from service import wire
-from service.batcher import Refusal
 from service.call import RpcListener
 from service.classify import Classify
+from service.job import Refusal
 from service.metrics import Metrics
 from service.security.guard import Guard
 from service.status import (

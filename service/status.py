@@ -10,7 +10,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
-from service.batcher import Job, Refusal
+from service.job import Job, Refusal
 
 # Metadata keys defined by gRPC: rich status, and gRFC A6's server pushback for retries.
 DETAILS_KEY = "grpc-status-details-bin"

@@ -21,8 +21,8 @@ from service.background import in_daemon_thread
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from service.batcher import Batch
     from service.call import Call
+    from service.job import Batch
 
 SERVICE = "digits.v1.DigitClassifierService"
 SERVICE_NAME = "digits-serving"

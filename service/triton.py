@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
-from service.batcher import Batch, Refusal
+from service.job import Batch, Refusal
 
 if TYPE_CHECKING:
     from service.call import Call

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from service.artifact import ArtifactError, load_artifact
-from service.batcher import Batch, Batcher, Job
+from service.batcher import Batcher
 from service.config import ServerConfig
 from service.cpu import cpu_quota
 from service.engine import Engine
+from service.job import Batch, Job
 from service.repository import in_serving_order
 from service.wire import IMAGE_BYTES, encode_predictions
 

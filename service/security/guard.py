@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from service.batcher import Refusal
+from service.job import Refusal
 from service.metrics import METHODS, SERVICE, Metrics
 from service.security.tokens import TokenFile, shown_digest
 from service.status import REFUSALS

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from service.batcher import Refusal
+from service.job import Refusal
 from service.security.tokens import MAX_TOKENS
 
 if TYPE_CHECKING:

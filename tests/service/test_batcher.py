@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batch, Batcher, Job, Refusal
+from service.batcher import Batcher
+from service.job import Batch, Job, Refusal
 
 
 class FakeClock:

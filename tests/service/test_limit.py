@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.batcher import Refusal
 from service.call import Call
+from service.job import Refusal
 from service.security.limit import RateLimit
 from service.security.tokens import MAX_TOKENS
 

@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from digits.v1 import digits_pb2_grpc
 from export.artifact import promote
-from service.batcher import Refusal
+from service.job import Refusal
 from service.metrics import LATENCY_BUCKETS, METHODS, SERVICE
 from service.triton import REASONS
 from tests.conftest import SAMPLES, wait_until

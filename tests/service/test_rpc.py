@@ -20,8 +20,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.batcher import Refusal
 from service.engine import Engine
+from service.job import Refusal
 from tests.conftest import REPOSITORY, SAMPLES, wait_until
 
 SERVICE = "digits.v1.DigitClassifierService"
