@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from tests.conftest import wait_until
+from tests.conftest import ROOT, wait_until
 
 SERVICE = "digits.v1.DigitClassifierService"
 TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
@@ -43,16 +44,23 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                 spans.resource for request in self._received for spans in request.resource_spans
             ]
 
+    @property
+    def names(self):
+        return {span.name for span in self._all()}
+
     def spans(self, name):
+        return [span for span in self._all() if span.name == name]
+
+    def _all(self):
         with self._lock:
-            return [
-                span
-                for request in self._received
-                for resource in request.resource_spans
-                for scope in resource.scope_spans
-                for span in scope.spans
-                if span.name == name
-            ]
+            received = list(self._received)
+        return [
+            span
+            for request in received
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
 
     def wait_for(self, name):
         """The one span of that name."""
@@ -137,6 +145,26 @@ def test_failed_calls_and_other_methods_have_spans_too(traced, collector, transp
     assert len(list(stub.ClassifyStream(iter(items), timeout=30))) == 3
     stream = collector.wait_for(f"{SERVICE}/ClassifyStream")
     assert stream.parent_span_id == b""
+
+
+def test_documented_spans_are_those_that_are_sent(traced, collector):
+    _, _, stub = traced("native")
+    stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), timeout=30)
+    stub.GetModel(digits_pb2.GetModelRequest(), timeout=30)
+    items = [digits_pb2.ClassifyStreamRequest(request={"pixels": IMAGE})]
+    assert len(list(stub.ClassifyStream(iter(items), timeout=30))) == 1
+    documented = documented_spans()
+    sent = {name: set(attributes(collector.wait_for(name))) for name in documented}
+    assert sent == documented
+    assert collector.names == set(documented)
+
+
+def documented_spans():
+    """Attributes by the name of their span, from the table in docs/metrics.md."""
+    text = (ROOT / "docs/metrics.md").read_text()
+    table = text.partition("<!-- spans -->")[2].partition("<!-- end of spans -->")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    return {row[0].strip(" `"): set(re.findall(r"`(.+?)`", row[3])) for row in rows}
 
 
 def test_the_standard_variables_apply(traced, collector):
