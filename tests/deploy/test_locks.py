@@ -13,7 +13,11 @@ from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OWN = PROJECT["project"]["name"]
-LOCKS = {"cpu": ["cpu", "native"], "cuda": ["gpu", "native"], "build": []}
+LOCKS = {
+    "cpu": ["cpu", "native", "signing", "otel"],
+    "cuda": ["gpu", "native", "signing", "otel"],
+    "build": [],
+}
 EACH_LOCK = pytest.mark.parametrize("lock", LOCKS)
 PLATFORMS = [
     {

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Builds the server's image with docker, podman or buildah, whichever works here first.
+#
+#   deploy/build-image.sh [cpu|cuda] [more flags of the engine's build command]
+#
+# ENGINE names one of them. BASE_IMAGE (by digest: a build that can be repeated) and SOURCE_DATE_EPOCH are
+# taken over from the environment.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+device=${1:-cpu}
+shift $(($# > 0 ? 1 : 0))
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+tag=digits-serving:$version$([ "$device" = cpu ] || echo "-$device")
+
+works() { command -v "$1" >/dev/null && { [ "$1" != docker ] || docker info >/dev/null 2>&1; }; }
+engine=${ENGINE:-}
+for candidate in docker podman buildah; do
+  if [ -z "$engine" ] && works "$candidate"; then engine=$candidate; fi
+done
+if [ -z "$engine" ]; then
+  echo "expected docker (with its daemon running), podman or buildah, found none of them" >&2
+  exit 1
+fi
+
+# Of the commit, so that two builds of it can be compared.
+epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
+revision=$(git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown)
+flags=(-f deploy/Dockerfile -t "$tag" --build-arg DEVICE="$device"
+  --build-arg REVISION="$revision" --build-arg SOURCE_DATE_EPOCH="$epoch")
+if [ -n "${BASE_IMAGE:-}" ]; then flags+=(--build-arg BASE_IMAGE="$BASE_IMAGE"); fi
+# docker's own builder sets the dates of files when it exports with rewrite-timestamp; these two have a flag.
+if [ "$engine" != docker ]; then flags+=(--timestamp "$epoch"); fi
+
+echo "$engine builds $tag" >&2
+"$engine" build "${flags[@]}" "$@" .
