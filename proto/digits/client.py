@@ -51,6 +51,8 @@ MAX_TIMEOUT_S = 1e6
 # Source: gRFC A6 (client retries). The server's pushback, where it can send one, takes the place
 # of the backoff.
 SERVICE_CONFIG = {
+    # Every address that the target's name stands for gets calls, as behind a headless Service.
+    "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{"service": "digits.v1.DigitClassifierService"}],
@@ -64,7 +66,7 @@ SERVICE_CONFIG = {
         },
         # Without a policy: gRPC can not retry a stream that had an answer, classify_stream can.
         {"name": [{"service": "digits.v1.DigitClassifierService", "method": "ClassifyStream"}]},
-    ]
+    ],
 }
 PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 # What grpc.aio puts in place of the server's status where it was sending when the server ended the
