@@ -7,7 +7,8 @@ export DIGITS_DATA ?= data
 INPUTS := pyproject.toml hatch_build.py proto/digits/v1/digits.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify test lint format train export bench observe soak fuzz lock audit cuda-refusal clean
+.PHONY: help serve classify test lint format train export bench observe soak fuzz lock audit \
+	cuda-refusal manifests image image-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,8 +70,8 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --custom-compile-command "make lock"
 
 lock: .venv/dev.stamp ## Pin what the images install, with hashes (ARGS=--upgrade for newer versions)
-	$(LOCK) pyproject.toml --extra cpu --extra native -o deploy/requirements-cpu.lock $(ARGS)
-	$(LOCK) pyproject.toml --extra gpu --extra native -o deploy/requirements-cuda.lock $(ARGS)
+	$(LOCK) pyproject.toml --extra cpu --extra native --extra signing --extra otel -o deploy/requirements-cpu.lock $(ARGS)
+	$(LOCK) pyproject.toml --extra gpu --extra native --extra signing --extra otel -o deploy/requirements-cuda.lock $(ARGS)
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		| $(LOCK) - -o deploy/requirements-build.lock $(ARGS)
 
@@ -80,6 +81,23 @@ audit: .venv/dev.stamp ## Look the locked packages up in a database of known vul
 cuda-refusal: .venv/dev.stamp ## Try CUDA where there is no GPU, with the GPU wheel (downloads 300 MB)
 	$(BIN)/python -m benchmarks.cuda_refusal
 
+# checkov has an environment of its own: it pins versions that other tools need newer.
+.venv-checkov/stamp:
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/pip install --quiet --disable-pip-version-check 'checkov>=3.3,<4'
+	@touch $@
+
+manifests: .venv/dev.stamp .venv-checkov/stamp ## Render and check everything in deploy/
+	$(BIN)/pytest tests/deploy $(ARGS)
+
+image: ## Build the image with docker, podman or buildah (DEVICE=cuda; ARGS="--no-cache")
+	deploy/build-image.sh $(or $(DEVICE),cpu) $(ARGS)
+
+image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits, load, drain (needs podman)
+	ENGINE=podman deploy/build-image.sh cpu $(ARGS)
+	TEST_IMAGE=localhost/digits-serving:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		$(BIN)/pytest tests/deploy/test_container.py
+
 clean: ## Remove the environment and caches; runs/ and data/ stay
-	rm -rf .venv .fuzz .mypy_cache .pytest_cache .ruff_cache build dist benchmarks/results
+	rm -rf .venv .venv-checkov .fuzz .mypy_cache .pytest_cache .ruff_cache build dist benchmarks/results
 	rm -f proto/digits/v1/*_pb2*.py proto/digits/v1/*_pb2*.pyi

@@ -1,0 +1,279 @@
+"""The image, run as a pod would run it. `make image-test` builds it and names it in TEST_IMAGE.
+
+Needs podman, docker will not do: its kube play runs the rendered Deployment itself. Containers
+share the host's network, so that no bridge is needed; ports are free ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from digits.client import DigitClient
+from service.artifact import load_artifact
+from service.metrics import SERVICE
+from service.repository import in_serving_order
+from tests.conftest import REPOSITORY, wait_until
+
+pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
+
+from tests.deploy.conftest import combined
+
+IMAGE = os.environ.get("TEST_IMAGE", "")
+pytestmark = [
+    pytest.mark.skipif(not IMAGE, reason="TEST_IMAGE names no image: make image-test"),
+    pytest.mark.skipif(not shutil.which("podman"), reason="podman is not installed"),
+]
+# The pod's settings (deploy/base), by the flags of podman.
+RESTRICTED = (
+    *("--network=host", "--read-only", "--tmpfs=/tmp:size=16m", "--cap-drop=all"),
+    *("--security-opt=no-new-privileges", "--user=65532:65532", "--pids-limit=256"),
+    *("--memory=512m", "--memory-swap=512m", "--cpus=1"),
+)
+
+
+def podman(*arguments, check=True, timeout_s=None):
+    done = subprocess.run(
+        ["podman", *arguments], capture_output=True, text=True, check=False, timeout=timeout_s
+    )
+    assert not check or done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def free_ports(count):
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Container:
+    """A container that runs the image."""
+
+    def __init__(self, name, port):
+        self.name, self.port = name, port
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+    def state(self, field):
+        return podman("inspect", self.name, "--format", f"{{{{.State.{field}}}}}")
+
+    def logs(self):
+        done = subprocess.run(
+            ["podman", "logs", self.name], capture_output=True, text=True, check=False
+        )
+        return done.stdout + done.stderr
+
+    def health(self, service):
+        with grpc.insecure_channel(self.address) as channel:
+            request = health_pb2.HealthCheckRequest(service=service)
+            try:
+                return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+            except grpc.RpcError:
+                return None
+
+    def wait_for_serving(self):
+        def serving():
+            assert self.state("Running") == "true", self.logs()
+            return self.health(SERVICE) == health_pb2.HealthCheckResponse.SERVING
+
+        wait_until(serving, timeout_s=120)
+
+    def announced(self):
+        entries = [json.loads(line) for line in self.logs().splitlines() if line.startswith("{")]
+        (entry,) = [entry for entry in entries if entry["message"] == "SERVING"]
+        return entry
+
+    def exit_code(self):
+        return int(podman("wait", self.name, timeout_s=60))
+
+    def signal(self, number):
+        podman("kill", f"--signal={number.value}", self.name)
+
+
+@pytest.fixture
+def start():
+    """Starts the image under the pod's restrictions; removed at the end."""
+    names = []
+
+    def run(*flags, command=()):
+        grpc_port, http_port = free_ports(2)
+        name = f"digits-{uuid.uuid4().hex[:8]}"
+        names.append(name)
+        podman(
+            "run", "-d", f"--name={name}", *RESTRICTED,
+            f"--env=DIGITS_GRPC_PORT={grpc_port}", f"--env=DIGITS_HTTP_PORT={http_port}",
+            "--env=DIGITS_LOG_FORMAT=json", *flags, IMAGE, *command,
+        )  # fmt: skip
+        return Container(name, grpc_port)
+
+    yield run
+    for name in names:
+        podman("rm", "--force", "--time=0", name, check=False)
+
+
+@pytest.fixture
+def served(start):
+    container = start()
+    container.wait_for_serving()
+    return container
+
+
+@contextlib.contextmanager
+def load(address, images, callers=8):
+    """Callers that do not rest until the block ends; yields what went wrong."""
+    ended, errors, answered = threading.Event(), [], [0] * callers
+
+    def call(caller):
+        with DigitClient(address, timeout_s=30) as client:
+            while not ended.is_set():
+                try:
+                    client.classify(images[: 1 + caller * 60])
+                    answered[caller] += 1
+                except Exception as error:
+                    errors.append(error)
+                    return
+
+    threads = [threading.Thread(target=call, args=(caller,)) for caller in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield errors, answered
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(served):
+    status = podman("exec", served.name, "cat", "/proc/1/status")
+    fields = dict(re.findall(r"^(\w+):\s*(.+)$", status, flags=re.MULTILINE))
+    assert int(fields["CapEff"], 16) == 0
+    assert fields["NoNewPrivs"] == "1"
+    assert fields["Seccomp"] == "2"
+    assert fields["Uid"].split()[0] == "65532"
+    refused = "import sys; open(sys.argv[1], 'w')"
+    for path in ("/probe", "/models/digits/probe", "/opt/digits/probe"):
+        command = ["podman", "exec", served.name, "/opt/digits/bin/python", "-c", refused, path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "Read-only file system" in done.stderr
+    assert served.announced()["inference"].startswith("1 x 1 thread")
+    assert served.health("") == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served):
+    modules = "import importlib.util as u; print([n for n in ('torch', 'pip') if u.find_spec(n)])"
+    assert podman("exec", served.name, "/opt/digits/bin/python", "-c", modules) == "[]"
+    for compiler in ("gcc", "cc", "ld"):
+        assert not podman("exec", served.name, "/bin/sh", "-c", f"command -v {compiler} || true")
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_load_survives_within_512_mib_and_sigterm_drains(start, sample, transport):
+    container = start(f"--env=DIGITS_TRANSPORT={transport}", "--env=DIGITS_DRAIN_DELAY_S=1")
+    container.wait_for_serving()
+    with load(container.address, sample["images"]) as (errors, answered):
+        wait_until(lambda: errors or min(answered) >= 50, timeout_s=120)
+    assert not errors
+    with load(container.address, sample["images"]):
+        container.signal(signal.SIGTERM)
+        assert container.exit_code() == 0, container.logs()
+    assert "drained: every call was answered" in container.logs()
+    assert container.state("OOMKilled") == "false"
+
+
+def test_sigterm_during_the_load_of_a_model_ends_the_process(start):
+    """As PID 1 a process that has no handler ignores it: the handler comes before all else."""
+    container = start()
+    status = Path("/proc", container.state("Pid"), "status")
+    caught = re.compile(r"^SigCgt:\s*(\w+)$", re.MULTILINE)
+    terminate = 1 << (signal.SIGTERM - 1)
+    wait_until(lambda: int(caught.search(status.read_text())[1], 16) & terminate)
+    container.signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert container.exit_code() == 0, container.logs()
+    assert time.monotonic() - began < 10
+
+
+def test_model_from_a_mounted_volume_serves_and_a_damaged_one_does_not(start, tmp_path):
+    version = in_serving_order(REPOSITORY)[0]
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for folder in (good, bad):
+        shutil.copytree(version, folder / version.name)
+    tmp_path.chmod(0o755)
+    model = bad / version.name / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"\0")
+    container = start(f"--volume={good}:/models/digits:ro")
+    container.wait_for_serving()
+    assert container.announced()["sha256"] == load_artifact(version).manifest["files"]["model.onnx"]
+    refused = start(f"--volume={bad}:/models/digits:ro")
+    assert refused.exit_code() == 1
+    assert "model.onnx" in refused.logs()
+
+
+def test_cuda_without_a_gpu_ends_with_the_cause(start):
+    container = start("--env=DIGITS_DEVICE=cuda")
+    assert container.exit_code() == 1
+    assert "cuda" in container.logs().lower()
+
+
+def test_rendered_deployment_serves_and_drains(tmp_path, sample):
+    """overlays/cpu as it is, on the host's network and other ports."""
+    grpc_port, http_port = free_ports(2)
+    name = f"digits-{uuid.uuid4().hex[:8]}"
+    manifests = combined(
+        tmp_path / "overlay", [], base="overlays/cpu",
+        namePrefix=f"{name}-",
+        images=[{"name": "digits-serving", "newName": IMAGE.rpartition(":")[0]}],
+        configMapGenerator=[{
+            "name": "digits-serving", "behavior": "merge",
+            "literals": [f"DIGITS_GRPC_PORT={grpc_port}", f"DIGITS_HTTP_PORT={http_port}"],
+        }],
+    )  # fmt: skip
+    deployment = manifests.one("Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    pod["hostNetwork"] = True
+    del pod["containers"][0]["ports"]  # nothing is mapped there
+    played = tmp_path / "play.yaml"
+    played.write_text(yaml.safe_dump_all([manifests.config_map, deployment]))
+    try:
+        podman("kube", "play", "--network=host", str(played))
+        listed = json.loads(podman("ps", "--all", "--format=json", f"--filter=name={name}"))
+        (container_name,) = [c["Names"][0] for c in listed if not c["IsInfra"]]
+        container = Container(container_name, grpc_port)
+        container.wait_for_serving()
+        limits = json.loads(podman("inspect", container_name))[0]["HostConfig"]
+        assert limits["Memory"] == 512 * 2**20
+        assert limits["ReadonlyRootfs"] is True
+        assert container.announced()["inference"].startswith("1 x 1 thread")
+        with DigitClient(container.address) as client:
+            digits = [client.classify(image).digits[0] for image in sample["images"][:100]]
+        assert np.mean(np.array(digits) == sample["labels"][:100]) > 0.97
+        with load(container.address, sample["images"], callers=2) as (errors, _):
+            container.signal(signal.SIGTERM)
+            # Serves on for the drain delay: a balancer has that long to notice.
+            wait_until(lambda: container.health(SERVICE) != health_pb2.HealthCheckResponse.SERVING)
+            assert not errors
+            assert container.exit_code() == 0, container.logs()
+    finally:
+        podman("kube", "down", str(played), check=False)

@@ -1,0 +1,142 @@
+"""The image's recipe: what it takes in, as whom it runs, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.deploy.conftest import DEPLOY, dockerfile, image, image_variables, rendered, tool
+
+DOCKERFILES = ("Dockerfile", "Dockerfile.model")
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_dockerfile_passes_hadolint(name):
+    command = [tool("hadolint"), "--no-color", DEPLOY / name]
+    linted = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert linted.returncode == 0, linted.stdout
+
+
+def test_hadolint_finds_a_root_user_and_an_unpinned_package(tmp_path):
+    bad = tmp_path / "Dockerfile"
+    bad.write_text("FROM python:latest\nUSER root\nRUN pip install numpy\n")
+    command = [tool("hadolint"), "--no-color", bad]
+    linted = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert linted.returncode == 1
+    for rule in ("DL3002", "DL3007", "DL3013"):
+        assert rule in linted.stdout
+
+
+def test_dockerfile_passes_checkov():
+    program = ROOT / ".venv-checkov/bin/checkov"
+    if not program.exists():
+        pytest.skip(f"{program} is not there: make manifests installs it")
+    # CKV_DOCKER_7 takes the argument BASE_IMAGE for an image without a tag: its default has one.
+    command = [program, "-f", DEPLOY / "Dockerfile", "--framework", "dockerfile", "--quiet"]
+    command += ["--compact", "--skip-download", "--skip-check", "CKV_DOCKER_7"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_base_image_has_a_version():
+    (argument,) = [a for name, a in dockerfile() if name == "ARG" and a.startswith("BASE_IMAGE=")]
+    assert re.fullmatch(r"BASE_IMAGE=python:3\.\d+-slim-\w+", argument)
+    stages = [arguments for name, arguments in dockerfile() if name == "FROM"]
+    assert stages == ["${BASE_IMAGE} AS build", "${BASE_IMAGE}"]
+
+
+def test_recipe_is_understood_by_older_builders():
+    """buildah 1.28 knows neither here-documents nor COPY --link."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert "<<" not in text
+    assert "--link" not in text
+
+
+def test_image_runs_as_the_pods_user():
+    identity = rendered("base").pod["securityContext"]
+    assert image()["USER"] == [f"{identity['runAsUser']}:{identity['runAsGroup']}"]
+
+
+def test_image_starts_the_server_without_a_shell():
+    (entrypoint,) = image()["ENTRYPOINT"]
+    assert json.loads(entrypoint) == ["/opt/digits/bin/digits", "serve"]
+
+
+def test_image_holds_the_model_that_it_serves_and_reports_nothing_home():
+    variables = image_variables()
+    assert variables["ORT_DISABLE_TELEMETRY"] == "1"
+    assert ("COPY", f"models/digits {variables['DIGITS_MODEL_REPOSITORY']}") in dockerfile()
+
+
+def test_image_says_what_it_is():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    (labels,) = image()["LABEL"]
+    keys = re.findall(r"org\.opencontainers\.image\.([\w.]+)=", labels)
+    assert keys == ["title", "description", "version", "revision", "licenses", "base.name"]
+    assert f'org.opencontainers.image.version="{version}"' in labels
+
+
+def test_last_stage_runs_nothing():
+    """So that it holds the base image and two folders, and no tool that a build needs."""
+    assert "RUN" not in image()
+    assert [copy.split()[0] for copy in image()["COPY"]] == ["--from=build"] * 2
+
+
+def test_every_device_has_its_lock():
+    (copied,) = [a for name, a in dockerfile() if name == "COPY" and "/locks/" in a]
+    assert copied == "deploy/requirements-build.lock deploy/requirements-${DEVICE}.lock /locks/"
+    for device in ("cpu", "cuda"):
+        assert (DEPLOY / f"requirements-{device}.lock").exists()
+
+
+def test_copied_files_are_in_the_build_context():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = [line[1:] for line in lines if line.startswith("!")]
+    copies = [arguments.split() for name, arguments in dockerfile() if name == "COPY"]
+    sources = [s for c in copies if not c[0].startswith("--from") for s in c[:-1]]
+    by_device = "deploy/requirements-${DEVICE}.lock"
+    assert by_device in sources
+    sources.remove(by_device)
+    sources += [by_device.replace("${DEVICE}", device) for device in ("cpu", "cuda")]
+    assert "*" in lines
+    assert sorted(sources) == sorted(allowed)
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_build_script_takes_the_engine_that_works(tmp_path):
+    """docker without its daemon does not; of the others the first one builds."""
+    called = tmp_path / "called"
+    for name, body in {
+        "docker": "exit 1",
+        "podman": f'printf "%s\\n" "$@" > {called}',
+        "buildah": "exit 1",
+    }.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(0o755)
+    script = DEPLOY / "build-image.sh"
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SOURCE_DATE_EPOCH": "5"}
+    environ.pop("ENGINE", None)
+    subprocess.run([script, "cuda", "--no-cache"], env=environ, check=True, capture_output=True)
+    arguments = called.read_text().splitlines()
+    assert arguments[0] == "build"
+    assert any(re.fullmatch(r"digits-serving:[\d.]+-cuda", each) for each in arguments)
+    assert {"DEVICE=cuda", "SOURCE_DATE_EPOCH=5", "--no-cache"} <= set(arguments)
+    assert arguments[arguments.index("--timestamp") + 1] == "5"
+
+
+def test_build_script_without_an_engine_says_what_it_wants(tmp_path):
+    for name in ("bash", "sed", "dirname", "git"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    done = subprocess.run(
+        ["/usr/bin/bash", DEPLOY / "build-image.sh"],
+        env={"PATH": str(tmp_path)}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "expected docker (with its daemon running), podman or buildah" in done.stderr

@@ -1,0 +1,40 @@
+"""What says whether an object is valid: Kubernetes' own schemas, and those of custom resources."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+
+OLDEST = "1.33"
+NEWEST = kubernetes_validate.utils.major_minor(kubernetes_validate.latest_version())
+# Every Kubernetes version that the README says is supported.
+KUBERNETES = [f"1.{minor}" for minor in range(33, int(NEWEST.split(".")[1]) + 1)]
+CUSTOM = {
+    "gateway.networking.k8s.io/v1": {"GRPCRoute"},
+    "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule"},
+    "keda.sh/v1alpha1": {"ScaledObject"},
+    "cert-manager.io/v1": {"Certificate", "Issuer"},
+}
+
+
+@functools.cache
+def _schema(kind):
+    text = Path(__file__).with_name("schemas").joinpath(f"{kind}.json").read_text()
+    return jsonschema.Draft202012Validator(json.loads(text))
+
+
+def validate(document, version):
+    """Raises the validator's error if the object is not valid."""
+    kind = document["kind"]
+    if kind in CUSTOM.get(document["apiVersion"], ()):
+        _schema(kind).validate(document)
+    else:
+        used = kubernetes_validate.validate(document, version, strict=True)
+        assert used == version, f"{kind}: checked against {used}, asked for {version}"
+
+
+ERRORS = (jsonschema.ValidationError, kubernetes_validate.ValidationError)
