@@ -270,10 +270,15 @@ def test_rendered_deployment_serves_and_drains(tmp_path, sample):
             digits = [client.classify(image).digits[0] for image in sample["images"][:100]]
         assert np.mean(np.array(digits) == sample["labels"][:100]) > 0.97
         with load(container.address, sample["images"], callers=2) as (errors, _):
-            container.signal(signal.SIGTERM)
+            # As the kubelet does it; a signal alone would be followed by a restart.
+            grace = pod["terminationGracePeriodSeconds"]
+            command = ["podman", "stop", f"--time={grace}", container_name]
+            stopping = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             # Serves on for the drain delay: a balancer has that long to notice.
             wait_until(lambda: container.health(SERVICE) != health_pb2.HealthCheckResponse.SERVING)
             assert not errors
-            assert container.exit_code() == 0, container.logs()
+            assert stopping.wait(timeout=60) == 0
+        assert container.state("ExitCode") == "0", container.logs()
+        assert "drained: every call was answered" in container.logs()
     finally:
         podman("kube", "down", str(played), check=False)
