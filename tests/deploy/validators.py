@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
+import pytest
 
 OLDEST = "1.33"
 NEWEST = kubernetes_validate.utils.major_minor(kubernetes_validate.latest_version())
@@ -21,10 +23,23 @@ CUSTOM = {
 }
 
 
+# Schemas that others publish: $CRD_SCHEMAS names a folder of them, as KIND-VERSION.json.
+COMMITTED = Path(__file__).with_name("schemas")
+
+
 @functools.cache
+def _schema_file(kind):
+    elsewhere = os.environ.get("CRD_SCHEMAS")
+    found = [*COMMITTED.glob(f"{kind}.json")]
+    found += Path(elsewhere).glob(f"{kind}-*.json") if elsewhere else []
+    return found[0] if found else None
+
+
 def _schema(kind):
-    text = Path(__file__).with_name("schemas").joinpath(f"{kind}.json").read_text()
-    return jsonschema.Draft202012Validator(json.loads(text))
+    path = _schema_file(kind)
+    if path is None:
+        pytest.skip(f"the schema of {kind} is not here: CRD_SCHEMAS names no folder that holds it")
+    return jsonschema.Draft202012Validator(json.loads(path.read_text()))
 
 
 def validate(document, version):
