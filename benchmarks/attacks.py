@@ -14,7 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from hpack import Encoder
-from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
+from hyperframe.frame import (
+    DataFrame,
+    Frame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+)
 
 from benchmarks.harness import CLASSIFY_PATH
 
@@ -25,6 +32,7 @@ MESSAGE_PREFIX = b"\0" + (787).to_bytes(4, "big")
 # How often a paced attack sends.
 TICK_S = 0.01
 CANCEL = 8
+WATCH_PATH = "/grpc.health.v1.Health/Watch"
 
 
 def idle(address: str, connections: int) -> contextlib.AbstractContextManager[None]:
@@ -103,13 +111,32 @@ def settings_flood(
     return _flood(address, rate, lambda: GREETING, lambda count: frame * count, reads=reads)
 
 
-def headers(encoder: Encoder, stream: int) -> bytes:
+@contextlib.contextmanager
+def unread_watch(address: str, service: str) -> Iterator[None]:
+    """A caller that watches a service's health and lets no byte of an answer be sent."""
+    window = SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0})
+    request = b"\x0a" + bytes([len(service)]) + service.encode()
+    message = DataFrame(1, data=b"\0" + len(request).to_bytes(4, "big") + request)
+    message.flags.add("END_STREAM")
+    # Without this the server would end the connection as one that never began.
+    acknowledged = SettingsFrame(0, flags=["ACK"])
+    said = window.serialize() + headers(Encoder(), 1, WATCH_PATH) + message.serialize()
+    said += acknowledged.serialize()
+    with _connect(address) as caller:
+        caller.sendall(PREFACE + said)
+        # Headers are not held back: when they come, the answer's message is waiting.
+        while not isinstance(_read_frame(caller), HeadersFrame):
+            pass
+        yield
+
+
+def headers(encoder: Encoder, stream: int, path: str = CLASSIFY_PATH) -> bytes:
     frame = HeadersFrame(stream)
     frame.data = encoder.encode(
         [
             (":method", "POST"),
             (":scheme", "http"),
-            (":path", CLASSIFY_PATH),
+            (":path", path),
             (":authority", "abuse"),
             ("content-type", "application/grpc"),
             ("te", "trailers"),
@@ -123,6 +150,22 @@ def data(stream: int, data: bytes) -> bytes:
     """A message in frames of the size that every peer takes."""
     chunks = (data[start : start + 16_384] for start in range(0, len(data), 16_384))
     return b"".join(DataFrame(stream, data=chunk).serialize() for chunk in chunks)
+
+
+def _read_frame(caller: socket.socket) -> Frame:
+    frame, length = Frame.parse_frame_header(memoryview(_read(caller, 9)))
+    _read(caller, length)
+    return frame
+
+
+def _read(caller: socket.socket, length: int) -> bytes:
+    received = b""
+    while len(received) < length:
+        chunk = caller.recv(length - len(received))
+        if not chunk:
+            raise ConnectionError("the server ended the connection")
+        received += chunk
+    return received
 
 
 def _connect(address: str) -> socket.socket:

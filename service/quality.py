@@ -68,6 +68,7 @@ class Quality(Collector):
 
     def compare_with(self, reference: Reference | None) -> None:
         """Another model serves: what comes from here on is compared with its reference."""
+        self._count()
         with self._lock:
             self._window = None if reference is None else Window(reference)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.announce import announce
 from service.artifact import ArtifactError, KeyFileError
@@ -39,7 +39,8 @@ from service.private_folder import SOCKET, private_folder, remove
 from service.request_log import RequestLog
 from service.security.access import Access
 from service.security.rotation import CredentialError
-from service.servicers import DigitClassifier, Health
+from service.servicers import DigitClassifier
+from service.standard import NOT_SERVING, SERVING, Health, Reflection
 from service.tracing import Tracing, TracingError
 from service.transports import TransportError, choose_transport, grpcio, limits_of, socket_address
 from service.transports.arrivals import Arrivals, BoundedServer
@@ -55,8 +56,6 @@ QUICK_LOAD_S = 1.0
 # What connections get to send their last bytes when the grace is over.
 FLUSH_S = 0.2
 LIVENESS, READINESS = "", SERVICE
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 T = TypeVar("T")
 
@@ -122,6 +121,7 @@ class Server:
             guard=self._guard,
         )
         self._health = Health()
+        self._reflection: Reflection | None = None
         self._alive = True
         self._transport, self._transport_reason = choose_transport(config)
         self._metrics.transport(self._transport)
@@ -147,7 +147,7 @@ class Server:
             if model is None:
                 logger.info("stopped while loading")
                 return 0
-            await self._serve(model)
+            self._serve(model)
             await http
             watching = [asyncio.create_task(w) for w in (self._reload(), self._access.watch())]
             watchdog = self._watchdog()
@@ -202,8 +202,8 @@ class Server:
         http_host = config.http_host or config.host
         self._http = HttpServer(http_host, config.http_port, self._http_offer())
         self._add_services()
-        await self._health.set(LIVENESS, SERVING)
-        await self._health.set(READINESS, NOT_SERVING)
+        self._health.set(LIVENESS, SERVING)
+        self._health.set(READINESS, NOT_SERVING)
         await self._server.start()
         self._classify.start()
         if self._native is not None:
@@ -242,13 +242,14 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)  # type: ignore[arg-type]
+            self._reflection = Reflection(names)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(self._reflection, server)
 
-    async def _serve(self, model: ServedModel) -> None:
+    def _serve(self, model: ServedModel) -> None:
         self._classify.serve(model)
         self._classify.open()
         self._metrics.serving(model)
-        await self._health.set(READINESS, SERVING)
+        self._health.set(READINESS, SERVING)
         announce(
             self._config,
             model,
@@ -296,9 +297,11 @@ class Server:
         """Keeps the process from looking healthy while it can not answer."""
         loop = asyncio.get_running_loop()
 
-        def report(trouble: str) -> None:
+        def report(trouble: str, *, stuck: bool) -> None:
             self._on_trouble(trouble)
-            asyncio.run_coroutine_threadsafe(self._set_health(not trouble), loop)
+            if stuck and self._native is not None:
+                self._native.relieve()
+            loop.call_soon_threadsafe(self._set_health, not trouble)
 
         return Watchdog(
             self._classify,
@@ -320,30 +323,30 @@ class Server:
             return
         logger.error("not serving: %s", trouble)
         self._classify.close("the server is in trouble; its log says why")
-        if self._native is not None:
-            self._native.relieve()
 
-    async def _set_health(self, healthy: bool) -> None:
+    def _set_health(self, healthy: bool) -> None:
         if self._stop.is_set():  # draining: what it said stands
             return
         self._alive = healthy
         for service in (LIVENESS, READINESS):
-            await self._health.set(service, SERVING if healthy else NOT_SERVING)
+            self._health.set(service, SERVING if healthy else NOT_SERVING)
 
     def _is_ready(self) -> bool:
         return self._classify.is_open and not self._stop.is_set()
 
     async def _drain(self) -> int:
         """Leaves the balancer first, then finishes what is in flight. 0 if nothing was lost."""
-        await self._health.set(READINESS, NOT_SERVING)
+        self._health.set(READINESS, NOT_SERVING)
         await asyncio.sleep(self._config.drain_delay_s)
         self._classify.close("the server is shutting down")
         self._servicer.close()
         self._health.close()
+        if self._reflection is not None:
+            self._reflection.close()
         give_up = time.monotonic() + self._config.grace_s
         answered = await in_daemon_thread(partial(self._classify.stop, self._config.grace_s))
         streams = await self._servicer.finished(max(0.0, give_up - time.monotonic()))
-        sent = self._native is None or await self._native.flushed(give_up - time.monotonic())
+        sent = self._native is None or await self._native.finished(give_up - time.monotonic())
         # Waits for what grpcio itself has not sent yet, then ends what is left.
         await self._server.stop(max(FLUSH_S, give_up - time.monotonic()))
         await self._http.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2
 
 from digits.v1 import digits_pb2
 from service import wire
@@ -31,7 +29,8 @@ from service.status import (
     too_many_streams,
     unavailable,
 )
-from service.transports.grpcio import AsyncCall, Mailbox, trailing_metadata
+from service.stream import Patience, StreamItem, Window, item_request, stream_response
+from service.transports.grpcio import Mailbox, trailing_metadata
 
 if TYPE_CHECKING:
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
@@ -39,22 +38,6 @@ if TYPE_CHECKING:
 else:  # generic in the stubs, not at run time
     from grpc import RpcMethodHandler
     from grpc.aio import ServicerContext
-
-# Items of one stream that may be in work or wait for a slow reader: enough to keep every slot
-# busy with messages of a full batch, and a bound on what one stream can hold in memory.
-STREAM_WINDOW = 8
-# A tag that does not end: no message of any kind.
-MALFORMED = b"\xff"
-
-
-class StreamItem(AsyncCall):
-    """An item of a stream, which is not an RPC of its own."""
-
-    is_rpc = False
-
-    def __init__(self, mailbox: Mailbox, request: bytes, **rest: Any) -> None:
-        super().__init__(mailbox, request, **rest)
-        self.size = len(request)
 
 
 @dataclass(frozen=True)
@@ -82,45 +65,6 @@ class Origin:
         return cls(context.peer(), tuple(context.invocation_metadata() or ()), deadline)
 
 
-class Patience:
-    """Cancels the running task when nothing has moved in its stream for too long.
-
-    Args:
-        idle_s: Seconds that nothing may move; 0 waits for ever.
-
-    Attributes:
-        ended: Whether it has lost it.
-        ours: Whether the caller waits for us: then nothing is held against it.
-    """
-
-    def __init__(self, idle_s: float) -> None:
-        self.ended = self.ours = False
-        self._idle_s = idle_s
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._moved = self._loop.time()
-        self._timer = self._loop.call_later(idle_s, self._look) if idle_s else None
-
-    def moved(self) -> None:
-        """A request came or an answer was taken."""
-        self._moved = self._loop.time()
-
-    def stop(self) -> None:
-        """The stream ended by itself."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _look(self) -> None:
-        left = self._moved + self._idle_s - self._loop.time()
-        if self.ours:
-            left = self._idle_s
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        elif self._task is not None:
-            self.ended = True
-            self._task.cancel()
-
-
 class DigitClassifier:
     """Everything of the service but Classify, which a transport carries.
 
@@ -128,7 +72,7 @@ class DigitClassifier:
         classify: The hot path, and the model in service.
         metrics: Counts the RPCs.
         listeners: Are told how they end.
-        max_ahead_images: Images that one stream may have in the queue beside the item that waits.
+        max_ahead_images: Images that one stream may hold, in work or unread, if it is not one item.
         max_streams: Streams at the same time.
         idle_s: Seconds that a stream may neither send nor take anything; 0 allows any.
         guard: Tells whose token a stream shows; None where none is needed.
@@ -248,17 +192,17 @@ class DigitClassifier:
         self._streams.add(stream)
         stream.add_done_callback(self._streams.discard)
         patience = Patience(self._idle_s)
-        window: asyncio.Queue[StreamItem | None] = asyncio.Queue(STREAM_WINDOW)
+        window = Window(self._max_ahead_bytes)
         reader = asyncio.create_task(self._read(requests, origin, window, patience))
-        item: StreamItem | None = None
         try:
-            while (item := await window.get()) is not None:
+            while (item := await window.oldest()) is not None:
                 patience.ours = True
                 answer = await item.outcome
                 patience.ours = False
                 patience.moved()
-                yield _stream_response(answer)
+                yield stream_response(answer)
                 patience.moved()
+                window.sent()
             stopped = await reader  # raises what ended the stream, if that was an error
         except asyncio.CancelledError:
             if not patience.ended:
@@ -268,9 +212,8 @@ class DigitClassifier:
         finally:
             patience.stop()
             reader.cancel()
-            for left in (item, *_drain(window)):
-                if left is not None:
-                    left.cancelled = True
+            for item in window.items:
+                item.cancelled = True
         if stopped is not None:
             await context.abort(stopped.code, stopped.message)
 
@@ -278,7 +221,7 @@ class DigitClassifier:
         self,
         requests: AsyncIterator[bytes],
         origin: Origin,
-        window: asyncio.Queue[StreamItem | None],
+        window: Window,
         patience: Patience,
     ) -> Status | None:
         """Moves requests into the window and the batcher.
@@ -288,7 +231,6 @@ class DigitClassifier:
         """
         closing = asyncio.create_task(self._closing.wait())
         iterator = aiter(requests)
-        unanswered: deque[StreamItem] = deque()
         try:
             while not closing.done():
                 following = asyncio.ensure_future(anext(iterator, None))
@@ -305,82 +247,24 @@ class DigitClassifier:
                     return Status(*REFUSALS[Refusal.UNAUTHENTICATED])
                 item = StreamItem(
                     self._mailbox,
-                    _item_request(message),
+                    item_request(message),
                     received=time.monotonic(),
                     deadline=origin.deadline,
                     peer=origin.peer,
                 )
                 item.caller = caller
-                await self._make_room(unanswered, item)
                 await window.put(item)
                 self._classify.receive([item])
             return unavailable("the server is shutting down")
         finally:
             closing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await window.put(None)
+            window.end()
 
     def _caller(self, origin: Origin) -> str | None:
         """Whose token the stream shows; empty where none is needed, None if it shows none."""
         if self._guard is None:
             return ""
         return self._guard.caller(origin.metadata)
-
-    async def _make_room(self, unanswered: deque[StreamItem], item: StreamItem) -> None:
-        """Waits until the stream's own items leave room in the queue for one more."""
-        unanswered.append(item)
-        while len(unanswered) > 1 and sum(i.size for i in unanswered) > self._max_ahead_bytes:
-            await asyncio.wait({unanswered.popleft().outcome})
-
-
-def _item_request(message: bytes) -> bytes:
-    """The ClassifyRequest inside a ClassifyStreamRequest; malformed bytes if there is none."""
-    view = wire.sole_field(message)
-    if view is not None:
-        return bytes(view)
-    try:
-        request = digits_pb2.ClassifyStreamRequest.FromString(message).request
-    except DecodeError:
-        return MALFORMED  # the item itself may well read as a ClassifyRequest
-    return request.SerializeToString()
-
-
-def _drain(window: asyncio.Queue[StreamItem | None]) -> list[StreamItem | None]:
-    return [window.get_nowait() for _ in range(window.qsize())]
-
-
-def _stream_response(answer: bytes | Status) -> bytes:
-    if isinstance(answer, bytes):
-        return wire.as_field_1(answer)
-    error = digits_pb2.StreamError(
-        code=answer.code.value[0], message=answer.message, retry_after_ms=answer.retry_after_ms
-    )
-    return digits_pb2.ClassifyStreamResponse(error=error).SerializeToString()
-
-
-class Health(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
-    """The standard health service, whose watches end when the server closes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._closing = asyncio.Event()
-
-    def close(self) -> None:
-        """Ends watches, which would otherwise keep the server from stopping in time."""
-        self._closing.set()
-
-    async def Watch(  # noqa: N802 - the method's name in the proto
-        self, request: health_pb2.HealthCheckRequest, context: ServicerContext
-    ) -> None:
-        """Streams the status until the caller leaves or the server closes."""
-        watch = asyncio.create_task(super().Watch(request, context))
-        closing = asyncio.create_task(self._closing.wait())
-        try:
-            await asyncio.wait({watch, closing}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            watch.cancel()
-            closing.cancel()
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
 
 
 def _status_code(code: Any) -> grpc.StatusCode:

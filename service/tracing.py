@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from grpc import StatusCode
 
 from service.background import in_daemon_thread
+from service.metrics import SERVICE
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from service.call import Call
     from service.job import Batch
 
-SERVICE = "digits.v1.DigitClassifierService"
 SERVICE_NAME = "digits-serving"
 # What the collector gets for the last spans when the server stops.
 FLUSH_S = 2.0
@@ -129,7 +129,10 @@ class Tracing:
 
     def _begin(self, method: str, peer: str, metadata: Iterable[Any], start_ns: int) -> Span:
         """A span under the caller's, if the caller sent one."""
-        carrier = {key: value for key, value, *_ in metadata if isinstance(value, str)}
+        # Baggage is used nowhere, and OpenTelemetry writes a malformed one into the log, whole.
+        carrier = {
+            key: value for key, value, *_ in metadata if key != "baggage" and isinstance(value, str)
+        }
         return self._tracer.start_span(
             f"{SERVICE}/{method}",
             context=self._extract(carrier),

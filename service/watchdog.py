@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from service.artifact import ArtifactError
 
@@ -22,6 +22,13 @@ LOOKS_PER_TIMEOUT = 4
 MAX_PERIOD_S = 1.0
 
 
+class Report(Protocol):
+    """Takes what a watchdog found."""
+
+    def __call__(self, trouble: str, *, stuck: bool) -> None:
+        """New trouble, or an empty string at its end; whether an inference is ``stuck``."""
+
+
 class Watchdog:
     """Watches the engine in service, on a thread of its own: the event loop may be what is stuck.
 
@@ -31,7 +38,7 @@ class Watchdog:
     Args:
         classify: What serves; a model must be in service.
         threads: Tells the threads that must be alive.
-        report: Called from the thread with new trouble, and with an empty string at its end.
+        report: Called from the thread.
         metrics: Told of stalls and golden checks.
         stall_timeout_s: An inference that takes longer is stuck.
         golden_interval_s: Seconds between two checks of the golden digits; 0 for none.
@@ -41,7 +48,7 @@ class Watchdog:
         self,
         classify: Classify,
         threads: Callable[[], Iterable[threading.Thread]],
-        report: Callable[[str], None],
+        report: Report,
         metrics: Metrics,
         *,
         stall_timeout_s: float,
@@ -52,6 +59,7 @@ class Watchdog:
         self._report = report
         self._metrics = metrics
         self._stall_timeout_s = stall_timeout_s
+        self._said = ""
         self._stopped = threading.Event()
         self._golden = GoldenCheck(classify, metrics, golden_interval_s)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -66,15 +74,20 @@ class Watchdog:
         self._thread.join()  # it blocks on nothing
 
     def _watch(self) -> None:
-        said = ""
         while not self._stopped.wait(min(MAX_PERIOD_S, self._stall_timeout_s / LOOKS_PER_TIMEOUT)):
-            self._golden.follow()
-            stuck = self._stuck()
-            self._metrics.engine_stalled(bool(stuck))
-            trouble = stuck or self._dead() or self._golden.wrong
-            if trouble != said:
-                said = trouble
-                self._report(trouble)
+            try:
+                self._look()
+            except Exception:  # such as no thread to be had for a check; the next look may work
+                logger.exception("looking after the server failed")
+
+    def _look(self) -> None:
+        stuck = self._stuck()
+        self._metrics.engine_stalled(bool(stuck))
+        trouble = stuck or self._dead() or self._golden.wrong
+        if trouble != self._said:
+            self._said = trouble
+            self._report(trouble, stuck=bool(stuck))
+        self._golden.follow()
 
     def _stuck(self) -> str:
         began = min(self._classify.batcher.oldest_inference_began, self._golden.running_since)
@@ -106,7 +119,7 @@ class GoldenCheck:
         self._metrics = metrics
         self._interval_s = interval_s
         self._began = time.monotonic()
-        self._model = classify.model  # was checked when it was loaded
+        self._checked = ""  # version of the model that was checked last
         self._thread: threading.Thread | None = None
         self.wrong = ""
 
@@ -120,11 +133,12 @@ class GoldenCheck:
         """Begins a check if one is due and none runs."""
         model = self._classify.model
         # What another model got wrong says nothing of the one that took its place.
-        exchanged = bool(self.wrong) and model is not self._model
-        due = exchanged or time.monotonic() >= self._began + self._interval_s
-        if model is None or not self._interval_s or not due or self.running_since < float("inf"):
+        if model is None or not self._interval_s or self.running_since < float("inf"):
             return
-        self._model, self._began = model, time.monotonic()
+        exchanged = bool(self.wrong) and model.ref.version != self._checked
+        if not exchanged and time.monotonic() < self._began + self._interval_s:
+            return
+        self._checked, self._began = model.ref.version, time.monotonic()
         self._thread = threading.Thread(
             target=self._check, args=(model,), name="golden-check", daemon=True
         )

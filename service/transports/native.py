@@ -6,6 +6,7 @@ Every other method goes on to the grpcio server on a private Unix socket behind 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from service.call import Call
+from service.job import Refusal
 from service.metrics import Metrics
-from service.status import Status, too_large
+from service.status import REFUSALS, Status, too_large
 from service.transports import CLASSIFY, Limits, TransportError, socket_address
 
 if TYPE_CHECKING:
     from pygrpc_native._native import CallDetails
+
+logger = logging.getLogger(__name__)
 
 # In the state column of /proc/net/tcp.
 TCP_LISTEN = "0A"
@@ -149,8 +153,8 @@ class NativeTransport:
     def _new_thread(self) -> threading.Thread:
         return threading.Thread(target=self._serve, name="native", daemon=True)
 
-    async def flushed(self, grace_s: float) -> bool:
-        """Waits until the kernel has sent every answer; False if the grace ended first.
+    async def finished(self, grace_s: float) -> bool:
+        """Waits until every call is answered and sent; False if the grace ended first.
 
         The front tells when an answer was taken, not when it left, and closing it drops what a slow
         connection has not taken yet. A caller that stops reading altogether is not noticed.
@@ -158,11 +162,14 @@ class NativeTransport:
         give_up = time.monotonic() + grace_s
         quiet = 0
         while quiet < QUIET_POLLS:
-            quiet = 0 if unsent_bytes(self.port) else quiet + 1
+            quiet = 0 if self._unanswered() or unsent_bytes(self.port) else quiet + 1
             if time.monotonic() >= give_up:
                 return quiet > 0
             await asyncio.sleep(POLL_S)
         return True
+
+    def _unanswered(self) -> bool:
+        return any(not call.cancelled for call in list(self.calls.values()))
 
     def close(self) -> None:
         """Closes every connection."""
@@ -189,7 +196,18 @@ class NativeTransport:
                 self.calls[call_id] = call
                 burst.append(call)
             if burst:
-                self._hand_over(burst)
+                try:
+                    self._hand_over(burst)
+                except Exception:  # must not end the thread that every later call needs
+                    logger.exception("handing calls over failed; this is a bug")
+                    self._give_up(burst)
+
+    def _give_up(self, burst: list[Call]) -> None:
+        """Fails those calls of a burst that have no answer yet."""
+        left = list(self.calls.values())
+        for call in burst:
+            if call in left and not call.enqueued:
+                call.fail(Status(*REFUSALS[Refusal.FAILED]))
 
     def _hand_over(self, burst: list[Call]) -> None:
         self._metrics.started(len(burst))

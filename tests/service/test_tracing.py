@@ -147,6 +147,15 @@ def test_failed_calls_and_other_methods_have_spans_too(traced, collector, transp
     assert stream.parent_span_id == b""
 
 
+@TRANSPORTS
+def test_a_caller_can_not_write_into_the_log(traced, collector, transport):
+    server, _, stub = traced(transport)
+    metadata = [*TRACEPARENT, ("baggage", "no-equals-sign-hush" * 100)]
+    stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), metadata=metadata, timeout=30)
+    collector.wait_for(f"{SERVICE}/Classify")
+    assert "hush" not in server.log_text()
+
+
 def test_documented_spans_are_those_that_are_sent(traced, collector):
     _, _, stub = traced("native")
     stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), timeout=30)

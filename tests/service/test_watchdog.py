@@ -209,7 +209,7 @@ def watch(hot_path):
         reports = []
         watchdogs.append(
             Watchdog(
-                classify, threads, reports.append, metrics,
+                classify, threads, lambda trouble, stuck: reports.append(trouble), metrics,
                 stall_timeout_s=0.5, golden_interval_s=0.01,
             )
         )  # fmt: skip
@@ -261,3 +261,20 @@ def test_a_dead_thread_is_reported(watch):
     reports = watch(lambda: [dead])
     wait_until(lambda: reports)
     assert reports == ["thread slot-9 has died; this is a bug"]
+
+
+def test_the_watchdog_survives_a_look_that_fails(watch, caplog):
+    looks = []
+
+    def threads():
+        looks.append(1)
+        if len(looks) == 1:
+            raise RuntimeError("can't start new thread")
+        dead = threading.Thread(target=lambda: None, name="slot-9")
+        dead.start()
+        dead.join()
+        return [dead]
+
+    reports = watch(threads)
+    wait_until(lambda: reports)
+    assert "looking after the server failed" in caplog.text
