@@ -316,9 +316,26 @@ def test_other_content_is_refused_with_what_was_expected(web):
         assert "expected" in answer["error"]["message"]
 
 
-def test_a_page_from_elsewhere_is_refused(web):
-    status, _, answer = classify(web, SEVEN.read_bytes(), "image/png", sec_fetch_site="cross-site")
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+        {"origin": "http://elsewhere.example"},
+        {"origin": "http://127.0.0.1"},  # another port
+        {"origin": "null"},
+    ],
+    ids=str,
+)
+def test_a_page_from_elsewhere_is_refused(web, headers):
+    status, _, answer = classify(web, SEVEN.read_bytes(), "image/png", **headers)
     assert (status, answer["error"]["code"]) == (403, "FORBIDDEN")
+
+
+def test_a_page_of_this_server_is_answered_wherever_it_is_not_from_elsewhere(web):
+    behind_a_proxy = {"sec_fetch_site": "same-origin", "origin": "https://digits.example"}
+    for headers in ({"origin": web.http}, {"sec_fetch_site": "same-origin"}, behind_a_proxy):
+        assert classify(web, SEVEN.read_bytes(), "image/png", **headers)[0] == 200
 
 
 def test_where_tokens_are_needed_classify_needs_one_and_probes_do_not(start_server, tmp_path):
