@@ -182,6 +182,11 @@ class ServerConfig:
         "", "file of such variables, one NAME=VALUE a line; digits tune writes one"
     )
 
+    @property
+    def classifies_over_http(self) -> bool:
+        """Whether the HTTP port answers calls too."""
+        return self.http_classify or self.playground
+
 
 def flag_name(setting: Field[Any]) -> str:
     """``grpc_port`` is ``--grpc-port``."""
@@ -233,6 +238,11 @@ def _contradictions(config: ServerConfig) -> list[str]:
         errors.append(f"--tls-{given}: expected --tls-{lacking} beside it, got none")
     if config.tls_client_ca and not config.tls_cert:
         errors.append("--tls-client-ca: expected --tls-cert and --tls-key beside it, got none")
+    if config.tls_client_ca and config.classifies_over_http:
+        errors.append(
+            "--tls-client-ca: expected neither --http-classify nor --playground beside it, got "
+            "one, and the HTTP port asks nobody for a certificate"
+        )
     if config.tls_cert and config.transport == "native":
         errors.append(
             "--transport: expected auto or grpcio beside --tls-cert, got native, which has no TLS"

@@ -9,9 +9,14 @@ from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest, gzip_accepted
+from prometheus_client.openmetrics import exposition as openmetrics
 
-Encoder = Callable[[CollectorRegistry], bytes]
+# What can be had. A fixed set: what a scraper sends must not make more renderings.
+ENCODERS: dict[str, Callable[[CollectorRegistry], bytes]] = {
+    CONTENT_TYPE_PLAIN_0_0_4: generate_latest,
+    openmetrics.CONTENT_TYPE_LATEST: openmetrics.generate_latest,
+}
 # A rendering keeps the event loop from everything else for a few milliseconds. However many ask,
 # renderings take this share of its time at most.
 LOOP_SHARE = 0.25
@@ -29,36 +34,47 @@ class MetricsHandler:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._not_before = 0.0
-        # Content type and compression -> what makes it, and the outcome that scrapers wait for.
-        self._waiting: dict[tuple[str, bool], tuple[Encoder, asyncio.Future[bytes]]] = {}
+        # Content type and compression -> the outcome that scrapers wait for.
+        self._waiting: dict[tuple[str, bool], asyncio.Future[bytes]] = {}
 
     async def handle(self, request: web.Request) -> web.Response:
         """One scrape."""
-        encoder, content_type = choose_encoder(",".join(request.headers.getall("Accept", [])))
+        content_type = _content_type(",".join(request.headers.getall("Accept", [])))
         compressed = gzip_accepted(request.headers.get("Accept-Encoding", ""))
         # Shielded: a scraper that leaves does not take the others' rendering with it.
-        body = await asyncio.shield(self._next(encoder, (content_type, compressed)))
+        body = await asyncio.shield(self._next(content_type, compressed))
         response = web.Response(body=body, headers={"Content-Type": content_type})
         if compressed:
             response.headers["Content-Encoding"] = "gzip"
         return response
 
-    def _next(self, encoder: Encoder, key: tuple[str, bool]) -> asyncio.Future[bytes]:
+    def _next(self, content_type: str, compressed: bool) -> asyncio.Future[bytes]:
         loop = asyncio.get_running_loop()
+        key = content_type, compressed
         if not self._waiting:
             loop.call_at(max(loop.time(), self._not_before), self._render, loop)
         if key not in self._waiting:
-            self._waiting[key] = (encoder, loop.create_future())
-        return self._waiting[key][1]
+            self._waiting[key] = loop.create_future()
+        return self._waiting[key]
 
     def _render(self, loop: asyncio.AbstractEventLoop) -> None:
         began = time.monotonic()
         waiting, self._waiting = self._waiting, {}
-        for (_, compressed), (encoder, outcome) in waiting.items():
+        for (content_type, compressed), outcome in waiting.items():
             try:
-                body = encoder(self._registry)
+                body = ENCODERS[content_type](self._registry)
                 outcome.set_result(gzip.compress(body) if compressed else body)
             except Exception as error:  # goes to those who wait
                 outcome.set_exception(error)
         took_s = time.monotonic() - began
         self._not_before = loop.time() + took_s / LOOP_SHARE
+
+
+def _content_type(accept: str) -> str:
+    """OpenMetrics 1.0.0 if that, or OpenMetrics of no version, is among what is accepted."""
+    for accepted in accept.replace(" ", "").split(","):
+        kind, *parameters = accepted.split(";")
+        versions = [text for text in parameters if text.startswith("version=")]
+        if kind == "application/openmetrics-text" and versions in ([], ["version=1.0.0"]):
+            return openmetrics.CONTENT_TYPE_LATEST
+    return CONTENT_TYPE_PLAIN_0_0_4

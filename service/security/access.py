@@ -48,12 +48,8 @@ class Access:
         self._tokens = TokenFile(Path(config.auth_token_file)) if config.auth_token_file else None
         rate = config.rate_limit_images_per_s
         self.rate_limit = RateLimit(rate, time.monotonic) if rate else None
-        if self._tokens and not self.tls and not is_loopback(config.host):
-            logger.warning(
-                "--auth-token-file without --tls-cert on %s: whoever can read the network's "
-                "traffic can read the tokens",
-                config.host,
-            )
+        if self._tokens:
+            _warn_of_plaintext(config)
 
     def guard(self, classify: Classify, listeners: Sequence[RpcListener]) -> Guard | None:
         """What stands before ``classify`` and the other methods; None when everybody may call."""
@@ -88,3 +84,20 @@ class Access:
                     continue
                 if changed is not None:
                     self._metrics.credential_load(kind, "loaded" if changed else "refused")
+
+
+def _warn_of_plaintext(config: ServerConfig) -> None:
+    """Tells where tokens would cross a network as they are."""
+    ports = []
+    if not config.tls_cert:
+        ports.append(("without --tls-cert", config.host))
+    if config.classifies_over_http:
+        ports.append(("with --http-classify, which has no TLS,", config.http_host or config.host))
+    for how, host in ports:
+        if not is_loopback(host):
+            logger.warning(
+                "--auth-token-file %s on %s: whoever can read the network's traffic can read the "
+                "tokens",
+                how,
+                host,
+            )

@@ -23,6 +23,7 @@ from service.metrics import METHODS
 from service.security import tokens as tokens_module
 from service.security.rotation import CredentialError
 from service.security.tokens import MAX_TOKENS, MIN_CHARS, TokenFile, shown_digest
+from tests.certificates import Authority
 from tests.conftest import SAMPLES, start_process, wait_until
 from tests.service.test_overload import dropped
 from tests.service.test_rpc import (
@@ -310,6 +311,21 @@ def test_token_on_plaintext_to_elsewhere_is_warned_about(guarded):
     assert warning.startswith("--auth-token-file without --tls-cert on 0.0.0.0")
 
 
+@pytest.mark.parametrize("flag", ["--http-classify", "--playground"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plaintext", "TLS"])
+def test_token_on_plaintext_http_to_elsewhere_is_warned_about(guarded, tmp_path, flag, tls):
+    flags = ["--http-host=0.0.0.0", flag]
+    if tls:
+        certificate, key = Authority(tmp_path, "root").issue("server")
+        flags += [f"--tls-cert={certificate}", f"--tls-key={key}"]
+    server, _ = guarded("auto", *flags)
+    entries = [json.loads(line) for line in server.log_text().splitlines()]
+    [warning] = [entry["message"] for entry in entries if entry["level"] == "warning"]
+    assert warning.startswith(
+        "--auth-token-file with --http-classify, which has no TLS, on 0.0.0.0"
+    )
+
+
 def test_log_names_callers_and_never_their_tokens(guarded):
     server, channel = guarded("auto", "--request-log-per-s=100")
     for token in (ANNA, BERT):
@@ -329,9 +345,10 @@ def test_log_names_callers_and_never_their_tokens(guarded):
     assert not any(token in server.log_text() for token in (ANNA, BERT, "y" * 64))
 
 
-def test_nothing_is_warned_about_on_this_machine(guarded):
-    server, _ = guarded("auto")
-    assert "--tls-cert" not in server.log_text()
+@pytest.mark.parametrize("flags", [["--http-classify"], ["--http-host=0.0.0.0"]], ids=str)
+def test_nothing_is_warned_about_where_tokens_stay_on_this_machine(guarded, flags):
+    server, _ = guarded("auto", *flags)
+    assert "can read the tokens" not in server.log_text()
 
 
 RATE = 50  # images a second, and so at once
@@ -370,6 +387,14 @@ def test_bad_request_costs_its_caller_nothing(guarded):
         error = refused(classify, pixels(b"bad"), metadata=bearer(ANNA))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert classify(pixels(IMAGE), metadata=bearer(ANNA)).predictions
+
+
+def test_files_are_paid_for_before_they_are_looked_at(guarded):
+    _, channel = guarded("auto", "--rate-limit-images-per-s=1")
+    classify = stub_of(channel).Classify
+    junk = partial(refused, classify, encoded(*[b"no image"] * 60), metadata=bearer(ANNA))
+    assert junk().code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert junk().code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # for a minute
 
 
 def test_client_waits_as_long_as_the_rate_limit_asks(guarded):

@@ -113,6 +113,10 @@ def test_env_file_that_is_wrong_is_named(tmp_path, text, message):
 
 
 TLS = ["--tls-cert=cert.pem", "--tls-key=key.pem"]
+WITHOUT_CERTIFICATE = (
+    "--tls-client-ca: expected neither --http-classify nor --playground beside it, got one, and "
+    "the HTTP port asks nobody for a certificate"
+)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +128,8 @@ TLS = ["--tls-cert=cert.pem", "--tls-key=key.pem"]
             ["--tls-client-ca=ca.pem"],
             "--tls-client-ca: expected --tls-cert and --tls-key beside it, got none",
         ),
+        ([*TLS, "--tls-client-ca=ca.pem", "--http-classify"], WITHOUT_CERTIFICATE),
+        ([*TLS, "--tls-client-ca=ca.pem", "--playground"], WITHOUT_CERTIFICATE),
         (
             [*TLS, "--transport=native"],
             "--transport: expected auto or grpcio beside --tls-cert, got native, which has no TLS",
@@ -141,6 +147,7 @@ def test_settings_that_contradict_each_other_are_an_error(argv, message):
 def test_settings_that_go_together_are_none():
     argv = [*TLS, "--tls-client-ca=ca", "--auth-token-file=t", "--rate-limit-images-per-s=5"]
     assert load_config(argv, {}).tls_client_ca == "ca"
+    assert load_config([*TLS, "--playground"], {}).tls_cert == "cert.pem"
 
 
 def test_security_can_not_be_switched_off_by_an_empty_value():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import re
 import shutil
+from dataclasses import replace
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"
 )
 TIMEOUT_MS = 30_000
+PLAIN_NAME = "digits.test"  # of this machine, though a browser can not know
 NOTHING = "\u2013"  # the page's dash
 # A 3, in parts of the drawing area.
 THREE = [
@@ -34,8 +37,10 @@ THREE = [
 def browser():
     with sync_api.sync_playwright() as playwright:
         # Without its sandbox: a container's root has none to use, and only our own page is opened.
-        arguments = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
-        chromium = playwright.chromium.launch(timeout=120_000, **arguments)
+        arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {PLAIN_NAME} 127.0.0.1"]
+        chromium = playwright.chromium.launch(
+            timeout=120_000, executable_path=CHROMIUM, args=arguments
+        )
         yield chromium
         chromium.close()
 
@@ -92,6 +97,18 @@ def draw(page, points):
 
 def expect_digit(page, digit):
     expect(page.locator("#digit")).to_have_text(str(digit), timeout=TIMEOUT_MS)
+
+
+def test_it_works_under_a_name_that_browsers_do_not_trust(open_page, playground):
+    """Over plain HTTP from elsewhere: they tell the server the page's origin, and no more."""
+    url = f"http://{PLAIN_NAME}:{urlsplit(playground.http).port}"
+    sent = []
+    page = open_page(replace(playground, http=url))
+    page.on("request", lambda request: sent.append(request.all_headers()))
+    draw(page, THREE)
+    expect_digit(page, 3)
+    assert sent[-1]["origin"] == url
+    assert "sec-fetch-site" not in sent[-1]
 
 
 def test_drawing_a_3_shows_a_3_and_how_it_came_about(open_page, playground):

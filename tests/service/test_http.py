@@ -20,6 +20,8 @@ import psutil
 import pytest
 from aiohttp import ClientSession
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.parser import text_fd_to_metric_families
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
@@ -103,6 +105,24 @@ def test_openmetrics_is_sent_to_those_who_ask_for_it(web):
     assert headers["Content-Type"].startswith("application/openmetrics-text")
     families = {family.name for family in text_fd_to_metric_families(io.StringIO(body.decode()))}
     assert {"digits_batch_size", "grpc_server_handled", "digits_model_info"} <= families
+
+
+@pytest.mark.parametrize("version", ["abc", "9.9", "1.0.0.77", "0.0.1", ""])
+def test_a_version_that_is_not_ours_gets_the_text_format(web, version):
+    accept = f"application/openmetrics-text; version={version}"
+    status, headers, body = ask(web, "/metrics", accept=accept)
+    assert (status, headers["Content-Type"]) == (200, CONTENT_TYPE_PLAIN_0_0_4)
+    assert b"digits_batch_size" in body
+
+
+def test_whoever_takes_openmetrics_among_others_gets_it(web):
+    any_version = "application/openmetrics-text"
+    prometheus_3 = (
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+        "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;q=0.3,*/*;q=0.1"
+    )
+    for accept in (any_version, f"text/plain, {any_version}; version=1.0.0", prometheus_3):
+        assert ask(web, "/metrics", accept=accept)[1]["Content-Type"] == CONTENT_TYPE_LATEST
 
 
 def test_metrics_are_compressed_on_request(web):
@@ -296,9 +316,26 @@ def test_other_content_is_refused_with_what_was_expected(web):
         assert "expected" in answer["error"]["message"]
 
 
-def test_a_page_from_elsewhere_is_refused(web):
-    status, _, answer = classify(web, SEVEN.read_bytes(), "image/png", sec_fetch_site="cross-site")
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+        {"origin": "http://elsewhere.example"},
+        {"origin": "http://127.0.0.1"},  # another port
+        {"origin": "null"},
+    ],
+    ids=str,
+)
+def test_a_page_from_elsewhere_is_refused(web, headers):
+    status, _, answer = classify(web, SEVEN.read_bytes(), "image/png", **headers)
     assert (status, answer["error"]["code"]) == (403, "FORBIDDEN")
+
+
+def test_a_page_of_this_server_is_answered_wherever_it_is_not_from_elsewhere(web):
+    behind_a_proxy = {"sec_fetch_site": "same-origin", "origin": "https://digits.example"}
+    for headers in ({"origin": web.http}, {"sec_fetch_site": "same-origin"}, behind_a_proxy):
+        assert classify(web, SEVEN.read_bytes(), "image/png", **headers)[0] == 200
 
 
 def test_where_tokens_are_needed_classify_needs_one_and_probes_do_not(start_server, tmp_path):
@@ -468,12 +505,15 @@ def test_renderings_for_scrapes_take_a_bounded_share_of_the_loop(together):
     registry = CollectorRegistry()
     registry.register(Slow())
 
+    def accept(number):  # each another version
+        return {"Accept": f"application/openmetrics-text; version=1.{number}"}
+
     async def run():
         async with port(registry=registry) as (url, _), ClientSession() as client:
             began.clear()  # registering looks once
             for _ in range(5):
                 answers = await asyncio.gather(
-                    *(client.get(f"{url}/metrics") for _ in range(together))
+                    *(client.get(f"{url}/metrics", headers=accept(n)) for n in range(together))
                 )
                 assert {answer.status for answer in answers} == {200}
 
