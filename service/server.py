@@ -224,7 +224,7 @@ class Server:
             describe=partial(
                 describe, self._classify, f"{self._transport} ({self._transport_reason})"
             ),
-            classify=self._receive if config.http_classify or config.playground else None,
+            classify=self._receive if config.classifies_over_http else None,
             requests_per_s=config.http_classify_rate,
             playground=config.playground,
         )
