@@ -32,7 +32,7 @@ from dnslib import QTYPE, RR, A, DNSRecord
 from dnslib.server import BaseResolver, DNSHandler, DNSLogger, DNSServer
 
 from benchmarks.harness import CLASSIFY_PATH, BenchmarkError, ServerProcess, running_server
-from digits.client import CHANNEL_OPTIONS
+from digits.channel import CHANNEL_OPTIONS
 from digits.v1 import digits_pb2
 
 AGE_S = 5.0

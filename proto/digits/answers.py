@@ -1,16 +1,14 @@
-"""What a call brings: a ``Classification``, or a ``DigitError`` that says why there is none."""
+"""What a call brings, as Python objects."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 
+from digits.errors import DigitError, item_error
 from digits.v1 import digits_pb2
 
 
@@ -56,10 +54,13 @@ class Classification:
 
     Attributes:
         predictions: One an image, in order.
-        model: What made them.
-        queue_us: Microseconds in the server's queue.
-        inference_us: Microseconds of inference.
-        batch_images: Images in the batch that held this call's, other callers' included.
+        model: What made them; of a large input, what made the last of them.
+        queue_us: Microseconds in the server's queue; of several requests the longest.
+        inference_us: Microseconds of inference, of all requests.
+        batch_images: Images in the largest batch that held one of this call's, other callers'
+            included.
+        models: Everything that made one of them, in order. That is more than ``model`` only where
+            the input took several requests, and these met servers with different models.
     """
 
     predictions: list[Prediction]
@@ -67,6 +68,7 @@ class Classification:
     queue_us: int
     inference_us: int
     batch_images: int
+    models: tuple[Model, ...]
 
     @property
     def digits(self) -> list[int]:
@@ -74,68 +76,16 @@ class Classification:
         return [prediction.digit for prediction in self.predictions]
 
 
-class DigitError(RuntimeError):
-    """A call that did not succeed.
-
-    Attributes:
-        code: gRPC status code.
-        message: The server's message.
-        violations: With INVALID_ARGUMENT, what was wrong with each field.
-        retry_after_s: When the server asked to come back, or None.
-    """
-
-    def __init__(self, error: Any) -> None:  # grpc.RpcError or AioRpcError: no common interface
-        self.code: grpc.StatusCode = error.code()
-        self.message: str = error.details() or ""
-        super().__init__(f"{self.code.name}: {self.message}")
-        self.violations: dict[str, str] = {}
-        self.retry_after_s: float | None = None
-        for key, value in error.trailing_metadata() or ():
-            if key == "grpc-status-details-bin":
-                self._read_details(value)
-
-    def _read_details(self, serialised: bytes) -> None:
-        bad_request = error_details_pb2.BadRequest()
-        retry_info = error_details_pb2.RetryInfo()
-        try:
-            for detail in status_pb2.Status.FromString(serialised).details:
-                if detail.Unpack(bad_request):
-                    self.violations = {v.field: v.description for v in bad_request.field_violations}
-                elif detail.Unpack(retry_info):
-                    self.retry_after_s = retry_info.retry_delay.ToNanoseconds() / 1e9
-        except DecodeError:
-            return  # not from this server; code and message still tell
-
-
-class _ItemRefusal:
-    """A StreamError, as an RPC's error tells it."""
-
-    def __init__(self, error: digits_pb2.StreamError) -> None:
-        self._error = error
-
-    def code(self) -> grpc.StatusCode:
-        unknown = grpc.StatusCode.UNKNOWN
-        return next((c for c in grpc.StatusCode if c.value[0] == self._error.code), unknown)
-
-    def details(self) -> str:
-        return self._error.message
-
-    def trailing_metadata(self) -> None:
-        return None
-
-
 def item_answer(response: digits_pb2.ClassifyStreamResponse) -> Classification | DigitError:
     """An answer of a stream as Python objects."""
     if response.HasField("response"):
         return classification(response.response)
-    refusal = DigitError(_ItemRefusal(response.error))
-    if response.error.retry_after_ms:
-        refusal.retry_after_s = response.error.retry_after_ms / 1000
-    return refusal
+    return item_error(response.error)
 
 
 def classification(response: digits_pb2.ClassifyResponse) -> Classification:
     """A response as Python objects."""
+    model = served_model(response.model)
     return Classification(
         predictions=[
             Prediction(
@@ -146,10 +96,25 @@ def classification(response: digits_pb2.ClassifyResponse) -> Classification:
             )
             for p in response.predictions
         ],
-        model=served_model(response.model),
+        model=model,
         queue_us=response.timing.queue_us,
         inference_us=response.timing.inference_us,
         batch_images=response.timing.batch_images,
+        models=(model,),
+    )
+
+
+def joined(parts: Sequence[Classification]) -> Classification:
+    """The answers to the requests of one input, at least one, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Classification(
+        predictions=[prediction for part in parts for prediction in part.predictions],
+        model=parts[-1].model,
+        queue_us=max(part.queue_us for part in parts),
+        inference_us=sum(part.inference_us for part in parts),
+        batch_images=max(part.batch_images for part in parts),
+        models=tuple(dict.fromkeys(part.model for part in parts)),
     )
 
 

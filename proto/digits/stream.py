@@ -1,4 +1,4 @@
-"""What a stream that outlives its server needs: what has no answer yet, and how long to try again.
+"""What a stream that outlives its server needs: what has no answer yet.
 
 A server that stops ends its streams once what it took is answered; what was on its way to it is
 lost unless the client sends it again.
@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Generic, TypeVar
 
-# As in the client's retry policy for single calls.
-INITIAL_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 # Requests that are sent ahead of their answers at most: enough to keep a server busy, and a bound
 # on what is kept here to be sent again. gRPC's own would be megabytes for each hop.
 AHEAD = 64
@@ -150,38 +147,3 @@ class AsyncBacklog(Backlog[T]):
             self._end(error)
         finally:
             self._taking = None
-
-
-class Patience:
-    """When a refused stream is tried again.
-
-    Args:
-        give_up_s: Seconds of nothing but refusals after which it is not.
-        timeout_s: Seconds that the whole sequence may take, or None.
-    """
-
-    def __init__(self, give_up_s: float, timeout_s: float | None) -> None:
-        self._give_up_s = give_up_s
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self.renew()
-
-    def renew(self) -> None:
-        """There was an answer."""
-        self._refused_since: float | None = None
-        self._backoff_s = INITIAL_BACKOFF_S
-
-    def time_left_s(self) -> float | None:
-        """Seconds to the deadline, None without one."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def wait_s(self, asked_s: float | None) -> float | None:
-        """Seconds to wait after a refusal that asked for ``asked_s``; None to give up."""
-        again = time.monotonic() + (self._backoff_s if asked_s is None else asked_s)
-        if self._refused_since is None:
-            self._refused_since = time.monotonic()
-        self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
-        if again > self._refused_since + self._give_up_s:
-            return None
-        if self._deadline is not None and again > self._deadline:
-            return None
-        return max(0.0, again - time.monotonic())

@@ -1,0 +1,162 @@
+"""What callers have, arrays, PIL images, paths, contents of files, as requests of bounded size."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from digits.v1 import digits_pb2
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+# Raw pixels, one image or several.
+Image: TypeAlias = npt.NDArray[np.uint8]
+# Raw pixels, or a picture of one digit that the server is to find: a path, the content of a file,
+# or a PIL image.
+Picture: TypeAlias = "Image | str | Path | bytes | PilImage"
+Pictures: TypeAlias = "Picture | Iterable[Picture]"
+
+IMAGE_BYTES = 784
+# Files are decoded on the server one after another: many small requests keep more of it busy. The
+# second bound keeps a few photos under the pixels that a request may unfold to.
+MAX_FILES = 64
+MAX_FILE_BYTES = 2**20
+# Modes that PNG has; a PIL image of another one is sent in colours.
+PNG_MODES = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"}
+
+
+def classify_requests(pictures: Pictures, images: int) -> Iterator[digits_pb2.ClassifyRequest]:
+    """Requests for the pictures, in order; a path is read when it is its turn.
+
+    Args:
+        pictures: See ``DigitClient.classify``.
+        images: How many a request holds at most. Files are 64 at most, and a request of several
+            has at most 1 MiB of them.
+
+    Yields:
+        At least one request: nothing at all is for the server to refuse.
+
+    Raises:
+        TypeError: If something is no picture, or an array is not uint8.
+        ValueError: If an array has another shape.
+        OSError: If a file can not be read.
+    """
+    held: list[bytes] = []
+    held_size, held_raw, sent = 0, True, False
+    for raw, content in _contents(pictures):
+        full = len(held) == (images if raw else min(images, MAX_FILES))
+        heavy = not raw and held_size + len(content) > MAX_FILE_BYTES
+        if held and (full or heavy or raw != held_raw):
+            yield _request(held, raw=held_raw)
+            held, held_size, sent = [], 0, True
+        held.append(content)
+        held_size, held_raw = held_size + len(content), raw
+    if held or not sent:
+        yield _request(held, raw=held_raw)
+
+
+def one_request(images: Image) -> digits_pb2.ClassifyRequest:
+    """One request of raw pixels, however many; see ``DigitClient.classify`` for the errors."""
+    return digits_pb2.ClassifyRequest(pixels=_checked(images).tobytes())
+
+
+def several_files(files: Sequence[str | Path | bytes]) -> Sequence[str | Path | bytes]:
+    """The same.
+
+    Raises:
+        TypeError: If one path or content is given in place of a sequence of them.
+    """
+    if isinstance(files, (str, bytes, Path)):
+        raise TypeError(
+            f"files: expected a sequence of paths or bytes, got one {type(files).__name__}"
+        )
+    return files
+
+
+def _request(contents: list[bytes], *, raw: bool) -> digits_pb2.ClassifyRequest:
+    if raw:
+        return digits_pb2.ClassifyRequest(pixels=b"".join(contents))
+    return digits_pb2.ClassifyRequest(encoded=digits_pb2.EncodedImages(files=contents))
+
+
+def _contents(pictures: Pictures) -> Iterator[tuple[bool, bytes]]:
+    """Each picture as bytes, and whether these are raw pixels."""
+    if isinstance(pictures, (np.ndarray, np.generic)):
+        pixels = memoryview(_checked(pictures).tobytes())
+        for start in range(0, len(pixels), IMAGE_BYTES):
+            yield True, bytes(pixels[start : start + IMAGE_BYTES])
+    elif isinstance(pictures, bytes):
+        yield False, pictures
+    elif isinstance(pictures, (str, Path)):
+        yield False, Path(pictures).read_bytes()
+    elif _is_pil(pictures):
+        yield False, _as_png(pictures)
+    elif isinstance(pictures, Iterable):
+        for picture in pictures:
+            yield from _contents(picture)
+    else:
+        got = type(pictures).__name__
+        raise TypeError(f"images: expected arrays, PIL images, paths or bytes, got {got}")
+
+
+def _checked(images: Any) -> Image:
+    array = np.asarray(images)
+    if array.dtype != np.uint8:
+        raise TypeError(f"images: expected dtype uint8 (0 to 255), got {array.dtype}")
+    if array.shape[-2:] != (28, 28) and (array.ndim != 2 or array.shape[1] != IMAGE_BYTES):
+        raise ValueError(
+            f"images: expected shape [28, 28], [N, 28, 28] or [N, 784], got {list(array.shape)}; "
+            "digits.images.normalise brings pictures of any size to [28, 28]"
+        )
+    if array.ndim > 3:
+        raise ValueError(f"images: expected at most 3 dimensions, got {list(array.shape)}")
+    return array
+
+
+def _is_pil(picture: Any) -> bool:
+    """Whether it is a PIL image. Who has one has imported Pillow, which nobody else needs."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(picture, pillow.Image)
+
+
+def _as_png(picture: Any) -> bytes:
+    from PIL import ImageOps  # noqa: PLC0415 - as above
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode not in PNG_MODES:
+        picture = picture.convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)  # the way to the server is short
+    return file.getvalue()
+
+
+class Ahead:
+    """Requests that are sent ahead of their answers: what goes wrong with them waits its turn."""
+
+    def __init__(self, requests: Iterator[digits_pb2.ClassifyRequest]) -> None:
+        self._requests = requests
+        self._failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[digits_pb2.ClassifyRequest]:
+        return self
+
+    def __next__(self) -> digits_pb2.ClassifyRequest:
+        try:
+            return next(self._requests)
+        except StopIteration:
+            raise
+        except Exception as error:  # whatever the caller's pictures raise
+            self._failure = error
+            raise StopIteration from None
+
+    def finish(self) -> None:
+        """Raises what ended the requests, if it was not their end."""
+        if self._failure is not None:
+            raise self._failure
