@@ -1,92 +1,150 @@
-"""``digits classify``: asks a server about image files."""
+"""``digits classify``: asks a server about pictures."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
-from digits.client import DEFAULT_ADDRESS, Classification, DigitClient, DigitError, Tls
-from service.security.rotation import CredentialError
-from service.security.tokens import first_token
+from digits.client import DigitClient, DigitError, Progress, progress_bar
+from service.connection import CALL_ERRORS, add_connection_flags, connect, explained
+from service.outcomes import Failure, Outcome, outcomes
+from service.pictures import STDIN, Item, PicturesError, Watched, items_of
+from service.printing import Printer, printer
+
+# More pictures than this are drawn only when asked for.
+FEW = 4
+EPILOG = """\
+exit status:
+  0  every picture was classified
+  1  a picture could not be read or was refused, or the server could not be asked
+  2  misused
+"""
 
 
 def classify_files(argv: list[str]) -> int:
-    """Prints a prediction for each file; returns 0, 1 if the call failed, 2 if misused."""
-    parser = argparse.ArgumentParser(
-        prog="digits classify", description="Classifies image files of one digit each."
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="PNG, JPEG, WebP or BMP")
-    parser.add_argument(
-        "--address", default=DEFAULT_ADDRESS, help=f"host:port (default {DEFAULT_ADDRESS})"
-    )
-    parser.add_argument("--timeout-s", type=float, default=10.0, help="deadline (default 10)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--tls-ca", metavar="FILE", help="PEM roots of the server's certificate")
-    parser.add_argument("--tls-cert", metavar="FILE", help="PEM certificate to show (mutual TLS)")
-    parser.add_argument("--tls-key", metavar="FILE", help="PEM private key of --tls-cert")
-    parser.add_argument("--token-file", metavar="FILE", help="shows the first token in it")
+    """Prints a prediction for each picture; returns the exit status."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
+    if bool(arguments.files) == bool(arguments.watch):
+        got = "both" if arguments.files else "neither"
+        parser.error(f"expected FILE ... or --watch DIR, got {got}")
+    if arguments.files.count(STDIN) > 1:
+        parser.error("-: expected once, got it again")
     try:
-        with _client(parser, arguments) as client:
-            answer = client.classify_files(arguments.files)
+        with connect(arguments) as client:
+            if arguments.watch:
+                return _watch(client, arguments)
+            return _classify(client, arguments)
+    except PicturesError as error:
+        return _failed(error)
     except ValueError as error:
         parser.error(str(error))
-    except (OSError, CredentialError, DigitError) as error:
-        print(f"digits classify: {_explain(error, arguments.files)}", file=sys.stderr)
-        return 1
-    print(
-        _as_json(arguments.files, answer) if arguments.json else _as_table(arguments.files, answer)
+    except CALL_ERRORS as error:
+        return _failed(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="digits classify",
+        description="Classifies pictures of one digit each, and images of MNIST's idx files.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return 0
-
-
-def _client(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> DigitClient:
-    tls = None
-    if arguments.tls_ca:
-        tls = Tls(ca=arguments.tls_ca, cert=arguments.tls_cert, key=arguments.tls_key)
-    elif arguments.tls_cert or arguments.tls_key:
-        parser.error("--tls-cert and --tls-key: expected --tls-ca beside them, got none")
-    token = first_token(Path(arguments.token_file)) if arguments.token_file else None
-    return DigitClient(arguments.address, timeout_s=arguments.timeout_s, tls=tls, token=token)
-
-
-def _explain(error: OSError | CredentialError | DigitError, files: list[str]) -> str:
-    """The error with the file's name where the server could only know its place in the request."""
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}"
-    message = str(error)
-    for index, name in enumerate(files):
-        message = message.replace(f"encoded.files[{index}]", name)
-    return message
-
-
-def _as_table(files: list[str], answer: Classification) -> str:
-    width = max(len("file"), *(len(name) for name in files))
-    lines = [f"{'file':<{width}}  digit  confidence  runner-up"]
-    for name, prediction in zip(files, answer.predictions, strict=True):
-        second = int(prediction.probabilities.argsort()[-2])
-        runner_up = f"{second} ({prediction.probabilities[second]:.2%})"
-        lines.append(
-            f"{name:<{width}}  {prediction.digit:>5}  {prediction.confidence:>10.2%}  {runner_up}"
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="PNG, JPEG, WebP, BMP, idx or idx.gz; a folder of pictures; a pattern such as "
+        "'scans/**/*.png'; or - for standard input",
+    )
+    parser.add_argument(
+        "--watch", metavar="DIR", help="classify pictures that appear in DIR until Ctrl-C"
+    )
+    parser.add_argument(
+        "--interval-s", type=float, default=0.5, metavar="S", help="between looks (default 0.5)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("json", "print JSON; with --watch an object a line"),
+        ("csv", "print CSV"),
+    ):
+        form.add_argument(
+            f"--{name}", dest="form", action="store_const", const=name, default="table", help=text
         )
-    model = answer.model
-    lines.append(
-        f"\nmodel {model.name}/{model.version} {model.precision} {model.sha256[:12]} on "
-        f"{model.execution_provider}, inference {answer.inference_us} us"
+    parser.add_argument(
+        "--pictures",
+        action=argparse.BooleanOptionalAction,
+        help=f"draw in the table what the network saw (default: of {FEW} pictures at most)",
     )
-    return "\n".join(lines)
+    add_connection_flags(parser)
+    return parser
 
 
-def _as_json(files: list[str], answer: Classification) -> str:
-    predictions = [
-        {
-            "file": name,
-            "digit": prediction.digit,
-            "confidence": prediction.confidence,
-            "probabilities": [float(p) for p in prediction.probabilities],
-        }
-        for name, prediction in zip(files, answer.predictions, strict=True)
-    ]
-    return json.dumps({"predictions": predictions, "model": vars(answer.model)}, indent=2)
+def _classify(client: DigitClient, arguments: argparse.Namespace) -> int:
+    items = items_of(arguments.files)
+    output = printer(arguments.form, items, pictures=_drawn(arguments, len(items)), endless=False)
+    failures = 0
+    with _progress(arguments.form, len(items)) as progress:
+        for outcome in outcomes(client, items):
+            failures += _print(outcome, output)
+            progress(1)
+    output.end()
+    return 1 if failures else 0
+
+
+def _watch(client: DigitClient, arguments: argparse.Namespace) -> int:
+    """Until Ctrl-C, which is how it ends well."""
+    if not 0.05 <= arguments.interval_s <= 3600:
+        raise ValueError(f"--interval-s: expected 0.05 to 3600, got {arguments.interval_s:g}")
+    watched = Watched(Path(arguments.watch))
+    output = printer(arguments.form, [], pictures=_drawn(arguments, 0), endless=True)
+    print(f"digits classify: watching {arguments.watch}, Ctrl-C ends it", file=sys.stderr)
+    try:
+        while True:
+            time.sleep(arguments.interval_s)
+            for path in watched.ready():
+                try:
+                    for outcome in outcomes(client, [Item(str(path), path)]):
+                        _print(outcome, output)
+                except DigitError as error:  # not about this file: the next look tries again
+                    _failed(error)
+                    break
+                watched.done(path)
+    except KeyboardInterrupt:
+        output.end()
+        return 0
+
+
+def _progress(form: str, pictures: int) -> AbstractContextManager[Progress]:
+    """A bar, unless there is little to wait for, or the rows on the terminal tell as much."""
+    if pictures <= FEW or (sys.stdout.isatty() and form != "json"):
+        return nullcontext(lambda _: None)
+    return progress_bar(pictures, what="pictures")
+
+
+def _drawn(arguments: argparse.Namespace, pictures: int) -> bool:
+    """Whether a table of so many pictures shows them."""
+    has_pillow = find_spec("PIL") is not None
+    if arguments.pictures and not has_pillow:
+        raise PicturesError("--pictures: Pillow is not installed: pip install pillow")
+    if arguments.pictures is None:
+        return has_pillow and pictures <= FEW
+    return bool(arguments.pictures)
+
+
+def _print(outcome: Outcome, output: Printer) -> bool:
+    """Prints one outcome; whether it is a failure."""
+    if isinstance(outcome, Failure):
+        print(f"digits classify: {outcome.item.name}: {outcome.reason}", file=sys.stderr)
+        return True
+    output.row(outcome.item, outcome.prediction, outcome.model)
+    return False
+
+
+def _failed(error: Exception) -> int:
+    print(f"digits classify: {explained(error)}", file=sys.stderr)
+    return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -14,11 +15,27 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: digits COMMAND ...
 
-  digits serve [FLAG ...]        serve the model over gRPC; digits serve --help lists the flags
-  digits classify FILE ...       ask a server about image files; digits classify --help
+  digits serve [FLAG ...]        serve the model over gRPC
+  digits classify FILE ...       ask a server about pictures: files, folders, idx files, stdin
+  digits info                    tell which model a server serves
+  digits health                  ask a server for its health, for scripts and probes
   digits top                     watch a running server in the terminal
   digits tune                    find this machine's best settings, write them as an env file
+
+Each explains itself: digits COMMAND --help. Exit status: 0 done, 1 failed, 2 misused; digits
+health has its own.
 """
+
+
+COMMANDS = {
+    "classify": ("service.classify_command", "classify_files"),
+    "info": ("service.info_command", "info"),
+    "health": ("service.health_command", "health"),
+    "top": ("service.top", "top"),
+    "tune": ("service.tune", "tune"),
+}
+# What a command needs beyond the bare install.
+EXTRAS = {"top": "top", "tune": "cpu"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,22 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command == "serve":
         return _serve(rest)
-    if command == "classify":
-        from service.classify_command import classify_files
-
-        return classify_files(rest)
-    if command == "top":
+    if command in COMMANDS:
+        module, function = COMMANDS[command]
         try:
-            from service.top import top
+            run = getattr(importlib.import_module(module), function)
         except ImportError as error:
-            install = "pip install 'digits-serving[top]'"
-            print(f"digits top: {error.name} is not installed: {install}", file=sys.stderr)
+            install = f"pip install 'digits-serving[{EXTRAS.get(command, 'cpu')}]'"
+            print(f"digits {command}: {error.name} is not installed: {install}", file=sys.stderr)
             return 1
-        return top(rest)
-    if command == "tune":
-        from service.tune import tune
-
-        return tune(rest)
+        return int(run(rest))
     asked = command in ("-h", "--help", "help")
     print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

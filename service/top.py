@@ -18,7 +18,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from digits.client import DEFAULT_ADDRESS, DigitClient, DigitError
+from digits.client import DigitClient, DigitError
+from service.connection import CALL_ERRORS, add_connection_flags, connect, explained
 from service.scrape import Change, Scrape, ScrapeError, scrape
 
 DEFAULT_URL = "http://127.0.0.1:8080/metrics"
@@ -39,30 +40,34 @@ def top(argv: list[str]) -> int:
     parser.add_argument(
         "--metrics", default=DEFAULT_URL, help=f"URL of /metrics (default {DEFAULT_URL})"
     )
-    parser.add_argument(
-        "--address", default=DEFAULT_ADDRESS, help=f"gRPC host:port (default {DEFAULT_ADDRESS})"
-    )
     parser.add_argument("--interval-s", type=float, default=1.0, help="between looks (default 1)")
     parser.add_argument("--once", action="store_true", help="print one view and exit")
+    add_connection_flags(parser, timeout_s=2.0)
     arguments = parser.parse_args(argv)
     if not 0.1 <= arguments.interval_s <= 3600:
         parser.error(f"--interval-s: expected 0.1 to 3600, got {arguments.interval_s:g}")
-    view = View(arguments.metrics, arguments.address)
-    console = Console()
     try:
-        if arguments.once or not (console.is_terminal and sys.stdin.isatty()):
-            view.read()
-            time.sleep(arguments.interval_s)
-            view.read()
-            console.print(view.render())
-        else:
-            _show(view, console, arguments.interval_s)
-    except ScrapeError as error:
-        print(f"digits top: {error}", file=sys.stderr)
+        with connect(arguments) as client:
+            _run(View(arguments.metrics, client), arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    except (ScrapeError, *CALL_ERRORS) as error:
+        print(f"digits top: {explained(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def _run(view: View, arguments: argparse.Namespace) -> None:
+    console = Console()
+    if arguments.once or not (console.is_terminal and sys.stdin.isatty()):
+        view.read()
+        time.sleep(arguments.interval_s)
+        view.read()
+        console.print(view.render())
+    else:
+        _show(view, console, arguments.interval_s)
 
 
 def _show(view: View, console: Console, interval_s: float) -> None:
@@ -98,12 +103,12 @@ class View:
 
     Args:
         url: Its /metrics.
-        address: Its gRPC address, for GetModel.
+        client: For GetModel.
     """
 
-    def __init__(self, url: str, address: str) -> None:
+    def __init__(self, url: str, client: DigitClient) -> None:
         self._url = url
-        self._address = address
+        self._client = client
         self._scrapes: deque[Scrape] = deque(maxlen=2)
         self._calls: deque[float] = deque(maxlen=HISTORY)
         self._model = ""
@@ -127,7 +132,7 @@ class View:
             self._calls.append(Change(*self._scrapes).rate("grpc_server_handled_total"))
         sha256 = reading.labels("digits_model_info").get("sha256", "")
         if sha256 != self._asked_about:
-            self._asked_about, self._model = sha256, _described_model(self._address)
+            self._asked_about, self._model = sha256, _described_model(self._client)
 
     def render(self) -> RenderableType:
         """The whole view, for 80 columns and 24 rows."""
@@ -239,13 +244,12 @@ def _process(change: Change, after: Scrape) -> Panel:
     return Panel(table, title="process", height=BATCH_ROWS + 2)
 
 
-def _described_model(address: str) -> str:
+def _described_model(client: DigitClient) -> str:
     """Name, version and accuracy; what is wrong if the server can not be asked."""
     try:
-        with DigitClient(address, timeout_s=2) as client:
-            model, manifest = client.get_model()
+        model, manifest = client.get_model()
     except DigitError as error:
-        return f"GetModel at {address}: {error.code.name},"
+        return f"GetModel at {error.address}: {error.code.name},"
     accuracy = manifest["accuracy"]["accuracy"]
     return f"{model.name}/{model.version} (accuracy {accuracy:.2%})"
 

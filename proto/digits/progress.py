@@ -29,8 +29,16 @@ def progress_bar(total: int | None = None, *, what: str = "images") -> Iterator[
     except ImportError:
         yield lambda _: None
         return
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), what, TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    bar = Bar(
+        BarColumn(),
+        MofNCompleteColumn(),
+        what,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # may be a file
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
         task = bar.add_task(what, total=total)
         yield lambda images: bar.advance(task, images)

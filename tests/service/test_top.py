@@ -92,16 +92,17 @@ def rendered(view):
 
 
 def test_the_view_fits_a_small_terminal_and_tells_what_goes_on(server, sample):
-    view = View(f"{server.http}/metrics", server.address)
-    view.read()
     with DigitClient(server.address) as client:
+        view = View(f"{server.http}/metrics", client)
+        view.read()
         for _ in range(5):
             client.classify(sample["images"][:32])
         with pytest.raises(Exception, match="INVALID_ARGUMENT"):
             client.classify_files([__file__])
-    url = f"{server.http}/metrics"
-    wait_until(lambda: scrape(url).value("grpc_server_handled_total", grpc_code="INVALID_ARGUMENT"))
-    view.read()
+        url = f"{server.http}/metrics"
+        refused = {"grpc_code": "INVALID_ARGUMENT"}
+        wait_until(lambda: scrape(url).value("grpc_server_handled_total", **refused))
+        view.read()
     text = rendered(view)
     lines = text.splitlines()
     assert len(lines) <= 24
@@ -116,11 +117,12 @@ def test_the_view_fits_a_small_terminal_and_tells_what_goes_on(server, sample):
 
 def test_a_server_that_went_away_is_told_and_the_last_figures_stay(start_server):
     server = start_server()
-    view = View(f"{server.http}/metrics", server.address)
-    view.read()
-    server.stop()
-    with pytest.raises(ScrapeError):
+    with DigitClient(server.address) as client:
+        view = View(f"{server.http}/metrics", client)
         view.read()
+        server.stop()
+        with pytest.raises(ScrapeError):
+            view.read()
     assert "UNREACHABLE" in rendered(view)
 
 

@@ -1,0 +1,170 @@
+"""How ``digits classify`` prints answers: a table with pictures, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from digits.client import Model, Prediction
+from service.pictures import Item
+
+# Both halves of a character, from the upper pixel and the lower one.
+HALVES = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
+# Lighter ink is not drawn.
+DRAWN_FROM = 96
+# Columns of a terminal that are left for names.
+MAX_NAME = 40
+
+
+class Printer(Protocol):
+    """Takes answers as they come."""
+
+    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
+        """One picture was classified."""
+
+    def end(self) -> None:
+        """There are no more."""
+
+
+def printer(form: str, items: list[Item], *, pictures: bool, endless: bool) -> Printer:
+    """The printer of a form: table, json or csv.
+
+    Args:
+        form: Its name.
+        items: What will be printed, as far as it is known, for the width of the names.
+        pictures: Whether a table shows what the network saw.
+        endless: Whether there is no last row to wait for.
+    """
+    if form == "table":
+        return TablePrinter([item.name for item in items], pictures=pictures)
+    if form == "csv":
+        return CsvPrinter()
+    return JsonLinesPrinter() if endless else JsonPrinter()
+
+
+class TablePrinter:
+    """A line for each picture, and below it, where asked for, the picture itself."""
+
+    def __init__(self, names: list[str], *, pictures: bool) -> None:
+        longest = max(map(len, names), default=MAX_NAME)
+        self._width = min(MAX_NAME, max(len("file"), longest))
+        self._pictures = pictures
+        self._models: list[Model] = []
+
+    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
+        """See ``Printer.row``."""
+        if not self._models:
+            print(f"{'file':<{self._width}}  digit  confidence  score  runner-up")
+        if model not in self._models:
+            self._models.append(model)
+        second = int(prediction.probabilities.argsort()[-2])
+        score = prediction.digit_score
+        print(
+            f"{_shortened(item.name, self._width):<{self._width}}  {prediction.digit:>5}  "
+            f"{prediction.confidence:>10.2%}  {'-' if score is None else f'{score:.2f}':>5}  "
+            f"{second} ({prediction.probabilities[second]:.2%})"
+        )
+        if self._pictures:
+            print("\n".join(f"  {line}" for line in drawn(seen(item))))
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """See ``Printer.end``."""
+        for number, model in enumerate(self._models):
+            print(
+                f"{'' if number else chr(10)}model {model.name}/{model.version} {model.precision} "
+                f"{model.sha256[:12]} on {model.execution_provider}"
+            )
+
+
+class JsonPrinter:
+    """One document: predictions, and the models that made them."""
+
+    def __init__(self) -> None:
+        self._predictions: list[dict[str, Any]] = []
+        self._models: list[Model] = []
+
+    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
+        """See ``Printer.row``."""
+        self._predictions.append(_fields(item, prediction, model))
+        if model not in self._models:
+            self._models.append(model)
+
+    def end(self) -> None:
+        """See ``Printer.end``."""
+        models = [vars(model) for model in self._models]
+        print(json.dumps({"predictions": self._predictions, "models": models}, indent=2))
+
+
+class JsonLinesPrinter:
+    """One object a line, as soon as it is there."""
+
+    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
+        """See ``Printer.row``."""
+        print(json.dumps(_fields(item, prediction, model)), flush=True)
+
+    def end(self) -> None:
+        """See ``Printer.end``."""
+
+
+class CsvPrinter:
+    """A header, then a line for each picture."""
+
+    def __init__(self) -> None:
+        self._writer = csv.writer(sys.stdout, lineterminator="\n")
+        probabilities = [f"probability_{digit}" for digit in range(10)]
+        self._writer.writerow(
+            ["file", "digit", "confidence", "digit_score", "model_version", *probabilities]
+        )
+
+    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
+        """See ``Printer.row``."""
+        fields = _fields(item, prediction, model)
+        self._writer.writerow([*list(fields.values())[:-1], *fields["probabilities"]])
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """See ``Printer.end``."""
+
+
+def seen(item: Item) -> npt.NDArray[np.uint8]:
+    """uint8[28, 28]: what the network saw of a picture; the server makes the same of it."""
+    if isinstance(item.picture, np.ndarray):
+        return item.picture
+    from digits.images import normalise  # noqa: PLC0415 - needs Pillow
+
+    return normalise(item.picture)
+
+
+def drawn(image: npt.NDArray[np.uint8]) -> Iterator[str]:
+    """Lines of half blocks: two rows of pixels each, without the empty ones above and below."""
+    ink = image >= DRAWN_FROM
+    rows = np.flatnonzero(ink.any(axis=1))
+    if not rows.size:
+        yield "(no ink)"
+        return
+    for row in range(rows[0] // 2 * 2, rows[-1] + 1, 2):
+        halves = zip(ink[row].tolist(), ink[row + 1].tolist(), strict=True)
+        yield "".join(HALVES[pair] for pair in halves).rstrip()
+
+
+def _fields(item: Item, prediction: Prediction, model: Model) -> dict[str, Any]:
+    return {
+        "file": item.name,
+        "digit": prediction.digit,
+        "confidence": prediction.confidence,
+        "digit_score": prediction.digit_score,
+        "model_version": model.version,
+        "probabilities": [float(p) for p in prediction.probabilities],
+    }
+
+
+def _shortened(name: str, width: int) -> str:
+    """The end of a long name, which tells it from its neighbours."""
+    return name if len(name) <= width else "…" + name[1 - width :]
