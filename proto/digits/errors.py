@@ -23,6 +23,7 @@ HINTS = (
     (Code.UNAVAILABLE, "WRONG_VERSION_NUMBER", "the server does not speak TLS"),
     (Code.UNAVAILABLE, "handshake", "one side speaks TLS and the other does not, or not so"),
     (Code.UNAVAILABLE, "Socket closed", "does the server want TLS?"),
+    (Code.UNAVAILABLE, "lookup", "the name has no address"),
     (Code.UNAVAILABLE, "DNS", "the name has no address"),
     (Code.UNAUTHENTICATED, "", "the server wants a token that it knows"),
     (Code.UNIMPLEMENTED, "", "another gRPC server, or an older one"),

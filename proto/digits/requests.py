@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 Picture: TypeAlias = "Image | str | Path | bytes | PilImage"
 Pictures: TypeAlias = "Picture | Iterable[Picture]"
 
+T = TypeVar("T")
+
 IMAGE_BYTES = 784
 # Files are decoded on the server one after another: many small requests keep more of it busy. The
 # second bound keeps a few photos under the pixels that a request may unfold to.
@@ -30,6 +32,35 @@ MAX_FILES = 64
 MAX_FILE_BYTES = 2**20
 # Modes that PNG has; a PIL image of another one is sent in colours.
 PNG_MODES = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"}
+
+
+class Ahead(Generic[T]):
+    """What is taken ahead of the answers to what came before: if it fails, that waits its turn.
+
+    Attributes:
+        failure: What ended it, if it was not its end.
+    """
+
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source = source
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            return next(self._source)
+        except StopIteration:
+            raise
+        except Exception as error:  # whatever the caller's pictures raise
+            self.failure = error
+            raise StopIteration from None
+
+    def finish(self) -> None:
+        """Raises the failure, if there was one."""
+        if self.failure is not None:
+            raise self.failure
 
 
 def classify_requests(pictures: Pictures, images: int) -> Iterator[digits_pb2.ClassifyRequest]:
@@ -50,7 +81,8 @@ def classify_requests(pictures: Pictures, images: int) -> Iterator[digits_pb2.Cl
     """
     held: list[bytes] = []
     held_size, held_raw, sent = 0, True, False
-    for raw, content in _contents(pictures):
+    contents = Ahead(_contents(pictures))
+    for raw, content in contents:
         full = len(held) == (images if raw else min(images, MAX_FILES))
         heavy = not raw and held_size + len(content) > MAX_FILE_BYTES
         if held and (full or heavy or raw != held_raw):
@@ -58,8 +90,9 @@ def classify_requests(pictures: Pictures, images: int) -> Iterator[digits_pb2.Cl
             held, held_size, sent = [], 0, True
         held.append(content)
         held_size, held_raw = held_size + len(content), raw
-    if held or not sent:
+    if held or not (sent or contents.failure):
         yield _request(held, raw=held_raw)
+    contents.finish()
 
 
 def one_request(images: Image) -> digits_pb2.ClassifyRequest:
@@ -135,28 +168,3 @@ def _as_png(picture: Any) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)  # the way to the server is short
     return file.getvalue()
-
-
-class Ahead:
-    """Requests that are sent ahead of their answers: what goes wrong with them waits its turn."""
-
-    def __init__(self, requests: Iterator[digits_pb2.ClassifyRequest]) -> None:
-        self._requests = requests
-        self._failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[digits_pb2.ClassifyRequest]:
-        return self
-
-    def __next__(self) -> digits_pb2.ClassifyRequest:
-        try:
-            return next(self._requests)
-        except StopIteration:
-            raise
-        except Exception as error:  # whatever the caller's pictures raise
-            self._failure = error
-            raise StopIteration from None
-
-    def finish(self) -> None:
-        """Raises what ended the requests, if it was not their end."""
-        if self._failure is not None:
-            raise self._failure

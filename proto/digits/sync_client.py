@@ -80,8 +80,8 @@ class DigitClient(Client):
             The answer to each request, of ``request_images`` images at most, in order.
 
         Raises:
-            Exception: As from ``classify``, and what ``images`` raised; after the answers to all
-                requests before.
+            Exception: As from ``classify``, and what ``images`` raised; after the answers to what
+                came before.
         """
         requests = Ahead(classify_requests(images, self._request_images))
         match list(islice(requests, 2)):
