@@ -1,0 +1,131 @@
+"""The bare install, in environments of its own, with the oldest and the newest gRPC it allows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SAMPLES
+
+# The floors of pyproject.toml, and whatever is newest.
+OLDEST = ["grpcio==1.76.*", "protobuf==6.31.1"]
+NEWEST = ["grpcio", "protobuf"]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+SOURCES = (
+    "proto",
+    "service",
+    "training",
+    "export",
+    "hatch_build.py",
+    "pyproject.toml",
+    "README.md",
+)
+ABSENT = {"onnxruntime", "pillow", "torch", "prometheus-client", "pygrpc-native", "rich"}
+
+SCRIPT = """
+import asyncio, json, sys
+import google.protobuf, grpc, numpy as np
+from digits.client import AsyncDigitClient, DigitClient, DigitError, progress_bar
+
+address, path = sys.argv[1:]
+images = np.zeros((600, 28, 28), np.uint8)
+images[:, 4:24, 13:15] = 255  # a one
+
+async def ask():
+    async with AsyncDigitClient(address) as client:
+        return (await client.classify([path, images[0]])).digits
+
+with DigitClient(address) as client, progress_bar(len(images)) as progress:
+    many = client.classify(images, progress=progress).digits
+    file = client.classify(path).digits
+    streamed = [answer.digits for answer in client.classify_stream([images[:2], images[2]])]
+    try:
+        client.classify(b"nonsense")
+    except DigitError as error:
+        violations = list(error.violations)
+print(json.dumps({
+    "versions": [grpc.__version__, google.protobuf.__version__], "file": file, "many": many,
+    "streamed": streamed, "both": asyncio.run(ask()), "violations": violations,
+    "server": [name for name in ("onnxruntime", "PIL", "torch") if name in sys.modules],
+}))
+"""
+
+
+def run(command, **options):
+    """What it prints; PYTHONPATH would show it the source tree."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        **options,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this tree, or a skip where its build can not be set up."""
+    folder = tmp_path_factory.mktemp("wheel")
+    probe = [
+        *PIP,
+        "download",
+        "--retries=0",
+        "--timeout=10",
+        "--no-deps",
+        "-d",
+        folder,
+        "hatchling",
+    ]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("pip reaches no index")
+    tree = folder / "tree"
+    tree.mkdir()
+    for name in SOURCES:
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tree / name)
+    for stub in tree.glob("proto/digits/v1/*_pb2*"):
+        stub.unlink()  # the build makes them
+    run([*PIP, "wheel", "--no-deps", "-w", folder, tree])
+    [built] = folder.glob("digits_serving-*.whl")
+    return built
+
+
+@pytest.mark.parametrize("versions", [OLDEST, NEWEST], ids=["oldest", "newest"])
+def test_client_in_a_clean_environment_calls_a_server(versions, wheel, start_server, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv/bin/python"
+    run([*PIP, "--python", python, "install", wheel, *versions])
+    listed = json.loads(run([*PIP, "--python", python, "list", "--format=json"]))
+    installed = {package["name"].lower(): package["version"] for package in listed}
+    assert not ABSENT & installed.keys()
+    assert len(installed) <= 8
+
+    server = start_server()
+    sample = str(SAMPLES / "7.png")
+    answer = json.loads(run([python, "-c", SCRIPT, server.address, sample], cwd=tmp_path))
+    assert answer["versions"] == [installed["grpcio"], installed["protobuf"]]
+    if versions is OLDEST:
+        assert installed["grpcio"].startswith("1.76.")
+    assert answer["file"] == [7]
+    assert answer["many"] == [1] * 600
+    assert answer["streamed"] == [[1, 1], [1]]
+    assert answer["both"] == [7, 1]
+    assert answer["violations"] == ["encoded.files[0]"]
+    assert answer["server"] == []
+
+    digits, address = Path(python).with_name("digits"), ["--address", server.address]
+    assert "  7  " in run([digits, "classify", *address, sample], cwd=tmp_path)
+    assert "digits/" in run([digits, "info", *address], cwd=tmp_path)
+    assert run([digits, "health", "--timeout-s=10", *address], cwd=tmp_path) == "SERVING\n"

@@ -1,0 +1,90 @@
+"""The examples of docs/clients.md, run as they stand, but for the address."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+DEFAULT = "127.0.0.1:50051"
+INSTALL_TIMEOUT_S = 120
+
+
+def blocks(language):
+    text = (ROOT / "docs/clients.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def shell_block(program):
+    [block] = [block for block in blocks("sh") if block.startswith(f"{program} ")]
+    return block
+
+
+def output_of(command, **options):
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, **options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_python_examples(server):
+    classified, asked = (
+        output_of([sys.executable, "-W", "error::DeprecationWarning", "-c", code]).splitlines()
+        for code in (block.replace(DEFAULT, server.address) for block in blocks("python"))
+    )
+    assert classified[1] == "[7]"
+    assert [line.split()[0] for line in classified[2:4]] == ["1", "2"]
+    assert classified[-2].split()[0].isdecimal()
+    assert asked[0] == str(list(range(10)))
+    assert asked[1].startswith("INVALID_ARGUMENT {'encoded.files[0]'")
+
+
+@pytest.fixture(scope="module")
+def node_modules(tmp_path_factory):
+    """A folder with what the example needs, or a skip."""
+    if shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed")
+    folder = tmp_path_factory.mktemp("node")
+    [install] = [block for block in blocks("sh") if block.startswith("npm install ")]
+    quiet = ["--no-audit", "--no-fund", "--fetch-retries=0"]
+    try:
+        done = subprocess.run(
+            [*install.split(), *quiet],
+            cwd=folder, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm reaches no registry")
+    if done.returncode:
+        pytest.skip(f"npm reaches no registry: {done.stderr.strip()[-200:]}")
+    return folder / "node_modules"
+
+
+def test_node_example(server, node_modules):
+    [code] = blocks("js")
+    environment = {"NODE_PATH": str(node_modules), "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    lines = output_of(["node", "-e", code.replace(DEFAULT, server.address)], env=environment)
+    assert [line.split()[0] for line in lines.splitlines()] == ["7", "3"]
+
+
+def test_buf_curl_example(server):
+    if shutil.which("buf") is None:
+        pytest.skip("buf is not installed")
+    printed = output_of(["bash", "-e"], input=shell_block("buf").replace(DEFAULT, server.address))
+    assert '"digit":7' in printed.replace(" ", "")
+    assert '"manifestJson"' in printed
+
+
+def test_command_line_examples(server):
+    ours = rf"{sys.executable} -m service.cli \1 --address {server.address}"
+    script = re.sub(r"^digits (\w+)", ours, shell_block("digits"), flags=re.MULTILINE)
+    printed = output_of(["bash", "-e"], input=script)
+    assert "tests/samples/7.png      7" in printed
+    assert printed.count("tests/samples/3.png,3,") == 2
+    assert '"digit": 4' in printed
+    assert printed.endswith("SERVING\n")
