@@ -52,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             install = f"pip install 'digits-serving[{EXTRAS.get(command, 'cpu')}]'"
             print(f"digits {command}: {error.name} is not installed: {install}", file=sys.stderr)
             return 1
-        return int(run(rest))
+        try:
+            return int(run(rest))
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
     asked = command in ("-h", "--help", "help")
     print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

@@ -71,7 +71,7 @@ class TablePrinter:
             f"{second} ({prediction.probabilities[second]:.2%})"
         )
         if self._pictures:
-            print("\n".join(f"  {line}" for line in drawn(seen(item))))
+            print("\n".join(f"  {line}" for line in _picture(item)))
         sys.stdout.flush()
 
     def end(self) -> None:
@@ -131,6 +131,13 @@ class CsvPrinter:
 
     def end(self) -> None:
         """See ``Printer.end``."""
+
+
+def _picture(item: Item) -> Iterator[str]:
+    try:
+        yield from drawn(seen(item))
+    except (OSError, ValueError) as error:  # gone meanwhile, or a server that reads more than we
+        yield f"(not drawn: {error})"
 
 
 def seen(item: Item) -> npt.NDArray[np.uint8]:

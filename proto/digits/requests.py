@@ -31,7 +31,7 @@ IMAGE_BYTES = 784
 MAX_FILES = 64
 MAX_FILE_BYTES = 2**20
 # Modes that PNG has; a PIL image of another one is sent in colours.
-PNG_MODES = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"}
+PNG_MODES = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
 
 
 class Ahead(Generic[T]):
@@ -160,11 +160,14 @@ def _is_pil(picture: Any) -> bool:
 
 
 def _as_png(picture: Any) -> bytes:
+    """A file of the picture, turned as its EXIF data says, which PNG files are not asked for."""
     from PIL import ImageOps  # noqa: PLC0415 - as above
 
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "I":
+        picture = picture.convert("I;16")
     if picture.mode not in PNG_MODES:
-        picture = picture.convert("RGB")
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)  # the way to the server is short
     return file.getvalue()

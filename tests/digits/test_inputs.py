@@ -82,6 +82,39 @@ def test_every_kind_of_picture(server, sample, classify):
             assert classify(server.address, kind).digits == [7]
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "LA",
+        "La",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBa",
+        "CMYK",
+        "YCbCr",
+        "HSV",
+        "I",
+        "I;16",
+        "F",
+    ],
+)
+def test_pil_image_of_every_mode(server, mode):
+    with Image.open(FILES[7]) as image:
+        grey = image.convert("L")
+    via = {"PA": "P", "La": "LA", "RGBa": "RGBA", "HSV": "RGB", "YCbCr": "RGB", "P": "RGB"}.get(
+        mode
+    )
+    picture = (grey.convert(via) if via else grey).convert(mode)
+    if mode in ("I", "I;16"):
+        picture = Image.fromarray(np.array(grey).astype(np.uint16) * 257).convert(mode)
+    assert picture.mode == mode
+    assert blocking(server.address, picture).digits == [7]
+
+
 def test_pil_image_of_a_photo_is_turned_as_its_file_is(server, tmp_path):
     path = tmp_path / "seven.jpg"
     with Image.open(FILES[7]) as image:
