@@ -155,6 +155,13 @@ def test_passing_refusals_are_retried(reluctant, code):
     assert len(servicer.times) == 4
 
 
+def test_refusals_that_go_on_end_after_five_attempts(reluctant):
+    servicer, address = reluctant(grpc.StatusCode.UNAVAILABLE, 100)
+    with DigitClient(address) as client, pytest.raises(DigitError, match="not now"):
+        client.classify(np.zeros((28, 28), np.uint8))
+    assert len(servicer.times) == 5
+
+
 def test_large_calls_are_retried_too(reluctant):
     servicer, address = reluctant(grpc.StatusCode.UNAVAILABLE, 2)
     with DigitClient(address) as client:
