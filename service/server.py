@@ -22,6 +22,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service import oip
 from service.announce import announce
 from service.artifact import ArtifactError, KeyFileError
 from service.background import in_daemon_thread
@@ -35,8 +36,10 @@ from service.http import HttpServer, Offer
 from service.http.describe import describe
 from service.metrics import SERVICE, Metrics
 from service.model import ModelLoader, ServedModel
+from service.oip.servicer import InferenceService
 from service.private_folder import SOCKET, private_folder, remove
 from service.request_log import RequestLog
+from service.rpcs import Rpcs
 from service.security.access import Access
 from service.security.rotation import CredentialError
 from service.servicers import DigitClassifier, Health
@@ -80,7 +83,10 @@ class Server:
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._serving = asyncio.Event()
-        self._metrics = Metrics(triton_names=config.triton_metric_names)
+        self._metrics = Metrics(
+            triton_names=config.triton_metric_names,
+            services={oip.SERVICE: oip.METHODS} if config.oip else {},
+        )
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self._listeners: list[RpcListener] = [self._tracing] if self._tracing else []
         if config.request_log_per_s:
@@ -121,6 +127,7 @@ class Server:
             idle_s=config.stream_idle_s,
             guard=self._guard,
         )
+        self._inference = self._open_inference() if config.oip else None
         self._health = Health()
         self._alive = True
         self._transport, self._transport_reason = choose_transport(config)
@@ -157,6 +164,17 @@ class Server:
                 task.cancel()
             watchdog.stop()
             return await self._drain()
+
+    def _open_inference(self) -> InferenceService:
+        return InferenceService(
+            self._classify,
+            self._receive,
+            Rpcs(oip.SERVICE, self._metrics, self._listeners),
+            max_images=self._config.max_images_per_request,
+            max_queue_delay_ms=self._config.max_queue_delay_ms,
+            is_live=lambda: self._alive,
+            is_ready=self._is_ready,
+        )
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -239,9 +257,14 @@ class Server:
         server = BoundedServer(self._server, arrivals)
         service = grpc.method_handlers_generic_handler(SERVICE, handlers)
         server.add_generic_rpc_handlers((service,))
+        names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if self._inference is not None:
+            inference = self._inference.handlers()
+            service = grpc.method_handlers_generic_handler(oip.SERVICE, inference)
+            server.add_generic_rpc_handlers((service,))
+            names.append(oip.SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)  # type: ignore[arg-type]
 
     async def _serve(self, model: ServedModel) -> None:
@@ -343,6 +366,8 @@ class Server:
         give_up = time.monotonic() + self._config.grace_s
         answered = await in_daemon_thread(partial(self._classify.stop, self._config.grace_s))
         streams = await self._servicer.finished(max(0.0, give_up - time.monotonic()))
+        if self._inference is not None:
+            streams &= await self._inference.finished(max(0.0, give_up - time.monotonic()))
         sent = self._native is None or await self._native.flushed(give_up - time.monotonic())
         # Waits for what grpcio itself has not sent yet, then ends what is left.
         await self._server.stop(max(FLUSH_S, give_up - time.monotonic()))
