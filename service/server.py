@@ -39,7 +39,6 @@ from service.model import ModelLoader, ServedModel
 from service.oip.servicer import InferenceService
 from service.private_folder import SOCKET, private_folder, remove
 from service.request_log import RequestLog
-from service.rpcs import Rpcs
 from service.security.access import Access
 from service.security.rotation import CredentialError
 from service.servicers import DigitClassifier, Health
@@ -169,7 +168,8 @@ class Server:
         return InferenceService(
             self._classify,
             self._receive,
-            Rpcs(oip.SERVICE, self._metrics, self._listeners),
+            self._metrics,
+            self._listeners,
             max_images=self._config.max_images_per_request,
             max_queue_delay_ms=self._config.max_queue_delay_ms,
             is_live=lambda: self._alive,

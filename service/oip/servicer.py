@@ -17,15 +17,16 @@ from google.protobuf.message import Message
 from digits.oip import inference_pb2
 from digits.v1 import digits_pb2
 from service import wire
-from service.call import Call
+from service.call import Call, RpcListener
 from service.classify import Classify
 from service.job import Refusal
-from service.oip import METHODS, tensors
+from service.metrics import Metrics
+from service.oip import METHODS, SERVICE, tensors
 from service.oip.messages import Infer, check_model, infer_response, parse, read_infer
 from service.oip.statistics import Statistics
 from service.rpcs import Origin, Rpcs
-from service.status import InvalidRequestError, Status, unavailable
-from service.transports.grpcio import AsyncCall, Mailbox, trailing_metadata
+from service.status import InvalidRequestError, Status, refusal_status, unavailable
+from service.transports.grpcio import AsyncCall, Gatherer, Mailbox, trailing_metadata
 
 if TYPE_CHECKING:
     RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
@@ -62,7 +63,8 @@ class InferenceService:
     Args:
         classify: The model in service.
         receive: Takes bursts of calls.
-        rpcs: Counts them.
+        metrics: Counts them.
+        listeners: Are told how they end.
         max_images: Images in one request at most.
         max_queue_delay_ms: What ModelConfig says about batches.
         is_live: What ServerLive says.
@@ -73,7 +75,8 @@ class InferenceService:
         self,
         classify: Classify,
         receive: Callable[[Sequence[Call]], None],
-        rpcs: Rpcs,
+        metrics: Metrics,
+        listeners: Sequence[RpcListener],
         *,
         max_images: int,
         max_queue_delay_ms: float,
@@ -81,13 +84,14 @@ class InferenceService:
         is_ready: Callable[[], bool],
     ) -> None:
         self._classify = classify
-        self._receive = receive
-        self._rpcs = rpcs
+        self._metrics = metrics
+        self._rpcs = Rpcs(SERVICE, metrics, listeners)
         self._max_images = max_images
         self._max_queue_delay_ms = max_queue_delay_ms
         self._is_live = is_live
         self._is_ready = is_ready
         self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._gatherer = Gatherer(self._mailbox.loop, receive)
         self._reader = ThreadPoolExecutor(1, "oip-reader")
         self._reading_bytes = 0
         self._statistics = Statistics()
@@ -199,16 +203,11 @@ class InferenceService:
         infer = await self._read(request)
         if infer is None:
             item.refusal = Refusal.QUEUE_FULL
-            self._classify.refuse([item])
-        else:
-            item.request = wire.as_field_1(infer.pixels)
-            self._receive([item])
-        try:
-            answer = await item.outcome
-        finally:
-            item.cancelled = True  # of no effect once it is answered
-        if infer is None or isinstance(answer, Status):
-            assert isinstance(answer, Status)
+            self._metrics.dropped([item.refusal])
+            return refusal_status(item)
+        item.request = wire.as_field_1(infer.pixels)
+        answer = await self._gatherer.answer(item)
+        if isinstance(answer, Status):
             return answer
         predictions, rest = wire.decode_predictions(answer, infer.count)
         response = infer_response(infer, predictions, rest.model)
