@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import signal
 import socket
@@ -13,13 +14,15 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from digits.oip import inference_pb2, inference_pb2_grpc
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service import wire
 from service.oip import METHODS, SERVICE
 from service.oip.messages import infer_response, read_infer
-from service.status import NotServedError
+from service.status import InvalidRequestError, NotServedError
 from tests.conftest import start_process, wait_until
 from tests.service.test_lifecycle import endless_repository  # noqa: F401 - a fixture
 from tests.service.test_overload import LONG, busy, dropped  # noqa: F401 - a fixture
@@ -279,6 +282,17 @@ def test_malformed_bytes_are_refused_in_every_method(channel):
         assert error.details() == (
             f"request: expected a serialised {method}Request, got malformed bytes"
         )
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.sampled_from(FORMS), st.booleans(), st.integers(0, 120), st.binary(max_size=6))
+def test_spoilt_message_is_read_or_refused_as_invalid(form, raw, position, spoilt):
+    ref = digits_pb2.ModelRef(name="digits", version="4")
+    sound = infer(BLANK, raw=raw, form=form, id="x").SerializeToString()
+    message = sound[:position] + spoilt + sound[position + len(spoilt) :]
+    with contextlib.suppress(InvalidRequestError):
+        read = read_infer(message, ref, 4)
+        assert len(read.pixels) == 784 * read.count
 
 
 def test_model_that_does_not_serve_is_not_found(stub):
