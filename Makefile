@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 # Where a test or a training run finds data sets; torchvision downloads them when they are absent.
 export DIGITS_DATA ?= data
-INPUTS := pyproject.toml hatch_build.py proto/digits/v1/digits.proto
+INPUTS := pyproject.toml hatch_build.py $(wildcard proto/digits/*/*.proto)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve classify test lint format train export bench observe soak fuzz lock audit \
@@ -100,4 +100,4 @@ image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits
 
 clean: ## Remove the environment and caches; runs/ and data/ stay
 	rm -rf .venv .venv-checkov .fuzz .mypy_cache .pytest_cache .ruff_cache build dist benchmarks/results
-	rm -f proto/digits/v1/*_pb2*.py proto/digits/v1/*_pb2*.pyi
+	rm -f proto/digits/*/*_pb2*.py proto/digits/*/*_pb2*.pyi

@@ -7,6 +7,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+SOURCES = ("digits/v1/digits.proto", "digits/oip/inference.proto")
+
 
 class StubsHook(BuildHookInterface):
     """Runs protoc with ``proto/`` as include root and output root, so imports need no rewriting."""
@@ -15,8 +17,8 @@ class StubsHook(BuildHookInterface):
         from grpc_tools import protoc
 
         root = Path(self.root, "proto")
-        source = root / "digits/v1/digits.proto"
+        sources = [str(root / source) for source in SOURCES]
         outputs = [f"--{kind}_out={root}" for kind in ("python", "pyi", "grpc_python")]
-        if protoc.main(["protoc", f"-I{root}", *outputs, str(source)]):
-            raise RuntimeError(f"protoc failed on {source}")
-        build_data["artifacts"].append("/proto/digits/v1/*_pb2*")
+        if protoc.main(["protoc", f"-I{root}", *outputs, *sources]):
+            raise RuntimeError(f"protoc failed on {', '.join(sources)}")
+        build_data["artifacts"].append("/proto/digits/*/*_pb2*")

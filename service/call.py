@@ -69,6 +69,7 @@ class RpcListener(Protocol):
 
     def rpc(
         self,
+        service: str,
         method: str,
         code: StatusCode,
         *,

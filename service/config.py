@@ -178,6 +178,9 @@ class ServerConfig:
         False, "export nv_inference_* as well, for autoscalers and dashboards made for Triton"
     )
     reflection: bool = _setting(True, "serve gRPC reflection")
+    oip: bool = _setting(
+        True, "serve the Open Inference Protocol (KServe, Triton's clients) on the gRPC port"
+    )
     env_file: str = _setting(
         "", "file of such variables, one NAME=VALUE a line; digits tune writes one"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter as Counts
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from grpc import StatusCode
@@ -59,14 +59,20 @@ class Metrics:
 
     Args:
         triton_names: Whether to export Triton's ``nv_inference_*`` as well.
+        services: Methods of services beside our own, as ``METHODS`` tells them, by service.
     """
 
-    def __init__(self, *, triton_names: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        triton_names: bool = False,
+        services: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self._rpc_metrics()
+        self._rpc_metrics({SERVICE: METHODS, **(services or {})})
         self._batch_metrics()
         self._model_metrics()
         self._quality = Quality(self.registry)
@@ -76,7 +82,7 @@ class Metrics:
             self.registry.register(self._triton)
         self._last_failure_log = -FAILURE_LOG_INTERVAL_S
 
-    def _rpc_metrics(self) -> None:
+    def _rpc_metrics(self, services: Mapping[str, Mapping[str, str]]) -> None:
         labels = ["grpc_type", "grpc_service", "grpc_method"]
         started = Counter(
             "grpc_server_started_total", "RPCs begun.", labels, registry=self.registry
@@ -90,21 +96,22 @@ class Metrics:
         self._started = {}
         self._handled = {}
         self._handling = {}
-        for method, kind in METHODS.items():
-            values = (kind, SERVICE, method)
-            self._started[method] = started.labels(*values)
+        rpcs = [(name, *rpc) for name, methods in services.items() for rpc in methods.items()]
+        for service, method, kind in rpcs:
+            values = (kind, service, method)
+            self._started[service, method] = started.labels(*values)
             for code in StatusCode:
-                self._handled[method, code] = handled.labels(*values, code.name)
-            self._handling[method] = BulkHistogram(
+                self._handled[service, method, code] = handled.labels(*values, code.name)
+            self._handling[service, method] = BulkHistogram(
                 "grpc_server_handling_seconds",
                 "Seconds from arrival to answer.",
                 LATENCY_BUCKETS,
                 dict(zip(labels, values, strict=True)),
             )
         self.registry.register(MergedHistogram(list(self._handling.values())))
-        self._classify_started = self._started["Classify"]
-        self._classify_ok = self._handled["Classify", StatusCode.OK]
-        self._classify_handling = self._handling["Classify"]
+        self._classify_started = self._started[SERVICE, "Classify"]
+        self._classify_ok = self._handled[SERVICE, "Classify", StatusCode.OK]
+        self._classify_handling = self._handling[SERVICE, "Classify"]
 
     def _batch_metrics(self) -> None:
         self._images = Counter("digits_images_total", "Images answered.", registry=self.registry)
@@ -207,7 +214,7 @@ class Metrics:
 
     def handled(self, code: StatusCode, seconds: Sequence[float]) -> None:
         """Classify calls ended other than with OK, each after so long."""
-        self._handled["Classify", code].inc(len(seconds))
+        self._handled[SERVICE, "Classify", code].inc(len(seconds))
         self._classify_handling.observe_many(seconds)
 
     def batch(self, batch: Batch, answered: Sequence[Call], now: float) -> None:
@@ -234,14 +241,18 @@ class Metrics:
         if self._triton is not None:
             self._triton.dropped(refusals)
 
-    def rpc_started(self, method: str) -> None:
-        """An RPC other than Classify began."""
-        self._started[method].inc()
+    def knows(self, service: str, method: str) -> bool:
+        """Whether RPCs of this name are counted."""
+        return (service, method) in self._started
 
-    def rpc_handled(self, method: str, code: StatusCode, seconds: float) -> None:
+    def rpc_started(self, service: str, method: str) -> None:
+        """An RPC other than Classify began."""
+        self._started[service, method].inc()
+
+    def rpc_handled(self, service: str, method: str, code: StatusCode, seconds: float) -> None:
         """An RPC other than Classify ended."""
-        self._handled[method, code].inc()
-        self._handling[method].observe_many((seconds,))
+        self._handled[service, method, code].inc()
+        self._handling[service, method].observe_many((seconds,))
 
     def serving(self, model: ServedModel) -> None:
         """``model`` answers from now on."""

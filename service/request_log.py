@@ -59,6 +59,7 @@ class RequestLog:
 
     def rpc(
         self,
+        service: str,  # noqa: ARG002 - the method's name tells it
         method: str,
         code: StatusCode,
         *,

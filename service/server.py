@@ -22,6 +22,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from service import oip
 from service.announce import announce
 from service.artifact import ArtifactError, KeyFileError
 from service.background import in_daemon_thread
@@ -35,6 +36,7 @@ from service.http import HttpServer, Offer
 from service.http.describe import describe
 from service.metrics import SERVICE, Metrics
 from service.model import ModelLoader, ServedModel
+from service.oip.servicer import InferenceService
 from service.private_folder import SOCKET, private_folder, remove
 from service.request_log import RequestLog
 from service.security.access import Access
@@ -79,7 +81,10 @@ class Server:
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._serving = asyncio.Event()
-        self._metrics = Metrics(triton_names=config.triton_metric_names)
+        self._metrics = Metrics(
+            triton_names=config.triton_metric_names,
+            services={oip.SERVICE: oip.METHODS} if config.oip else {},
+        )
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self._listeners: list[RpcListener] = [self._tracing] if self._tracing else []
         if config.request_log_per_s:
@@ -120,6 +125,7 @@ class Server:
             idle_s=config.stream_idle_s,
             guard=self._guard,
         )
+        self._inference = self._open_inference() if config.oip else None
         self._health = Health()
         self._reflection: Reflection | None = None
         self._alive = True
@@ -157,6 +163,18 @@ class Server:
                 task.cancel()
             watchdog.stop()
             return await self._drain()
+
+    def _open_inference(self) -> InferenceService:
+        return InferenceService(
+            self._classify,
+            self._receive,
+            self._metrics,
+            self._listeners,
+            max_images=self._config.max_images_per_request,
+            max_queue_delay_ms=self._config.max_queue_delay_ms,
+            is_live=lambda: self._alive,
+            is_ready=self._is_ready,
+        )
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -239,9 +257,14 @@ class Server:
         server = BoundedServer(self._server, arrivals)
         service = grpc.method_handlers_generic_handler(SERVICE, handlers)
         server.add_generic_rpc_handlers((service,))
+        names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if self._inference is not None:
+            inference = self._inference.handlers()
+            service = grpc.method_handlers_generic_handler(oip.SERVICE, inference)
+            server.add_generic_rpc_handlers((service,))
+            names.append(oip.SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             self._reflection = Reflection(names)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(self._reflection, server)
 
@@ -346,6 +369,8 @@ class Server:
         give_up = time.monotonic() + self._config.grace_s
         answered = await in_daemon_thread(partial(self._classify.stop, self._config.grace_s))
         streams = await self._servicer.finished(max(0.0, give_up - time.monotonic()))
+        if self._inference is not None:
+            streams &= await self._inference.finished(max(0.0, give_up - time.monotonic()))
         sent = self._native is None or await self._native.finished(give_up - time.monotonic())
         # Waits for what grpcio itself has not sent yet, then ends what is left.
         await self._server.stop(max(FLUSH_S, give_up - time.monotonic()))

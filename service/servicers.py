@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -18,10 +17,10 @@ from service import wire
 from service.call import RpcListener
 from service.classify import Classify
 from service.job import Refusal
-from service.metrics import Metrics
+from service.metrics import SERVICE, Metrics
+from service.rpcs import Origin, Rpcs
 from service.security.guard import Guard
 from service.status import (
-    CLOCK_SLACK_S,
     REFUSALS,
     InvalidRequestError,
     Status,
@@ -38,31 +37,6 @@ if TYPE_CHECKING:
 else:  # generic in the stubs, not at run time
     from grpc import RpcMethodHandler
     from grpc.aio import ServicerContext
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who sent an RPC, and how long it waits for the answer.
-
-    Taken when the RPC begins: a stream's generator may be closed after its RPC has ended, and then
-    grpcio's context reads memory that was freed.
-
-    Attributes:
-        peer: The caller's address, as gRPC spells it.
-        metadata: Request metadata.
-        deadline: Monotonic seconds, or None.
-    """
-
-    peer: str
-    metadata: Sequence[Any]
-    deadline: float | None
-
-    @classmethod
-    def of(cls, context: ServicerContext) -> Origin:
-        """Of an RPC that has just begun."""
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
-        return cls(context.peer(), tuple(context.invocation_metadata() or ()), deadline)
 
 
 class DigitClassifier:
@@ -94,8 +68,7 @@ class DigitClassifier:
         self._max_streams = max_streams
         self._idle_s = idle_s
         self._max_ahead_bytes = max_ahead_images * wire.IMAGE_BYTES
-        self._metrics = metrics
-        self._listeners = listeners
+        self._rpcs = Rpcs(SERVICE, metrics, listeners)
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._closing = asyncio.Event()
         self._streams: set[asyncio.Task[Any]] = set()
@@ -118,7 +91,7 @@ class DigitClassifier:
         return not self._streams
 
     async def _get_model(self, request: bytes, context: ServicerContext) -> bytes:
-        with self._counting("GetModel", context, Origin.of(context)):
+        with self._rpcs.counting("GetModel", context, Origin.of(context)):
             return await self.get_model(request, context)
 
     async def _classify_stream(
@@ -126,40 +99,10 @@ class DigitClassifier:
     ) -> AsyncIterator[bytes]:
         origin = Origin.of(context)
         responses = self.classify_stream(requests, context, origin)
-        with self._counting("ClassifyStream", context, origin):
+        with self._rpcs.counting("ClassifyStream", context, origin):
             async with contextlib.aclosing(responses):
                 async for response in responses:
                     yield response
-
-    @contextlib.contextmanager
-    def _counting(self, method: str, context: ServicerContext, origin: Origin) -> Iterator[None]:
-        """Counts and logs an RPC. An interceptor would slow Classify down as well."""
-        began = time.monotonic()
-        self._metrics.rpc_started(method)
-        code = grpc.StatusCode.UNKNOWN
-        try:
-            yield
-            code = grpc.StatusCode.OK
-        except grpc.aio.AbortError:
-            code = _status_code(context.code())
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            late = time.monotonic() + CLOCK_SLACK_S
-            expired = origin.deadline is not None and late >= origin.deadline
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
-            raise
-        finally:
-            now = time.monotonic()
-            self._metrics.rpc_handled(method, code, now - began)
-            for listener in self._listeners:
-                listener.rpc(
-                    method,
-                    code,
-                    peer=origin.peer,
-                    metadata=origin.metadata,
-                    began=began,
-                    now=now,
-                )
 
     async def get_model(self, request: bytes, context: ServicerContext) -> bytes:
         """Which model serves; UNAVAILABLE while none does."""
@@ -265,10 +208,3 @@ class DigitClassifier:
         if self._guard is None:
             return ""
         return self._guard.caller(origin.metadata)
-
-
-def _status_code(code: Any) -> grpc.StatusCode:
-    """grpc.aio's context tells a number where the interface promises a StatusCode."""
-    if isinstance(code, grpc.StatusCode):
-        return code
-    return next(status for status in grpc.StatusCode if status.value[0] == code)

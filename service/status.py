@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -70,6 +71,8 @@ class Status:
 class InvalidRequestError(ValueError):
     """A request that no retry can help: names the field, what was expected and what came."""
 
+    code: ClassVar = StatusCode.INVALID_ARGUMENT
+
     def __init__(self, field: str, expected: str, got: str) -> None:
         super().__init__(f"{field}: expected {expected}, got {got}")
         self.field = field
@@ -77,13 +80,19 @@ class InvalidRequestError(ValueError):
         self.got = got
 
     def status(self) -> Status:
-        """INVALID_ARGUMENT with a BadRequest."""
+        """Its code with a BadRequest."""
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=self.field, description=str(self)
         )
         details = error_details_pb2.BadRequest(field_violations=[violation])
-        rich = _rich(StatusCode.INVALID_ARGUMENT, str(self), details)
+        rich = _rich(self.code, str(self), details)
         return replace(rich, violation=self)
+
+
+class NotServedError(InvalidRequestError):
+    """A request for something that is well named, and that this server does not have."""
+
+    code = StatusCode.NOT_FOUND
 
 
 def unavailable(reason: str) -> Status:

@@ -95,7 +95,7 @@ class Tracing:
         clock = _WallClock()
         for call in calls:
             if call.is_rpc:
-                span = self._begin("Classify", call.peer, call.metadata, clock(call.received))
+                span = self._begin_classify(call, clock)
                 if span.is_recording():
                     span.set_attribute("digits.images", call.count)
                     span.set_attribute("digits.model.version", batch.source.ref.version)
@@ -106,13 +106,14 @@ class Tracing:
         """See ``RpcListener.failed``."""
         clock = _WallClock()
         for call in calls:
-            span = self._begin("Classify", call.peer, call.metadata, clock(call.received))
+            span = self._begin_classify(call, clock)
             span.set_attribute("digits.images", call.count)
             self._end_badly(span, code, message)
             _end(span, code, clock(now))
 
     def rpc(
         self,
+        service: str,
         method: str,
         code: StatusCode,
         *,
@@ -123,23 +124,29 @@ class Tracing:
     ) -> None:
         """See ``RpcListener.rpc``."""
         clock = _WallClock()
-        span = self._begin(method, peer, metadata, clock(began))
+        span = self._begin(service, method, peer, metadata, clock(began))
         self._end_badly(span, code, "")
         _end(span, code, clock(now))
 
-    def _begin(self, method: str, peer: str, metadata: Iterable[Any], start_ns: int) -> Span:
+    def _begin_classify(self, call: Call, clock: _WallClock) -> Span:
+        start_ns = clock(call.received)
+        return self._begin(SERVICE, "Classify", call.peer, call.metadata, start_ns)
+
+    def _begin(
+        self, service: str, method: str, peer: str, metadata: Iterable[Any], start_ns: int
+    ) -> Span:
         """A span under the caller's, if the caller sent one."""
         # Baggage is used nowhere, and OpenTelemetry writes a malformed one into the log, whole.
         carrier = {
             key: value for key, value, *_ in metadata if key != "baggage" and isinstance(value, str)
         }
         return self._tracer.start_span(
-            f"{SERVICE}/{method}",
+            f"{service}/{method}",
             context=self._extract(carrier),
             kind=self._trace.SpanKind.SERVER,
             attributes={
                 "rpc.system": "grpc",
-                "rpc.service": SERVICE,
+                "rpc.service": service,
                 "rpc.method": method,
                 "network.peer.address": peer,
             },

@@ -94,6 +94,22 @@ def encode_predictions(probabilities: npt.NDArray[np.float32]) -> bytes:
     return bytes(buffer)
 
 
+def decode_predictions(
+    response: bytes, count: int
+) -> tuple[npt.NDArray[np.void], digits_pb2.ClassifyResponse]:
+    """The inverse of ``encode_predictions``, of an answer to raw pixels.
+
+    Args:
+        response: Serialised ClassifyResponse.
+        count: How many predictions it begins with.
+
+    Returns:
+        PREDICTION[count], and what follows them.
+    """
+    records = np.frombuffer(response, PREDICTION, count)
+    return records, digits_pb2.ClassifyResponse.FromString(response[records.nbytes :])
+
+
 def with_scores(predictions: bytes, plausibility: npt.NDArray[np.float32]) -> bytes:
     """The same predictions with a ``digit_score`` each, 56 bytes an image.
 

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from service.job import Refusal
-from service.metrics import METHODS, SERVICE, Metrics
+from service.metrics import Metrics
 from service.security.tokens import TokenFile, shown_digest
 from service.status import REFUSALS
 from service.transports import CLASSIFY
@@ -99,12 +99,13 @@ class Guard(ServerInterceptor):
         code, message = REFUSALS[Refusal.UNAUTHENTICATED]
         self._metrics.dropped([Refusal.UNAUTHENTICATED])
         service, _, method = path.lstrip("/").rpartition("/")
-        if service == SERVICE and method in METHODS:
-            self._metrics.rpc_started(method)
-            self._metrics.rpc_handled(method, code, 0.0)
+        if self._metrics.knows(service, method):
+            self._metrics.rpc_started(service, method)
+            self._metrics.rpc_handled(service, method, code, 0.0)
             now, metadata = time.monotonic(), context.invocation_metadata() or ()
+            peer = context.peer()
             for listener in self._listeners:
                 listener.rpc(
-                    method, code, peer=context.peer(), metadata=metadata, began=now, now=now
+                    service, method, code, peer=peer, metadata=metadata, began=now, now=now
                 )
         await context.abort(code, message)

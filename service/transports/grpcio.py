@@ -81,10 +81,46 @@ class Mailbox:
                 call.outcome.set_result(answer)
 
 
+class Gatherer:
+    """Hands calls over in bursts: those that arrive in one turn of the event loop, or soon after.
+
+    Args:
+        loop: The event loop.
+        hand_over: Takes bursts of calls.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, hand_over: Callable[[list[Call]], None]
+    ) -> None:
+        self._loop = loop
+        self._take = hand_over
+        self._arrived: list[Call] = []
+        self._unanswered = 0
+
+    async def answer(self, call: AsyncCall) -> bytes | Status:
+        """What becomes of a call, which is part of the burst that is handed over soon."""
+        self._unanswered += 1
+        if not self._arrived:
+            if self._unanswered <= FEW_CALLS:
+                self._loop.call_soon(self._hand_over)
+            else:
+                self._loop.call_later(GATHER_S, self._hand_over)
+        self._arrived.append(call)
+        try:
+            return await call.outcome
+        except asyncio.CancelledError:
+            call.cancelled = True
+            raise
+        finally:
+            self._unanswered -= 1
+
+    def _hand_over(self) -> None:
+        burst, self._arrived = self._arrived, []
+        self._take(burst)
+
+
 class ClassifyHandler:
     """Classify on the grpcio server: request and response stay bytes.
-
-    Calls that arrive in one turn of the event loop are handed over together.
 
     Args:
         receive: Takes bursts of calls.
@@ -98,8 +134,7 @@ class ClassifyHandler:
         self._receive = receive
         self._metrics = metrics
         self._mailbox = Mailbox(asyncio.get_running_loop())
-        self._arrived: list[Call] = []
-        self._unanswered = 0
+        self._gatherer = Gatherer(self._mailbox.loop, self._hand_over)
         self.method_handler: RpcMethodHandler = grpc.unary_unary_rpc_method_handler(self._classify)
 
     async def _classify(self, request: bytes, context: ServicerContext) -> bytes:
@@ -113,31 +148,13 @@ class ClassifyHandler:
             metadata=context.invocation_metadata() or (),
             peer=context.peer(),
         )
-        self._gather(call)
-        try:
-            answer = await call.outcome
-        except asyncio.CancelledError:
-            call.cancelled = True
-            raise
-        finally:
-            self._unanswered -= 1
+        answer = await self._gatherer.answer(call)
         if isinstance(answer, bytes):
             return answer
         await context.abort(answer.code, answer.message, trailing_metadata(answer))
         raise AssertionError("abort raises; this is a bug")
 
-    def _gather(self, call: Call) -> None:
-        """Adds a call to the burst that is handed over soon."""
-        self._unanswered += 1
-        if not self._arrived:
-            if self._unanswered <= FEW_CALLS:
-                self._mailbox.loop.call_soon(self._hand_over)
-            else:
-                self._mailbox.loop.call_later(GATHER_S, self._hand_over)
-        self._arrived.append(call)
-
-    def _hand_over(self) -> None:
-        burst, self._arrived = self._arrived, []
+    def _hand_over(self, burst: list[Call]) -> None:
         self._metrics.started(len(burst))
         self._receive(burst)
 

@@ -20,6 +20,8 @@ CUSTOM = {
     "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule"},
     "keda.sh/v1alpha1": {"ScaledObject"},
     "cert-manager.io/v1": {"Certificate", "Issuer"},
+    "serving.kserve.io/v1alpha1": {"ServingRuntime"},
+    "serving.kserve.io/v1beta1": {"InferenceService"},
 }
 
 

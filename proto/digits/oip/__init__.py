@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, generated from inference.proto; what servers need, not clients."""

@@ -1,0 +1,512 @@
+"""The Open Inference Protocol on the real server, on both transports."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from digits.oip import inference_pb2, inference_pb2_grpc
+from digits.v1 import digits_pb2, digits_pb2_grpc
+from service import wire
+from service.oip import METHODS, SERVICE
+from service.oip.messages import infer_response, read_infer
+from service.status import InvalidRequestError, NotServedError
+from tests.conftest import start_process, wait_until
+from tests.service.test_lifecycle import endless_repository  # noqa: F401 - a fixture
+from tests.service.test_overload import LONG, busy, dropped  # noqa: F401 - a fixture
+from tests.service.test_rpc import pixels, refused, rich_detail, scrape
+
+TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+FORMS = [(28, 28), (1, 28, 28), (784,)]
+BLANK = np.zeros((1, 28, 28), np.uint8)
+NO_RETRIES = [("grpc.enable_retries", 0)]
+Request = inference_pb2.ModelInferRequest
+
+
+def stub_of(channel):
+    return inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+@pytest.fixture
+def stub(channel):
+    return stub_of(channel)
+
+
+def infer(images, datatype="UINT8", *, raw=True, form=(28, 28), **rest):
+    """A request for uint8[N, 28, 28]."""
+    tensor = Request.InferInputTensor(name="image", datatype=datatype, shape=(len(images), *form))
+    values = images if datatype == "UINT8" else (images / np.float32(255)).astype("<f4")
+    request = Request(model_name="digits", **rest)
+    if raw:
+        request.raw_input_contents.append(values.tobytes())
+    elif datatype == "UINT8":
+        tensor.contents.uint_contents.extend(values.ravel().tolist())
+    else:
+        tensor.contents.fp32_contents.extend(values.ravel().tolist())
+    request.inputs.append(tensor)
+    return request
+
+
+def tensors_of(response):
+    """Its tensors by name, raw or typed."""
+    raw, found = list(response.raw_output_contents), {}
+    for tensor in response.outputs:
+        dtype, field = {"FP32": ("<f4", "fp32_contents"), "INT64": ("<i8", "int64_contents")}[
+            tensor.datatype
+        ]
+        typed = getattr(tensor.contents, field)
+        values = np.frombuffer(raw.pop(0), dtype) if raw else np.array(typed, dtype)
+        found[tensor.name] = values.reshape(tensor.shape)
+    assert raw == []
+    return found
+
+
+def count_of(server, method, code):
+    return scrape(server)[
+        f'grpc_server_handled_total{{grpc_code="{code}",grpc_method="{method}",'
+        f'grpc_service="{SERVICE}",grpc_type="unary"}}'
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
+def test_answers_are_those_of_classify_to_the_bit(channel, stub, sample, datatype, raw, form):
+    images = sample["images"][:60]
+    expected = digits_pb2_grpc.DigitClassifierServiceStub(channel).Classify(
+        pixels(images.tobytes())
+    )
+    answer = stub.ModelInfer(infer(images, datatype, raw=raw, form=form))
+    assert bool(answer.raw_output_contents) == raw
+    tensors = tensors_of(answer)
+    assert list(tensors) == ["probabilities", "digit"]
+    assert tensors["digit"].tolist() == [p.digit for p in expected.predictions]
+    assert tensors["digit"].shape == (60,)
+    probabilities = [list(p.probabilities) for p in expected.predictions]
+    assert tensors["probabilities"].tolist() == probabilities
+    assert (answer.model_name, answer.model_version) == ("digits", expected.model.version)
+
+
+def test_many_callers_get_their_own_answers(stub, sample):
+    images, labels = sample["images"], sample["labels"]
+    expected = tensors_of(stub.ModelInfer(infer(images)))["digit"]
+    assert (expected == labels).mean() > 0.99
+
+    def one(number):
+        answer = stub.ModelInfer(infer(images[number : number + 1], id=str(number)), timeout=60)
+        return answer.id, tensors_of(answer)["digit"].tolist()
+
+    with ThreadPoolExecutor(16) as callers:
+        answers = list(callers.map(one, range(300)))
+    assert answers == [(str(number), [expected[number]]) for number in range(300)]
+
+
+def test_every_value_of_a_pixel_survives_fp32():
+    ref = digits_pb2.ModelRef(name="digits", version="4")
+    images = np.resize(np.arange(256, dtype=np.uint8), (1, 28, 28))
+    for raw in (True, False):
+        message = infer(images, "FP32", raw=raw).SerializeToString()
+        assert read_infer(message, ref, 1).pixels == images.tobytes()
+
+
+def test_outputs_are_those_asked_for_in_that_order(stub):
+    output = Request.InferRequestedOutputTensor
+    request = infer(BLANK, outputs=[output(name="digit"), output(name="probabilities")])
+    assert [tensor.name for tensor in stub.ModelInfer(request).outputs] == [
+        "digit",
+        "probabilities",
+    ]
+    answer = stub.ModelInfer(infer(BLANK, outputs=[output(name="digit")]))
+    assert [tensor.name for tensor in answer.outputs] == ["digit"]
+    assert len(answer.raw_output_contents) == 1
+
+
+def test_id_and_parameters_come_back(stub):
+    parameters = {
+        "note": inference_pb2.InferParameter(string_param="x"),
+        "number": inference_pb2.InferParameter(int64_param=-1),
+    }
+    answer = stub.ModelInfer(infer(BLANK, id="a7", parameters=parameters))
+    assert answer.id == "a7"
+    assert dict(answer.parameters) == parameters
+
+
+def test_version_that_serves_may_be_named(stub):
+    version = stub.ModelMetadata(inference_pb2.ModelMetadataRequest(name="digits")).versions[0]
+    answer = stub.ModelInfer(infer(BLANK, model_version=version))
+    assert answer.model_version == version
+
+
+def test_answer_of_another_version_than_the_one_asked_for_is_not_given(sample):
+    """The model was exchanged between the check and the batch."""
+    asked = infer(BLANK, model_version="3").SerializeToString()
+    read = read_infer(asked, digits_pb2.ModelRef(name="digits", version="3"), 1)
+    predictions = np.zeros(1, wire.PREDICTION)
+    with pytest.raises(NotServedError, match=r"^model_version: expected 4, which is in service"):
+        infer_response(read, predictions, digits_pb2.ModelRef(name="digits", version="4"))
+
+
+def broken(**changes):
+    """A request with other things in its one tensor."""
+    request = infer(BLANK)
+    for name, value in changes.items():
+        if name == "raw":
+            request.raw_input_contents[:] = value
+        elif name == "shape":
+            request.inputs[0].shape[:] = value
+        else:
+            setattr(request.inputs[0], name, value)
+    return request
+
+
+def typed(datatype, field, values):
+    request = infer(BLANK, datatype, raw=False)
+    request.inputs[0].ClearField("contents")
+    getattr(request.inputs[0].contents, field).extend(values)
+    return request
+
+
+def fp32(value, index=5):
+    values = np.zeros(784, "<f4")
+    values[index] = value
+    request = infer(BLANK, "FP32")
+    request.raw_input_contents[0] = values.tobytes()
+    return request
+
+
+def with_output(name, **parameters):
+    return infer(
+        BLANK, outputs=[Request.InferRequestedOutputTensor(name=name, parameters=parameters)]
+    )
+
+
+def both_forms():
+    request = infer(BLANK)
+    request.inputs[0].contents.uint_contents.append(1)
+    return request
+
+
+def shared_memory():
+    request = infer(BLANK)
+    request.inputs[0].parameters["shared_memory_region"].string_param = "x"
+    return request
+
+
+ONE = inference_pb2.InferParameter(int64_param=1)
+INK = "expected values from 0 (background) to 1 (ink), got"
+BAD = {
+    "no tensor": (Request(model_name="digits"), "inputs: expected 1 tensor, got 0"),
+    "another tensor": (broken(name="x"), "inputs[0].name: expected image, got 'x'"),
+    "FP64": (broken(datatype="FP64"), "inputs[0].datatype: expected UINT8 or FP32, got 'FP64'"),
+    "no images' dimension": (broken(shape=[28, 28]), "inputs[0].shape: expected [N,28,28], "),
+    "another shape": (broken(shape=[1, 14, 56]), "inputs[0].shape: expected [N,28,28], "),
+    "no images": (broken(shape=[0, 28, 28]), "inputs[0].shape: expected 1 to 4096 images, got 0"),
+    "negative": (broken(shape=[-1, 784]), "inputs[0].shape: expected 1 to 4096 images, got -1"),
+    "too many": (broken(shape=[2**62, 784]), "inputs[0].shape: expected 1 to 4096 images"),
+    "too few bytes": (
+        broken(raw=[b"x" * 783]),
+        "raw_input_contents[0]: expected 784 bytes by datatype and shape, got 783 bytes",
+    ),
+    "bytes of another type": (
+        broken(datatype="FP32"),
+        "raw_input_contents[0]: expected 3136 bytes by datatype and shape, got 784 bytes",
+    ),
+    "raw twice": (broken(raw=[bytes(784)] * 2), "raw_input_contents: expected 1 element"),
+    "raw and typed": (both_forms(), "inputs[0].contents: expected none beside raw"),
+    "nothing": (
+        broken(raw=[]),
+        "inputs[0].contents.uint_contents: expected 784 values by shape, got 0",
+    ),
+    "another field": (
+        typed("UINT8", "int_contents", [0] * 784),
+        "inputs[0].contents: expected uint_contents, got int_contents",
+    ),
+    "above 255": (
+        typed("UINT8", "uint_contents", [*[0] * 783, 256]),
+        "inputs[0]: expected values from 0 (background) to 255 (ink), got 256 at 783",
+    ),
+    "of 0 to 255": (fp32(255), f"inputs[0]: {INK} 255 at 5"),
+    "a little above 1": (fp32(1.0001), f"inputs[0]: {INK} 1.0001 at 5"),
+    "negative value": (fp32(-0.5), f"inputs[0]: {INK} -0.5 at 5"),
+    "NaN": (fp32(np.nan), f"inputs[0]: {INK} nan at 5"),
+    "infinity": (fp32(np.inf), f"inputs[0]: {INK} inf at 5"),
+    "typed NaN": (
+        typed("FP32", "fp32_contents", [np.nan, *[0] * 783]),
+        f"inputs[0]: {INK} nan at 0",
+    ),
+    "unknown output": (
+        with_output("logits"),
+        "outputs[0].name: expected probabilities or digit, once, got 'logits'",
+    ),
+    "top-k": (
+        with_output("digit", classification=ONE),
+        "outputs[0].parameters: expected none, got 'classification'",
+    ),
+    "shared memory": (
+        shared_memory(),
+        "inputs[0].parameters: expected none, got 'shared_memory_region'",
+    ),
+    "no version": (
+        infer(BLANK, model_version="x"),
+        "model_version: expected a number or nothing, got 'x'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_request_is_told_what_was_expected(stub, case):
+    request, message = BAD[case]
+    error = refused(stub.ModelInfer, request)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith(message)
+    [violation] = rich_detail(error, error_details_pb2.BadRequest).field_violations
+    assert violation.field == message.partition(":")[0]
+
+
+def test_malformed_bytes_are_refused_in_every_method(channel):
+    for method in METHODS:
+        error = refused(channel.unary_unary(f"/{SERVICE}/{method}"), b"\xff")
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details() == (
+            f"request: expected a serialised {method}Request, got malformed bytes"
+        )
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.sampled_from(FORMS), st.booleans(), st.integers(0, 120), st.binary(max_size=6))
+def test_spoilt_message_is_read_or_refused_as_invalid(form, raw, position, spoilt):
+    ref = digits_pb2.ModelRef(name="digits", version="4")
+    sound = infer(BLANK, raw=raw, form=form, id="x").SerializeToString()
+    message = sound[:position] + spoilt + sound[position + len(spoilt) :]
+    with contextlib.suppress(InvalidRequestError):
+        read = read_infer(message, ref, 4)
+        assert len(read.pixels) == 784 * read.count
+
+
+def test_model_that_does_not_serve_is_not_found(stub):
+    missing = {
+        "name": ("digits", "'cats'", {"name": "cats"}),
+        "version": ("", "99", {"name": "digits", "version": "99"}),
+    }
+    for field, (expected, got, asked) in missing.items():
+        for name in ("ModelMetadata", "ModelConfig", "ModelStatistics"):
+            request = getattr(inference_pb2, f"{name}Request")(**asked)
+            error = refused(getattr(stub, name), request)
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+            assert error.details().startswith(f"{field}: expected {expected}")
+            assert error.details().endswith(f"got {got}")
+        ready = stub.ModelReady(inference_pb2.ModelReadyRequest(**asked))
+        assert not ready.ready
+    request = infer(BLANK)
+    request.model_name = "cats"
+    error = refused(stub.ModelInfer, request)
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert error.details() == "model_name: expected digits, got 'cats'"
+
+
+def test_server_and_model_describe_themselves(channel, stub):
+    own = digits_pb2_grpc.DigitClassifierServiceStub(channel)
+    version = own.GetModel(digits_pb2.GetModelRequest()).model.version
+    assert stub.ServerLive(inference_pb2.ServerLiveRequest()).live
+    assert stub.ServerReady(inference_pb2.ServerReadyRequest()).ready
+    assert stub.ModelReady(inference_pb2.ModelReadyRequest(name="digits", version=version)).ready
+    assert stub.ServerMetadata(inference_pb2.ServerMetadataRequest()).name == "digits-serving"
+    said = stub.ModelMetadata(inference_pb2.ModelMetadataRequest(name="digits"))
+    assert list(said.versions) == [version]
+    assert [(t.name, t.datatype, list(t.shape)) for t in [*said.inputs, *said.outputs]] == [
+        ("image", "UINT8", [-1, 28, 28]),
+        ("probabilities", "FP32", [-1, 10]),
+        ("digit", "INT64", [-1]),
+    ]
+    config = stub.ModelConfig(inference_pb2.ModelConfigRequest(name="digits")).config
+    assert config.max_batch_size == 4096
+    assert list(config.input[0].dims) == [28, 28]
+
+
+def statistics(stub):
+    response = stub.ModelStatistics(inference_pb2.ModelStatisticsRequest())
+    [of_the_model] = response.model_stats
+    return of_the_model
+
+
+def test_statistics_and_metrics_count_exactly_what_was_sent(server, stub, sample):
+    before, images = statistics(stub), scrape(server)["digits_images_total"]
+    ok, bad = (count_of(server, "ModelInfer", code) for code in ("OK", "INVALID_ARGUMENT"))
+    for size in (1, 3, 200):
+        stub.ModelInfer(infer(sample["images"][:size]))
+    refused(stub.ModelInfer, broken(name="x"))
+    after = statistics(stub)
+    assert after.inference_count - before.inference_count == 204
+    assert 5 <= after.execution_count - before.execution_count <= 8
+    stages = after.inference_stats
+    for stage in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
+        was = getattr(before.inference_stats, stage)
+        assert getattr(stages, stage).count - was.count == 3
+    assert stages.fail.count - before.inference_stats.fail.count == 1
+    parts = (stages.queue, stages.compute_input, stages.compute_infer, stages.compute_output)
+    assert sum(part.ns for part in parts) == pytest.approx(stages.success.ns, rel=1e-3)
+    assert stages.compute_infer.ns > before.inference_stats.compute_infer.ns
+    wait_until(lambda: count_of(server, "ModelInfer", "OK") - ok == 3)
+    wait_until(lambda: count_of(server, "ModelInfer", "INVALID_ARGUMENT") - bad == 1)
+    wait_until(lambda: scrape(server)["digits_images_total"] - images == 204)
+
+
+@TRANSPORTS
+def test_it_can_be_turned_off(start_server, transport):
+    server = start_server(f"--transport={transport}", "--no-oip")
+    with grpc.insecure_channel(server.address) as channel:
+        error = refused(stub_of(channel).ServerLive, inference_pb2.ServerLiveRequest())
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert SERVICE not in reflected(channel)
+    assert not [series for series in scrape(server) if SERVICE in series]
+
+
+def reflected(channel):
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    [response] = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+        iter([request])
+    )
+    return {service.name for service in response.list_services_response.service}
+
+
+def test_it_is_on_by_default_with_every_series(start_server):
+    server = start_server()
+    with grpc.insecure_channel(server.address) as channel:
+        assert SERVICE in reflected(channel)
+    series = scrape(server)
+    for method in METHODS:
+        for code in grpc.StatusCode:
+            labels = f'grpc_method="{method}",grpc_service="{SERVICE}",grpc_type="unary"'
+            assert series[f'grpc_server_handled_total{{grpc_code="{code.name}",{labels}}}'] == 0
+
+
+@TRANSPORTS
+def test_every_method_needs_a_token_and_the_rate_limit_holds(start_server, tmp_path, transport):
+    token = secrets.token_hex(32)
+    tokens = tmp_path / "tokens"
+    tokens.write_text(token)
+    server = start_server(
+        f"--transport={transport}", f"--auth-token-file={tokens}", "--rate-limit-images-per-s=50"
+    )
+    shown = (("authorization", f"Bearer {token}"),)
+    with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
+        for method in METHODS:
+            error = refused(channel.unary_unary(f"/{SERVICE}/{method}"), b"")
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert count_of(server, method, "UNAUTHENTICATED") == 1
+        stub = stub_of(channel)
+        assert stub.ServerLive(inference_pb2.ServerLiveRequest(), metadata=shown).live
+        assert stub.ModelInfer(infer(BLANK.repeat(500, 0)), metadata=shown).outputs
+        error = refused(stub.ModelInfer, infer(BLANK), metadata=shown)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    delay = rich_detail(error, error_details_pb2.RetryInfo).retry_delay
+    assert 1 < delay.ToNanoseconds() / 1e9 < 9
+    assert dropped(server, "rate_limited") == 1
+
+
+@TRANSPORTS
+def test_calls_in_flight_at_sigterm_are_answered(start_server, transport):
+    server = start_server(
+        f"--transport={transport}", "--max-queue-images=100000", "--instances=1",
+        "--model-version=2", "--drain-delay-s=1",
+    )  # fmt: skip
+    started = f'grpc_method="ModelInfer",grpc_service="{SERVICE}",grpc_type="unary"'
+    with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
+        stub = stub_of(channel)
+        work = infer(BLANK.repeat(4000, 0))
+        futures = [stub.ModelInfer.future(work, timeout=60) for _ in range(12)]
+        wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{started}}}"] == 12)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not stub.ServerReady(inference_pb2.ServerReadyRequest()).ready)
+        assert stub.ServerLive(inference_pb2.ServerLiveRequest()).live
+        for future in futures:
+            assert tensors_of(future.result())["digit"].shape == (4000,)
+        assert server.process.wait(30) == 0
+
+
+@pytest.fixture
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@TRANSPORTS
+def test_while_a_model_loads_it_is_live_and_not_ready(
+    endless_repository,  # noqa: F811 - a fixture
+    tmp_path,
+    free_port,
+    transport,
+):
+    flags = (f"--model-repository={endless_repository}", f"--grpc-port={free_port}")
+    process = start_process(tmp_path / "log", *flags, f"--transport={transport}")
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{free_port}", options=NO_RETRIES) as channel:
+            stub = stub_of(channel)
+            live = stub.ServerLive(
+                inference_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=30
+            )
+            assert live.live
+            assert not stub.ServerReady(inference_pb2.ServerReadyRequest()).ready
+            ready = stub.ModelReady(inference_pb2.ModelReadyRequest(name="digits"))
+            assert not ready.ready
+            error = refused(stub.ModelInfer, infer(BLANK))
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert error.details() == "the model is loading"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@TRANSPORTS
+def test_calls_that_are_left_cost_no_inference(busy, transport):  # noqa: F811 - a fixture
+    server, own, occupy = busy(transport, "--max-queue-images=8192")
+    long = [*occupy(), own.Classify.future(LONG)]
+    images = scrape(server)["digits_images_total"]
+    with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
+        request, call = infer(BLANK.repeat(32, 0)), stub_of(channel).ModelInfer
+        futures = [call.future(request) for _ in range(10)]
+        started = f'grpc_method="ModelInfer",grpc_service="{SERVICE}",grpc_type="unary"'
+        wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{started}}}"] == 10)
+        for future in futures:
+            future.cancel()
+        wait_until(lambda: count_of(server, "ModelInfer", "CANCELLED") == 10)
+        for future in long:
+            assert len(future.result().predictions) == 4096
+    wait_until(lambda: dropped(server, "cancelled") == 10)
+    wait_until(lambda: scrape(server)["digits_images_total"] - images == 2 * 4096)
+
+
+@TRANSPORTS
+def test_large_requests_that_wait_to_be_read_are_bounded(start_server, transport):
+    """Each takes a tenth of a second to read, and is wrong at its very end."""
+    server = start_server(f"--transport={transport}")
+    values = np.ones((2600, 28, 28), np.uint8)
+    request = infer(values, raw=False)
+    request.inputs[0].contents.uint_contents[-1] = 256
+    message = request.SerializeToString()
+    with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        futures = [call.future(message, timeout=120) for _ in range(56)]
+        probe = health_pb2_grpc.HealthStub(channel)
+        while not all(future.done() for future in futures):
+            probe.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        codes = [future.code() for future in futures]
+    assert set(codes) == {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+    wait_until(
+        lambda: dropped(server, "queue_full") == codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    )
