@@ -137,16 +137,17 @@ def test_cancellation_leaves_no_call_uncounted(start_server, connect, transport)
     )
     stub, before = connect(server), scrape(server)
     futures = [stub.Classify.future(LARGE) for _ in range(300)]
-    for future in futures[::2]:
+    # Not more: of over twenty that it has not looked at yet, native's HTTP/2 ends the connection.
+    for future in futures[::20]:
         future.cancel()
     seen = Counter(future.code().name for future in futures)
-    wait_until(lambda: grown(server, before)[f"grpc_server_started_total{{{CLASSIFY}}}"] >= 150)
+    wait_until(lambda: grown(server, before)[f"grpc_server_started_total{{{CLASSIFY}}}"] >= 285)
     # A call that was cancelled before it was sent is none.
     reached = grown(server, before)[f"grpc_server_started_total{{{CLASSIFY}}}"]
     counted = settled(server, before, reached)
     assert seen.keys() == {"OK", "CANCELLED"}
     assert codes(counted).keys() <= {"OK", "CANCELLED"}
-    assert codes(counted)["OK"] >= seen["OK"] >= 150
+    assert codes(counted)["OK"] >= seen["OK"] >= 285
     assert counted["digits_images_total"] == 32 * codes(counted)["OK"]
     assert_counts_agree(counted)
 
