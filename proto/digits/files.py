@@ -71,6 +71,15 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         raise PictureError("a readable image file", "a damaged one") from None
 
 
+def pixels_claimed(data: bytes) -> int:
+    """Pixels that a file's header tells; 0 of a file that is refused by it."""
+    try:
+        with opened(data) as image:
+            return image.width * image.height
+    except PictureError:
+        return 0
+
+
 def as_image(picture: Any) -> Image.Image:
     """An image of an array of colours, or the image that it is already.
 
