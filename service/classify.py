@@ -174,8 +174,9 @@ class Classify:
         call.count = len(files)
         if self._rate_limit is not None and not self._within_rate([call], self._rate_limit):
             return
-        if not self._decoder.submit(call, files):
-            call.refusal = Refusal.QUEUE_FULL
+        refusal = self._decoder.submit(call, files)
+        if refusal is not None:
+            call.refusal = refusal
             self.refuse([call])
 
     def _decoded(self, call: Call, result: Outcome) -> None:

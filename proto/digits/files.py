@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from digits.images import PictureError, levels
 
@@ -20,7 +21,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # A photograph of 16 million pixels. Pillow's own guard only guesses at bombs.
 MAX_PIXELS = 2**24
 Image.MAX_IMAGE_PIXELS = None
-# A progressive JPEG is decoded once more for each scan. Encoders write about ten.
+# A progressive JPEG is decoded once more for each scan. Encoders write about ten. One that says it
+# has further pictures (MPO) has a class and a format of its own in Pillow, derived from JPEG's.
 MAX_SCANS = 64
 START_OF_SCAN = b"\xff\xda"
 # Text and colour profiles inside a PNG are compressed, too: no digit needs this much of them.
@@ -56,7 +58,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
             if image.width * image.height > MAX_PIXELS:
                 expected = f"an image of at most {MAX_PIXELS:,} pixels"
                 raise PictureError(expected, f"{image.width}x{image.height}")
-            if image.format == "JPEG" and data.count(START_OF_SCAN) > MAX_SCANS:
+            if isinstance(image, JpegImageFile) and data.count(START_OF_SCAN) > MAX_SCANS:
                 scans = f"{data.count(START_OF_SCAN)} scans"
                 raise PictureError(f"a JPEG of at most {MAX_SCANS} scans", scans)
             yield image
@@ -67,6 +69,15 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         raise
     except Exception:  # Pillow raises many types on damaged files
         raise PictureError("a readable image file", "a damaged one") from None
+
+
+def pixels_claimed(data: bytes) -> int:
+    """Pixels that a file's header tells; 0 of a file that is refused by it."""
+    try:
+        with opened(data) as image:
+            return image.width * image.height
+    except PictureError:
+        return 0
 
 
 def as_image(picture: Any) -> Image.Image:
@@ -90,7 +101,7 @@ def grey(image: Image.Image) -> npt.NDArray[Any]:
 
     A JPEG's come smaller where it is much larger than needed.
     """
-    if image.format == "JPEG" and image.mode in ("L", "RGB", "YCbCr"):
+    if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB", "YCbCr"):
         image.draft("L", (JPEG_SIDE, JPEG_SIDE))
     image.load()
     turn = TURNS.get(_orientation(image))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from digits import images as module
 from digits.client import DigitClient, DigitError
+from digits.files import grey, opened
 from digits.images import PictureError, examine, normalise
 from service.artifact import load_artifact
 from service.engine import Engine
@@ -177,18 +178,31 @@ def huge(kind, **options):
     return p.saved(Image.new("1" if kind == "PNG" else "L", (30_000, 20_000)), kind, **options)
 
 
-def many_scans(scans):
-    """A progressive JPEG whose last scan comes again and again."""
-    data = p.saved(Image.new("L", (64, 64), 99), "JPEG", progressive=True)
-    last = data.rindex(b"\xff\xda")
-    return data[:last] + data[last:-2] * scans + data[-2:]
+def saved_twice(side, **options):
+    """A JPEG that says it has a further picture (MPO), as some cameras and phones write them."""
+    picture = Image.new("L", (side, side), 99)
+    return p.saved(picture, "MPO", save_all=True, append_images=[picture], **options)
+
+
+def many_scans(data, scans):
+    """A progressive JPEG whose first picture's last scan comes again and again."""
+    end = data.index(b"\xff\xd9")
+    last = data.rindex(b"\xff\xda", 0, end)
+    return data[:last] + data[last:end] * scans + data[end:]
 
 
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
         (huge("PNG"), "expected an image of at most 16,777,216 pixels, got 30000x20000"),
-        (many_scans(200), r"expected a JPEG of at most 64 scans, got 2\d\d scans"),
+        (
+            many_scans(p.saved(Image.new("L", (64, 64), 99), "JPEG", progressive=True), 200),
+            r"expected a JPEG of at most 64 scans, got 2\d\d scans",
+        ),
+        (
+            many_scans(saved_twice(64, progressive=True), 200),
+            r"expected a JPEG of at most 64 scans, got 2\d\d scans",
+        ),
         (b"GIF89a" + bytes(100), "expected a PNG, JPEG, WebP or BMP file, got 106 bytes"),
         (p.png(Image.new("L", (90, 90)))[:-40], "expected a readable image file, got a damaged"),
     ],
@@ -211,6 +225,12 @@ def test_pixels_of_a_request_are_bounded_together():
         reader.read(file, f"encoded.files[{index}]")
     with pytest.raises(InvalidRequestError, match=r"files\[4\]: expected at most 67,108,864 pixel"):
         reader.read(file, "encoded.files[4]")
+
+
+def test_jpeg_of_several_pictures_is_decoded_small_like_any_other():
+    with opened(saved_twice(2400)) as image:
+        assert image.format == "MPO"
+        assert grey(image).shape == (600, 600)
 
 
 def test_image_that_claims_more_pixels_than_allowed_takes_no_memory():

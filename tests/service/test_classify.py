@@ -97,6 +97,18 @@ def test_closed_path_refuses_with_unavailable(classify):
     assert call.status.message == "the server is shutting down"
 
 
+def test_file_that_comes_after_the_end_of_the_drain_is_answered(classify):
+    """As one does that was found to be in time, and whose thread then had to wait."""
+    hot_path, _ = classify
+    assert hot_path.stop(10)
+    call = FakeCall(1)
+    files = digits_pb2.EncodedImages(files=[b"x"])
+    call.request = digits_pb2.ClassifyRequest(encoded=files).SerializeToString()
+    hot_path.receive([call])
+    assert call.ended.wait(10)
+    assert call.status.code is StatusCode.UNAVAILABLE
+
+
 def test_burst_with_a_bad_call_serves_the_others(classify):
     hot_path, _ = classify
     calls = [FakeCall(1), FakeCall(9), FakeCall(3)]
