@@ -25,6 +25,10 @@ Image.MAX_IMAGE_PIXELS = None
 # has further pictures (MPO) has a class and a format of its own in Pillow, derived from JPEG's.
 MAX_SCANS = 64
 START_OF_SCAN = b"\xff\xda"
+# Every chunk of a PNG is read in Python, and the smallest has 12 bytes. Encoders write a data chunk
+# for 8 KiB or more, so a picture of MAX_PIXELS in colour has fewer than this.
+MAX_CHUNKS = 2**14
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Text and colour profiles inside a PNG are compressed, too: no digit needs this much of them.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 1024
 # JPEG decodes to a half, a quarter or an eighth at a fraction of the cost; no more than this many
@@ -54,6 +58,8 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         PictureError: If it is no such file, too large, or, inside the block, damaged.
     """
     try:
+        if data.startswith(PNG_SIGNATURE) and _has_too_many_chunks(data):
+            raise PictureError(f"a PNG of at most {MAX_CHUNKS:,} chunks", "more")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 expected = f"an image of at most {MAX_PIXELS:,} pixels"
@@ -69,6 +75,16 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         raise
     except Exception:  # Pillow raises many types on damaged files
         raise PictureError("a readable image file", "a damaged one") from None
+
+
+def _has_too_many_chunks(data: bytes) -> bool:
+    """Whether a PNG has more than MAX_CHUNKS, by their lengths alone."""
+    position = len(PNG_SIGNATURE)
+    for _ in range(MAX_CHUNKS):
+        if position >= len(data):
+            return False
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return position < len(data)
 
 
 def pixels_claimed(data: bytes) -> int:

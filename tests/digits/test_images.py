@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 
 import grpc
 import numpy as np
@@ -191,9 +192,19 @@ def many_scans(data, scans):
     return data[:last] + data[last:end] * scans + data[end:]
 
 
+def many_chunks(data, chunks):
+    """A PNG with empty chunks of text behind its header, which is 33 bytes with the signature."""
+    empty = bytes(4) + b"tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
+    return data[:33] + empty * chunks + data[33:]
+
+
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
+        (
+            many_chunks(p.png(Image.new("L", (90, 90))), 20_000),
+            "expected a PNG of at most 16,384 chunks, got more",
+        ),
         (huge("PNG"), "expected an image of at most 16,777,216 pixels, got 30000x20000"),
         (
             many_scans(p.saved(Image.new("L", (64, 64), 99), "JPEG", progressive=True), 200),
