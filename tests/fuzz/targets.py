@@ -38,8 +38,8 @@ from service.config import ConfigError, ServerConfig, load_config
 from service.metrics import Metrics
 from service.model import load_model
 from service.repository import PROMOTED, in_serving_order
-from service.servicers import _item_request, _stream_response
 from service.status import Status
+from service.stream import item_request, stream_response
 from tests.conftest import REPOSITORY
 from tests.fuzz import inputs
 
@@ -231,9 +231,9 @@ class StreamRequests(ClassifyRequests):
 
     def run(self, data):
         item = parse(digits_pb2.ClassifyStreamRequest, data)
-        answer = self.answer(_item_request(data), is_rpc=False)
+        answer = self.answer(item_request(data), is_rpc=False)
         self.check(answer, item and item.request)
-        response = digits_pb2.ClassifyStreamResponse.FromString(_stream_response(answer))
+        response = digits_pb2.ClassifyStreamResponse.FromString(stream_response(answer))
         expected = "response" if isinstance(answer, bytes) else "error"
         assert response.WhichOneof("result") == expected
 
