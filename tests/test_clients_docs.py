@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,9 +75,11 @@ def test_node_example(server, node_modules):
 
 
 def test_buf_curl_example(server):
-    if shutil.which("buf") is None:
+    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if shutil.which("buf", path=tools) is None:
         pytest.skip("buf is not installed")
-    printed = output_of(["bash", "-e"], input=shell_block("buf").replace(DEFAULT, server.address))
+    script = shell_block("buf").replace(DEFAULT, server.address)
+    printed = output_of(["bash", "-e"], input=script, env={**os.environ, "PATH": tools})
     assert '"digit":7' in printed.replace(" ", "")
     assert '"manifestJson"' in printed
 

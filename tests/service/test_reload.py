@@ -97,7 +97,8 @@ def test_versions_change_under_load_without_a_failed_or_mixed_answer(
     transport, repository, start_server, sample
 ):
     server = start_server(f"--model-repository={repository}", f"--transport={transport}", FAST)
-    batches = [sample["images"][:1], sample["images"][:500], sample["images"][7:9]]
+    # 250: several batches of the server's, and one request of the client's.
+    batches = [sample["images"][:1], sample["images"][:250], sample["images"][7:9]]
     with callers(server, batches) as (answers, errors):
         for number in range(2, 8):
             add_version(repository, number, source_of(number))

@@ -94,7 +94,8 @@ def test_caller_that_does_not_trust_the_server_sends_it_nothing(start_server, fi
     for tls in (Tls(ca=stranger.root), None):
         assert refusal(server, tls).code is grpc.StatusCode.UNAVAILABLE
     started = [n for s, n in scrape(server).items() if s.startswith("grpc_server_started_total")]
-    assert started == [0] * 3
+    assert started
+    assert set(started) == {0}
 
 
 def test_mutual_tls_lets_in_who_has_a_certificate_and_nobody_else(
