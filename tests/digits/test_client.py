@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent import futures
 
 import grpc
 import numpy as np
@@ -130,21 +129,12 @@ class Reluctant(digits_pb2_grpc.DigitClassifierServiceServicer):
 
 
 @pytest.fixture
-def reluctant():
-    servers = []
-
+def reluctant(serve):
     def start(*arguments, **options):
         servicer = Reluctant(*arguments, **options)
-        server = grpc.server(futures.ThreadPoolExecutor(4))
-        digits_pb2_grpc.add_DigitClassifierServiceServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        servers.append(server)
-        return servicer, f"127.0.0.1:{port}"
+        return servicer, serve(servicer)
 
-    yield start
-    for server in servers:
-        server.stop(None)
+    return start
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])

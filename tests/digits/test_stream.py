@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from concurrent import futures
 
 import grpc
 import numpy as np
@@ -78,21 +77,12 @@ class Mortal(digits_pb2_grpc.DigitClassifierServiceServicer):
 
 
 @pytest.fixture
-def mortal():
-    servers = []
-
+def mortal(serve):
     def start(*arguments, **options):
         servicer = Mortal(*arguments, **options)
-        server = grpc.server(futures.ThreadPoolExecutor(8))
-        digits_pb2_grpc.add_DigitClassifierServiceServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        servers.append(server)
-        return servicer, f"127.0.0.1:{port}"
+        return servicer, serve(servicer)
 
-    yield start
-    for server in servers:
-        server.stop(None)
+    return start
 
 
 def batches_of(sizes):

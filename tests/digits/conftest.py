@@ -1,0 +1,28 @@
+"""Servers of a few lines, for what a real one can not be made to do."""
+
+from __future__ import annotations
+
+from concurrent import futures
+
+import grpc
+import pytest
+
+from digits.v1 import digits_pb2_grpc
+
+
+@pytest.fixture
+def serve():
+    """Serves a servicer until the test ends; returns the address."""
+    servers = []
+
+    def start(servicer):
+        server = grpc.server(futures.ThreadPoolExecutor(8))
+        digits_pb2_grpc.add_DigitClassifierServiceServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(None)
