@@ -79,12 +79,15 @@ def _strength(index: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def thicken(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Strokes half a pixel thicker, or thinner, by a blend with the dilated or eroded image."""
-    for sign in (1.0, -1.0):
+    """Strokes up to a pixel thicker, or most of one thinner, on each side.
+
+    By a blend with the dilated or the eroded image; the latter alone would lose thin strokes.
+    """
+    for sign, most in ((1.0, 1.0), (-1.0, 0.7)):
         index = _chosen(len(pixels), DEGRADED, generator)
         some = pixels[index]
         spread = sign * F.max_pool2d(sign * some.unsqueeze(1), 3, 1, padding=1).squeeze(1)
-        pixels = pixels.index_copy(0, index, some.lerp(spread, 0.7 * _strength(index, generator)))
+        pixels = pixels.index_copy(0, index, some.lerp(spread, most * _strength(index, generator)))
     return pixels
 
 

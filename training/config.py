@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from training.model import has_bfloat16, select_device
+
 OPTIMIZERS = ("adamw", "adam", "sgd")
 
 
@@ -33,7 +35,8 @@ class TrainingConfig:
         label_smoothing: Share of the target probability spread over all classes, 0 to 1.
         augment: Whether images are warped and degraded at random.
         bfloat16: Whether forward and backward passes compute in bfloat16, with weights in float32:
-            twice as fast where the processor has instructions for it, emulated where not.
+            twice as fast where the device has instructions for it, which is where the default
+            recipe does so, and emulated where not.
         log_every: Batches between printed lines of running loss; 0 prints epochs only.
         seed: Seeds initial weights, shuffling, augmentation and the validation split.
     """
@@ -43,8 +46,8 @@ class TrainingConfig:
     dropout: float = 0.0
     normalise: bool = True
     dataset: str = "mnist"
-    validation: int = 5000
-    epochs: int = 24
+    validation: int = 2000
+    epochs: int = 40
     batch_size: int = 128
     optimizer: str = "adamw"
     max_lr: float = 5e-3
@@ -81,6 +84,7 @@ class TrainingConfig:
 
 # What most introductions train with: no augmentation, no schedule, no averaging.
 CLASSIC: dict[str, Any] = {
+    "validation": 5000,
     "epochs": 5,
     "batch_size": 64,
     "optimizer": "adam",
@@ -106,6 +110,8 @@ def make_config(recipe: str, overrides: dict[str, Any]) -> TrainingConfig:
     if recipe not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
     settings = RECIPES[recipe] | overrides
+    if recipe == "default":
+        settings.setdefault("bfloat16", has_bfloat16(select_device()))
     if settings.get("optimizer") == "sgd" and "max_lr" not in overrides:
         settings["max_lr"] = SGD_LR
     unknown = settings.keys() - {field.name for field in fields(TrainingConfig)}
