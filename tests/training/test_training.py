@@ -415,6 +415,14 @@ def test_command_without_data_fails_with_a_clear_error(tmp_path, monkeypatch, ca
     assert "training: mnist train split under" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_default_recipe_takes_bfloat16_where_the_device_has_it(native, monkeypatch):
+    monkeypatch.setattr("training.config.has_bfloat16", lambda _: native)
+    assert make_config("default", {}).bfloat16 == native
+    assert not make_config("default", {"bfloat16": False}).bfloat16
+    assert not make_config("classic", {}).bfloat16
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(split, bfloat16, monkeypatch):
     seen = set()
