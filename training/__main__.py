@@ -6,7 +6,7 @@ import argparse
 import platform
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from training.config import RECIPES, TrainingConfig, make_config
 from training.data import DATASETS, DataError, Split, data_dir, hold_out, load_split
 from training.evaluate import evaluate, evaluate_corruptions, fit_temperature, predict_logits
 from training.model import ARCHITECTURES, Classifier, parameter_count, trace_layers
+from training.teachers import load_teachers
 from training.train import Trainer
 
 DEFAULT_RUN = Path("runs/default")
@@ -39,6 +40,8 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="default")
     defaults = TrainingConfig()
     for field in fields(TrainingConfig):
+        if field.name == "teachers":  # given as files
+            continue
         default = getattr(defaults, field.name)
         flag = f"--{field.name.replace('_', '-')}"
         text = f"default recipe: {default}"
@@ -57,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_flags(train)
     train.add_argument("--data-dir", type=Path, help="default $DIGITS_DATA, else data/")
     train.add_argument("--run-dir", type=Path, default=DEFAULT_RUN, help=f"default {DEFAULT_RUN}")
+    train.add_argument(
+        "--teacher", type=Path, action="append", default=[], metavar="CHECKPOINT",
+        help="learn its answers in place of the labels; given several times, their mean",
+    )  # fmt: skip
     train.add_argument("--resume", action="store_true", help="go on where a run was interrupted")
     describe = commands.add_parser("describe", help="print the layers of an architecture")
     describe.add_argument("--arch", choices=sorted(ARCHITECTURES), default=TrainingConfig.arch)
@@ -87,16 +94,14 @@ def main(argv: list[str]) -> int:
 
 def _train(arguments: argparse.Namespace, console: Console) -> int:
     """Trains, calibrates on validation images, and looks at the test split once, at the end."""
-    names = [field.name for field in fields(TrainingConfig)]
-    given = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
-    config = make_config(arguments.recipe, given)
+    config, teachers = _config(arguments)
     run_dir: Path = arguments.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     root = data_dir(arguments.data_dir)
     full = load_split(config.dataset, "train", root)
     test = load_split(config.dataset, "test", root)
     train, validation = hold_out(full, config.validation, config.seed)
-    trainer = Trainer(config, train, validation, console)
+    trainer = Trainer(config, train, validation, console, teachers)
     if arguments.resume:
         trainer.resume(run_dir / STATE)
     commit = source_commit()
@@ -122,6 +127,15 @@ def _train(arguments: argparse.Namespace, console: Console) -> int:
     save_checkpoint(checkpoint, run_dir / "checkpoint.pt")
     _report(checkpoint, test, run_dir, console)
     return 0
+
+
+def _config(arguments: argparse.Namespace) -> tuple[TrainingConfig, list[Checkpoint]]:
+    """The settings that were asked for, and the teachers."""
+    names = [field.name for field in fields(TrainingConfig) if hasattr(arguments, field.name)]
+    given = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+    config = make_config(arguments.recipe, given)
+    teachers, digests = load_teachers(arguments.teacher, config.dataset)
+    return replace(config, teachers=digests), teachers
 
 
 def calibrate(model: Classifier, validation: Split) -> None:

@@ -32,7 +32,9 @@ class TrainingConfig:
         weight_decay: Weight decay; decoupled with adamw.
         ema_decay: Per-step decay of the averaged weights that the checkpoint holds; 0 keeps the
             plain ones.
-        label_smoothing: Share of the target probability spread over all classes, 0 to 1.
+        label_smoothing: Share of the target probability spread over all classes, 0 to 1; without
+            effect where there are teachers.
+        teachers: SHA-256 of the checkpoints whose mean answer is learnt in place of the label.
         augment: Whether images are warped and degraded at random.
         bfloat16: Whether forward and backward passes compute in bfloat16, with weights in float32:
             twice as fast where the device has instructions for it, which is where the default
@@ -55,6 +57,7 @@ class TrainingConfig:
     weight_decay: float = 2e-2
     ema_decay: float = 0.998
     label_smoothing: float = 0.02
+    teachers: tuple[str, ...] = ()
     augment: bool = True
     bfloat16: bool = False
     log_every: int = 0

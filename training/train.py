@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,18 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.augment import augment
-from training.checkpoint import CheckpointError, build_classifier, read_file, write_file
+from training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    build_classifier,
+    read_file,
+    write_file,
+)
 from training.config import TrainingConfig
 from training.data import Split
 from training.evaluate import predict_logits
 from training.model import Classifier, select_device
+from training.teachers import Teachers
 
 
 @dataclass
@@ -64,6 +71,7 @@ class Trainer:
         train: Images and labels to learn from.
         validation: Images and labels that are only looked at; may be empty.
         console: Where progress goes: a live bar on a terminal, lines anywhere.
+        teachers: What to learn from in place of the labels; those that the config names.
 
     Attributes:
         history: Loss, accuracy and speed of each finished epoch.
@@ -74,13 +82,21 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainingConfig, train: Split, validation: Split, console: Console
+        self,
+        config: TrainingConfig,
+        train: Split,
+        validation: Split,
+        console: Console,
+        teachers: Sequence[Checkpoint] = (),
     ) -> None:
         if len(train) < config.batch_size:
             raise ValueError(f"batch_size: expected at most {len(train)}, got {config.batch_size}")
         self._config, self._train, self._validation = config, train, validation
         self._console = console
         self._device = select_device()
+        self._teachers: Teachers | None = None
+        if teachers:
+            self._teachers = Teachers(teachers, self._device, bfloat16=config.bfloat16)
         torch.manual_seed(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
         self._steps = len(train) // config.batch_size
@@ -122,10 +138,10 @@ class Trainer:
             images = self._train.images[index].float()
             if config.augment:
                 images = augment(images, self._generator)
-            labels = self._train.labels[index].to(self._device)
+            images, labels = images.to(self._device), self._train.labels[index].to(self._device)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bfloat16):
-                logits = self._model(images.to(self._device)).float()
-            loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                logits = self._model(images).float()
+            loss = self._loss(images, labels, logits)
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
@@ -139,6 +155,11 @@ class Trainer:
                 self._console.print(f"epoch {number} batch {batch}/{self._steps}  {recent}")
                 recent = _Running()
         return running
+
+    def _loss(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        if self._teachers is not None:
+            return F.cross_entropy(logits, self._teachers.probabilities(images))
+        return F.cross_entropy(logits, labels, label_smoothing=self._config.label_smoothing)
 
     def _batches(self) -> Iterator[Tensor]:
         """Index batches of one shuffled epoch; a short last one, bad for batch norm, is left."""
