@@ -69,6 +69,8 @@ def compare(runs: list[Path]) -> list[dict[str, Any]]:
 
 def _group(checkpoint: Checkpoint) -> str:
     config = checkpoint.config
+    if config.teachers:
+        return f"{config.arch} (taught)"
     return config.arch if config.augment else f"{config.arch} (classic)"
 
 

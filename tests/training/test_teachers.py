@@ -9,7 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from training import __main__ as command
 from training.checkpoint import Checkpoint, CheckpointError, build_classifier, save_checkpoint
+from training.compare import compare
 from training.config import TrainingConfig
 from training.data import Split
 from training.evaluate import predict_logits
@@ -76,6 +78,24 @@ def test_teachers_of_other_data_are_refused_by_name(tmp_path):
     expected = r"fashion.pt: expected one of mnist, got one of fashion-mnist"
     with pytest.raises(CheckpointError, match=expected):
         load_teachers([path], "mnist")
+
+
+def test_comparison_keeps_students_apart(tmp_path):
+    runs = []
+    for number, teachers in enumerate([(), ("0" * 64,)]):
+        made = untrained("mlp", number)
+        config = replace(made.config, teachers=teachers)
+        metrics = {"accuracy": 0.9, "train_seconds": 1.0}
+        runs.append(tmp_path / str(number))
+        save_checkpoint(replace(made, config=config, metrics=metrics), runs[-1] / "checkpoint.pt")
+    assert {row["arch"] for row in compare(runs)} == {"mlp", "mlp (taught)"}
+
+
+def test_teacher_that_is_not_there_is_named(tmp_path, capsys):
+    missing = tmp_path / "nobody.pt"
+    assert command.main(["--teacher", str(missing), f"--run-dir={tmp_path / 'run'}"]) == 1
+    assert f"{missing}: no such checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_name_the_teachers_files(tmp_path):
