@@ -252,16 +252,13 @@ def h2load(server: ServerProcess, run: Run, *, latencies: bool = False) -> Load:
     Raises:
         BenchmarkError: If h2load is missing, or calls were not answered with OK.
     """
-    program = shutil.which("h2load")
-    if program is None:
-        raise BenchmarkError("h2load is not installed (Debian: apt-get install nghttp2-client)")
     pixels = np.resize(served_artifact().golden.images, (run.images, 28, 28)).tobytes()
     message = digits_pb2.ClassifyRequest(pixels=pixels).SerializeToString()
     connections = min(8, run.in_flight)
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
-        command = [program, "-n", str(run.calls), "-c", str(connections)]
+        command = [h2load_program(), "-n", str(run.calls), "-c", str(connections)]
         command += ["-m", str(run.in_flight // connections), "-t", "1", "-d", str(body)]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
         for header in run.headers:
@@ -278,10 +275,22 @@ def h2load(server: ServerProcess, run: Run, *, latencies: bool = False) -> Load:
         cpu = server.cpu_seconds() - cpu_before
         durations = np.loadtxt(log, usecols=2, ndmin=1) / 1e6 if latencies else np.empty(0)
     calls = _count(server, before, run) if server.http else run.calls
-    return Load(calls, _duration_s(output), cpu / max(1, calls) * 1e6, durations)
+    return Load(calls, duration_s(output), cpu / max(1, calls) * 1e6, durations)
 
 
-def _duration_s(output: str) -> float:
+def h2load_program() -> str:
+    """Where h2load is.
+
+    Raises:
+        BenchmarkError: If it is missing.
+    """
+    program = shutil.which("h2load")
+    if program is None:
+        raise BenchmarkError("h2load is not installed (Debian: apt-get install nghttp2-client)")
+    return program
+
+
+def duration_s(output: str) -> float:
     """What h2load says it took, without its own start."""
     found = re.search(r"finished in ([0-9.]+)(us|ms|s|m)", output)
     if found is None:
