@@ -18,6 +18,7 @@ from benchmarks import (
     latency,
     metrics_cost,
     overload,
+    processes,
     stream,
     throughput,
 )
@@ -31,6 +32,7 @@ SUITES: dict[str, Callable[[int, float], list[Figure]]] = {
     "overload": overload.measure,
     "fairness": fairness.measure,
     "stream": stream.measure,
+    "processes": processes.measure,
     "metrics": metrics_cost.measure,
     "access": access.measure,
     "footprint": footprint.measure,

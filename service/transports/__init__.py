@@ -35,6 +35,8 @@ class Limits:
         keepalive_s: Of silence, after which a connection is asked whether its caller still lives.
         keepalive_timeout_s: For the answer to that.
         handshake_s: For the first bytes of HTTP/2.
+        pending: Calls, of all callers, that have begun and that the server has not come to yet. Of
+            more than that some are reset, of more than twice that all.
         arriving: Calls, of all callers, whose request has begun to come and is not there yet.
         arrival_s: For a request to come whole.
         young_s: Age up to which a call is not given up for more than ``arriving``.
@@ -50,6 +52,7 @@ class Limits:
     keepalive_s: float = 60.0
     keepalive_timeout_s: float = 20.0
     handshake_s: float = 20.0
+    pending: int = 4096
     arriving: int = 256
     arrival_s: float = 60.0
     young_s: float = 1.0

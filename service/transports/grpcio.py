@@ -183,6 +183,9 @@ def make_server(
         ("grpc.max_metadata_size", limits.metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
         ("grpc.so_reuseport", 0),
+        # The default is 1,000: behind a burst of calls, whoever sent it, others would be reset.
+        ("grpc.server.max_pending_requests", limits.pending),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * limits.pending),
     ]
     if not private:
         options += _connection_options(limits)
