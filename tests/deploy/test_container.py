@@ -7,6 +7,7 @@ share the host's network, so that no bridge is needed; ports are free ones.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 
 from digits.client import DigitClient
 from service.artifact import load_artifact
@@ -186,6 +188,35 @@ def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served):
     assert podman("exec", served.name, "/opt/digits/bin/python", "-c", modules) == "[]"
     for compiler in ("gcc", "cc", "ld"):
         assert not podman("exec", served.name, "/bin/sh", "-c", f"command -v {compiler} || true")
+
+
+def test_image_adds_150_mb_to_its_base_at_most(served):
+    """Unpacked. The last stage copies two folders and runs nothing (test_image)."""
+    sizes = podman("exec", served.name, "du", "-sb", "/opt/digits", "/models")
+    assert sum(int(line.split()[0]) for line in sizes.splitlines()) <= 150e6, sizes
+
+
+def test_server_imports_everything_that_it_may_need(served):
+    """What slim.py took away was nothing of that, tracing, signatures and every format included."""
+    program = """if True:
+        import importlib, pkgutil, digits.client, digits.files, onnxruntime, service, uvloop
+        from PIL import features
+        for module in pkgutil.walk_packages(service.__path__, "service."):
+            if module.name != "service.top":  # rich is for people, and not in the image
+                importlib.import_module(module.name)
+        service.tracing.Tracing("http://127.0.0.1:1")
+        print([name for name in ("zlib", "jpg", "webp") if not features.check(name)])
+    """
+    command = ["exec", served.name, "/opt/digits/bin/python", "-W", "error", "-c", program]
+    assert podman(*command) == "[]"
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_image_files_of_every_format_are_read(served, sample, format_):
+    file = io.BytesIO()
+    Image.fromarray(sample["images"][0]).save(file, format_)
+    with DigitClient(served.address) as client:
+        assert client.classify(file.getvalue()).digits[0] == sample["labels"][0]
 
 
 @pytest.mark.parametrize("transport", ["grpcio", "native"])
