@@ -42,7 +42,7 @@ from service.request_log import RequestLog
 from service.security.access import Access
 from service.security.rotation import CredentialError
 from service.servicers import DigitClassifier
-from service.standard import NOT_SERVING, SERVING, Health, Reflection
+from service.standard import NOT_SERVING, SERVING, Health, Reflection, add_channelz
 from service.tracing import Tracing, TracingError
 from service.transports import TransportError, choose_transport, grpcio, limits_of, socket_address
 from service.transports.arrivals import Arrivals, BoundedServer
@@ -264,6 +264,8 @@ class Server:
             server.add_generic_rpc_handlers((service,))
             names.append(oip.SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._config.channelz:
+            names.append(add_channelz(server))
         if self._config.reflection:
             self._reflection = Reflection(names)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(self._reflection, server)
