@@ -49,6 +49,8 @@ def top(argv: list[str]) -> int:
     try:
         with connect(arguments) as client:
             _run(View(arguments.metrics, client), arguments)
+    except BrokenPipeError:  # of standard output, not of a call
+        raise
     except ValueError as error:
         parser.error(str(error))
     except (ScrapeError, *CALL_ERRORS) as error:
@@ -65,7 +67,9 @@ def _run(view: View, arguments: argparse.Namespace) -> None:
         view.read()
         time.sleep(arguments.interval_s)
         view.read()
-        console.print(view.render())
+        with console.capture() as captured:
+            console.print(view.render())
+        print(captured.get(), end="")  # rich has its own way of ending where nobody reads
     else:
         _show(view, console, arguments.interval_s)
 
