@@ -50,6 +50,8 @@ LATENCY_BUCKETS = (
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
 )  # fmt: skip
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+# What POST /v1/classify answers with.
+HTTP_STATUSES = (200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503, 504)
 # One failing model must not fill the log.
 FAILURE_LOG_INTERVAL_S = 1.0
 
@@ -139,6 +141,15 @@ class Metrics:
             registry=self.registry,
         )
         self._dropped = {refusal: dropped.labels(refusal.value) for refusal in Refusal}
+
+        self._http_requests = Counter(
+            "digits_http_requests_total",
+            "Requests for POST /v1/classify answered, by HTTP status; 499 of callers that left.",
+            ["status"],
+            registry=self.registry,
+        )
+        for status in HTTP_STATUSES:
+            self._http_requests.labels(status)
 
     def _model_metrics(self) -> None:
         self._model_info = Gauge(
@@ -253,6 +264,10 @@ class Metrics:
         """An RPC other than Classify ended."""
         self._handled[service, method, code].inc()
         self._handling[service, method].observe_many((seconds,))
+
+    def http_request(self, status: int) -> None:
+        """A request for POST /v1/classify was answered with this HTTP status."""
+        self._http_requests.labels(status).inc()
 
     def serving(self, model: ServedModel) -> None:
         """``model`` answers from now on."""
