@@ -34,6 +34,8 @@ class Limits:
         idle_s: After which a connection without a call is asked to go.
         keepalive_s: Of silence, after which a connection is asked whether its caller still lives.
         keepalive_timeout_s: For the answer to that.
+        ping_interval_s: Between pings while nothing is sent to the caller; whoever asks more often
+            is sent away.
         handshake_s: For the first bytes of HTTP/2.
         pending: Calls, of all callers, that have begun and that the server has not come to yet. Of
             more than that some are reset, of more than twice that all.
@@ -51,6 +53,7 @@ class Limits:
     idle_s: float = 900.0
     keepalive_s: float = 60.0
     keepalive_timeout_s: float = 20.0
+    ping_interval_s: float = 10.0
     handshake_s: float = 20.0
     pending: int = 4096
     arriving: int = 256

@@ -204,6 +204,8 @@ def _connection_options(limits: Limits) -> list[tuple[str, int]]:
         # What really ends it: a ping is given a minute, whatever the option above says.
         ("grpc.http2.ping_timeout_ms", _milliseconds(limits.keepalive_timeout_s)),
         ("grpc.keepalive_permit_without_calls", 1),
+        # The default of five minutes cuts callers with a keepalive that notices anything in time.
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.ping_interval_s)),
         ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_s)),
         # For a caller that connects and says nothing; the default is two minutes.
         ("grpc.server_handshake_timeout_ms", _milliseconds(limits.handshake_s)),

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 from hpack import Decoder, Encoder
-from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame
 
 from benchmarks.attacks import GREETING, MESSAGE_PREFIX, data, headers
 from benchmarks.harness import CLASSIFY_PATH
@@ -95,15 +95,15 @@ async def echoing(limits):
         await server.stop(0)
 
 
-def heard_by_grpcio(limits, *arguments):
+def heard_by_grpcio(limits, *arguments, by=say):
     async def run():
         async with echoing(limits) as port:
-            return await asyncio.to_thread(say, port, *arguments)
+            return await asyncio.to_thread(by, port, *arguments)
 
     return asyncio.run(run())
 
 
-def heard_by_native(limits, *arguments):
+def heard_by_native(limits, *arguments, by=say):
     transport = NativeTransport(
         "127.0.0.1",
         0,
@@ -115,7 +115,7 @@ def heard_by_native(limits, *arguments):
     )
     transport.start()
     try:
-        return say(transport.port, *arguments)
+        return by(transport.port, *arguments)
     finally:
         transport.close()
 
@@ -126,6 +126,32 @@ BOTH = pytest.mark.parametrize("heard_by", [heard_by_native, heard_by_grpcio])
 @BOTH
 def test_peer_that_does_not_answer_a_ping_is_closed(heard_by):
     assert heard_by(replace(LIMITS, keepalive_s=0.2, keepalive_timeout_s=0.2), GREETING).closed
+
+
+def pinged(port, times, every_s):
+    """Pings on a connection with a call under way, each after the answer to the one before."""
+    heard, pending, ping = Heard(), b"", PingFrame(0, opaque_data=b"hello!!!").serialize()
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as caller:
+        caller.sendall(GREETING + headers(Encoder(), 1))
+        for count in range(1, times + 1):
+            caller.sendall(ping)
+            while sum(isinstance(frame, PingFrame) for frame in heard.frames) < count:
+                received = caller.recv(65_536)
+                if not received:
+                    return heard
+                pending = _parse(pending + received, heard.frames)
+            time.sleep(every_s)  # what is tried is how often
+    return heard
+
+
+@pytest.mark.parametrize(
+    ("heard_by", "ping_interval_s", "is_sent_away"),
+    [(heard_by_grpcio, 0.05, False), (heard_by_grpcio, 10.0, True), (heard_by_native, 10.0, False)],
+)
+def test_caller_may_ping_as_often_as_is_allowed(heard_by, ping_interval_s, is_sent_away):
+    heard = heard_by(replace(LIMITS, ping_interval_s=ping_interval_s), 6, 0.3, by=pinged)
+    away = [frame for frame in heard.frames if isinstance(frame, GoAwayFrame)]
+    assert bool(away) == is_sent_away
 
 
 def test_peer_that_says_nothing_is_closed():
