@@ -43,6 +43,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 SERVICE = "digits.v1.DigitClassifierService"
 # Methods of the service, with the grpc_type label that go-grpc-middleware gives them.
 METHODS = {"Classify": "unary", "ClassifyStream": "bidi_stream", "GetModel": "unary"}
+# Those of every service whose calls each are one request: ``digits top``, alerts and dashboard look
+# at these. A stream carries many, and what becomes of them is in the metrics of requests.
+INFERENCE_METHODS = ("Classify", "ModelInfer")
 
 # Seconds: 50 us to the 20 s of a long deadline, about 1-2.5-5 a decade.
 LATENCY_BUCKETS = (
