@@ -53,7 +53,7 @@ LATENCY_BUCKETS = (
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
 )  # fmt: skip
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-# What POST /v1/classify answers with.
+# What /v1/classify answers with.
 HTTP_STATUSES = (200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503, 504)
 # One failing model must not fill the log.
 FAILURE_LOG_INTERVAL_S = 1.0
@@ -79,6 +79,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         self._rpc_metrics({SERVICE: METHODS, **(services or {})})
         self._batch_metrics()
+        self._http_metrics()
         self._model_metrics()
         self._quality = Quality(self.registry)
         self._triton: TritonNames | None = None
@@ -145,9 +146,10 @@ class Metrics:
         )
         self._dropped = {refusal: dropped.labels(refusal.value) for refusal in Refusal}
 
+    def _http_metrics(self) -> None:
         self._http_requests = Counter(
             "digits_http_requests_total",
-            "Requests for POST /v1/classify answered, by HTTP status; 499 of callers that left.",
+            "Requests for /v1/classify, by HTTP status of the answer; 499 where the caller left.",
             ["status"],
             registry=self.registry,
         )
@@ -269,7 +271,7 @@ class Metrics:
         self._handling[service, method].observe_many((seconds,))
 
     def http_request(self, status: int) -> None:
-        """A request for POST /v1/classify was answered with this HTTP status."""
+        """A request for /v1/classify was answered with this HTTP status."""
         self._http_requests.labels(status).inc()
 
     def serving(self, model: ServedModel) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from grpc import StatusCode
 
 from service.http import Offer, pages
 from service.http.classify import ClassifyHandler
 from service.http.connections import Connections
-from service.http.errors import error_response, harden, status_response
+from service.http.errors import HTTP_STATUS, error_response, harden, status_response
 from service.http.metrics import MetricsHandler
 from service.http.requests import MAX_BODY_BYTES
 from service.status import InvalidRequestError
@@ -19,8 +20,8 @@ from service.status import InvalidRequestError
 __all__ = ["Connections", "make_runner"]  # what the port is made of
 
 CLASSIFY = "/v1/classify"
-# The status of a request whose caller left, as nginx logs it; it never reaches anybody.
-LEFT = 499
+# Of a request whose caller left; it reaches nobody.
+LEFT = HTTP_STATUS[StatusCode.CANCELLED]
 # What answers get to leave once the server stops.
 SHUTDOWN_S = 1.0
 
