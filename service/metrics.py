@@ -43,6 +43,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 SERVICE = "digits.v1.DigitClassifierService"
 # Methods of the service, with the grpc_type label that go-grpc-middleware gives them.
 METHODS = {"Classify": "unary", "ClassifyStream": "bidi_stream", "GetModel": "unary"}
+# Those of every service whose calls each are one request: ``digits top``, alerts and dashboard look
+# at these. A stream carries many, and what becomes of them is in the metrics of requests.
+INFERENCE_METHODS = ("Classify", "ModelInfer")
 
 # Seconds: 50 us to the 20 s of a long deadline, about 1-2.5-5 a decade.
 LATENCY_BUCKETS = (
@@ -50,6 +53,8 @@ LATENCY_BUCKETS = (
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
 )  # fmt: skip
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+# What /v1/classify answers with.
+HTTP_STATUSES = (200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503, 504)
 # One failing model must not fill the log.
 FAILURE_LOG_INTERVAL_S = 1.0
 
@@ -74,6 +79,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         self._rpc_metrics({SERVICE: METHODS, **(services or {})})
         self._batch_metrics()
+        self._http_metrics()
         self._model_metrics()
         self._quality = Quality(self.registry)
         self._triton: TritonNames | None = None
@@ -139,6 +145,16 @@ class Metrics:
             registry=self.registry,
         )
         self._dropped = {refusal: dropped.labels(refusal.value) for refusal in Refusal}
+
+    def _http_metrics(self) -> None:
+        self._http_requests = Counter(
+            "digits_http_requests_total",
+            "Requests for /v1/classify, by HTTP status of the answer; 499 where the caller left.",
+            ["status"],
+            registry=self.registry,
+        )
+        for status in HTTP_STATUSES:
+            self._http_requests.labels(status)
 
     def _model_metrics(self) -> None:
         self._model_info = Gauge(
@@ -253,6 +269,10 @@ class Metrics:
         """An RPC other than Classify ended."""
         self._handled[service, method, code].inc()
         self._handling[service, method].observe_many((seconds,))
+
+    def http_request(self, status: int) -> None:
+        """A request for /v1/classify was answered with this HTTP status."""
+        self._http_requests.labels(status).inc()
 
     def serving(self, model: ServedModel) -> None:
         """``model`` answers from now on."""

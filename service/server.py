@@ -243,6 +243,8 @@ class Server:
                 describe, self._classify, f"{self._transport} ({self._transport_reason})"
             ),
             classify=self._receive if config.classifies_over_http else None,
+            refusal=self._guard.refusal if self._guard else None,
+            count=self._metrics.http_request,
             requests_per_s=config.http_classify_rate,
             playground=config.playground,
         )

@@ -13,7 +13,7 @@ import grpc.aio
 from service.job import Refusal
 from service.metrics import Metrics
 from service.security.tokens import TokenFile, shown_digest
-from service.status import REFUSALS
+from service.status import REFUSALS, Status
 from service.transports import CLASSIFY
 
 if TYPE_CHECKING:
@@ -60,6 +60,13 @@ class Guard(ServerInterceptor):
         """Whose valid token a call's metadata shows; None if it shows none."""
         shown = shown_digest(metadata)
         return None if shown is None else self._tokens.caller(shown)
+
+    def refusal(self, metadata: Iterable[tuple[str, Any]]) -> Status | None:
+        """How to answer a request before it is read, counted here; None if it shows a token."""
+        if self.caller(metadata) is not None:
+            return None
+        self._metrics.dropped([Refusal.UNAUTHENTICATED])
+        return Status(*REFUSALS[Refusal.UNAUTHENTICATED])
 
     def receive(self, calls: Sequence[Call]) -> None:
         """Passes a burst on to Classify, without the calls that show no valid token."""
