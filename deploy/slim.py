@@ -11,8 +11,8 @@ import struct
 import sysconfig
 from pathlib import Path
 
-# Paths in site-packages. One that matches nothing ends the build: a new version of a package has
-# moved it, and what was taken away for is then there again.
+# Paths in site-packages. One that matches nothing ends the build: what it stood for may be in the
+# image again, in another place.
 UNUSED = (
     # The engine once more, for programs in other languages. Python's extension links all of it in.
     "onnxruntime/capi/libonnxruntime.so.*",
