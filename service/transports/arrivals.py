@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 else:  # generic in the stubs, not at run time
     from grpc import GenericRpcHandler, RpcMethodHandler
     from grpc.aio import ServicerContext
+
+
+# Calls that are given up as another one comes: to end thousands in one go would hold that one up.
+AT_ONCE = 2
 
 
 class Arrivals:
@@ -53,9 +58,8 @@ class Arrivals:
         task = asyncio.current_task()
         assert task is not None
         self._waiting[task] = now = self._loop.time()
-        while len(self._waiting) > self._limit:
-            oldest, began = next(iter(self._waiting.items()))
-            if now - began < self._young_s:
+        for oldest, began in list(itertools.islice(self._waiting.items(), AT_ONCE)):
+            if len(self._waiting) <= self._limit or now - began < self._young_s:
                 break
             self._give_up(oldest, too_many_arriving())
         if self._timer is None:
