@@ -44,9 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     A reader that has enough, such as ``head``, ends a command without a word and with the exit
     code that a shell gives for SIGPIPE. The signal itself would end it for a broken socket too.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["serve"]:  # prints nothing there: a broken pipe would be something else
+        return _serve(arguments[1:])
     try:
         try:
-            return _command(argv)
+            return _command(arguments)
         finally:  # here, not when the interpreter ends, where nobody can catch it
             print(end="", flush=True)
     except BrokenPipeError:
@@ -61,11 +64,8 @@ def _discard_output() -> None:
         os.dup2(nowhere, descriptor)
 
 
-def _command(argv: Sequence[str] | None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
+def _command(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if command == "serve":
-        return _serve(rest)
     if command in COMMANDS:
         module, function = COMMANDS[command]
         try:

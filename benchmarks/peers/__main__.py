@@ -1,7 +1,7 @@
 """``make peers``: this server beside others from PyPI, on the same model, load and cores.
 
-Every peer gets a virtual environment of its own and the settings in which it is fastest: it is
-measured with dynamic batching and without, and its better rate counts.
+Every peer gets a virtual environment of its own. It is measured with dynamic batching and without,
+and its better rate counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.harness import BenchmarkError, Run, h2load, machine, running_ser
 from benchmarks.peers.peer import PEERS, Peer, running_peer
 
 RESULTS = Path("benchmarks/results/peers.json")
-# Images per call, calls in flight, calls in one round, how many times the best peer is asked for.
+# Images per call, calls in flight, calls in one round.
 CASES = {
     "single images, 64 in flight": (1, 64, 20_000),
     "64 images per call, 8 in flight": (64, 8, 1_500),

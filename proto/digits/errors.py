@@ -16,7 +16,7 @@ PUSHBACK = "grpc-retry-pushback-ms"
 # What helps, by the code and a part of the message; the first that fits. gRPC's own messages say
 # what its sockets saw, not what is wrong with the call.
 HINTS = (
-    (Code.UNAVAILABLE, ":443: Failed to connect", "where no port is named, gRPC takes 443"),
+    (Code.UNAVAILABLE, ":443: Failed to connect", "gRPC takes 443 where no port is named"),
     (Code.UNAVAILABLE, "Connection refused", "nothing listens there: is the server running?"),
     (Code.UNAVAILABLE, "No such file", "there is no such socket: is the server running?"),
     (Code.UNAVAILABLE, "CERTIFICATE_VERIFY_FAILED", "tls.ca has not signed its certificate"),

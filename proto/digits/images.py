@@ -48,9 +48,9 @@ BOX_SHARE = 0.1
 # becomes 255; it is 253 in the median digit of MNIST.
 CORE_RANK = 0.9
 CORE_SHARE = 0.2
-# Strokes thinner or thicker than this, in pixels of the box, are brought to it. Chosen on training
-# digits; 90 of 100 of MNIST's are between 2.2 and 3.8. What erosion leaves less than the second
-# share of was hatched or dithered, not thick.
+# Strokes thinner or thicker than this, in pixels of the box, are brought to it. The second was
+# chosen on training digits, the first see docs/images.md; 90 of 100 of MNIST's are between 2.2 and
+# 3.8. What erosion leaves less than this share of was hatched or dithered, not thick.
 THIN, THICK = 2.6, 3.2
 HATCHED_SHARE = 0.25
 # A picture of 28x28 that has this form already is left alone.
@@ -128,8 +128,8 @@ def examine(picture: Any) -> Normalised:
 
     if isinstance(picture, (str, Path)):
         picture = Path(picture).read_bytes()
-    if isinstance(picture, bytes):
-        with files.opened(picture) as image:
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        with files.opened(bytes(picture)) as image:
             levels_of_file = files.grey(image)
         return examine_grey(levels_of_file)
     return examine_grey(files.grey(files.as_image(picture)))

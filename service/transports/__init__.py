@@ -21,8 +21,8 @@ CLASSIFY = "/digits.v1.DigitClassifierService/Classify"
 class Limits:
     """What one caller may take of the server before any code of ours sees a call.
 
-    Those with a default are the same for everybody; ``grpcio.py`` and ``native.py`` say which of
-    them their transport can enforce.
+    ``limits_of`` sets those that are settings; ``grpcio.py`` and ``native.py`` say which of them
+    their transport can enforce.
 
     Attributes:
         message_bytes: Of a request, after decompression.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +28,7 @@ from service.transports import (
     grpcio,
     limits_of,
 )
-from service.transports.arrivals import Arrivals, BoundedServer
+from service.transports.arrivals import AT_ONCE, Arrivals, BoundedServer
 from service.transports.native import NativeTransport
 from service.wire import IMAGE_BYTES
 
@@ -238,6 +239,54 @@ def test_of_too_many_requests_on_their_way_the_oldest_are_given_up():
         lambda heard: len(heard.statuses()) == 3,
     )
     assert heard.statuses() == dict.fromkeys((1, 3, 5), grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
+
+
+class SilentCaller:
+    """The context of a call whose request does not come."""
+
+    async def read(self):
+        await asyncio.Event().wait()
+
+    async def abort(self, *_):
+        raise asyncio.CancelledError
+
+
+def silent_calls(arrivals, count):
+    return [asyncio.create_task(arrivals.read(SilentCaller())) for _ in range(count)]
+
+
+def test_of_what_a_burst_left_a_call_gives_up_a_few():
+    async def scenario():
+        arrivals = Arrivals(limit=4, timeout_s=60, young_s=0.1)
+        calls, ended = silent_calls(arrivals, 20), 0
+        while not ended:  # until they are old enough
+            await asyncio.sleep(0.02)
+            calls += silent_calls(arrivals, 1)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            ended = sum(call.done() for call in calls)
+        assert ended == AT_ONCE < 10
+        for call in asyncio.all_tasks() - {asyncio.current_task()}:
+            call.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_what_is_too_old_is_given_up_a_few_at_a_time():
+    async def scenario():
+        arrivals = Arrivals(limit=100, timeout_s=0.1, young_s=60)
+        ended, turn = Counter(), 0
+        calls = silent_calls(arrivals, 20)
+        for call in calls:
+            call.add_done_callback(lambda _: ended.update([turn]))
+        while not all(call.done() for call in calls):
+            turn += 1
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # for the last one to be counted
+        assert ended.total() == 20
+        assert max(ended.values()) <= 10
+
+    asyncio.run(scenario())
 
 
 def test_call_without_a_request_is_invalid():
