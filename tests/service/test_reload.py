@@ -103,6 +103,7 @@ def test_versions_change_under_load_without_a_failed_or_mixed_answer(
         for number in range(2, 8):
             add_version(repository, number, source_of(number))
             wait_until(lambda number=number: serving_version(server) == number)
+        wait_until(lambda: errors or answers[-1][1].model.version == "7")
     assert errors == []
     seen = {answered.model.version for _, answered in answers}
     assert seen >= {"1", "7"}
