@@ -21,8 +21,8 @@ CLASSIFY = "/digits.v1.DigitClassifierService/Classify"
 class Limits:
     """What one caller may take of the server before any code of ours sees a call.
 
-    ``limits_of`` sets those that are settings; ``grpcio.py`` and ``native.py`` say which of them
-    their transport can enforce.
+    Those without a default are settings; ``grpcio.py`` and ``native.py`` say which of them their
+    transport can enforce.
 
     Attributes:
         message_bytes: Of a request, after decompression.
@@ -45,14 +45,14 @@ class Limits:
 
     message_bytes: int
     connections: int
-    connection_age_s: float = 0.0
-    connection_grace_s: float = 0.0
-    calls_per_connection: int = 1024
+    connection_age_s: float
+    connection_grace_s: float
+    calls_per_connection: int
+    keepalive_s: float
+    keepalive_timeout_s: float
+    ping_interval_s: float
     metadata_bytes: int = 16 * 1024
     idle_s: float = 900.0
-    keepalive_s: float = 60.0
-    keepalive_timeout_s: float = 20.0
-    ping_interval_s: float = 5.0
     handshake_s: float = 20.0
     pending: int = 4096
     arriving: int = 256

@@ -21,7 +21,7 @@ from benchmarks import attacks
 from benchmarks.harness import check_answers
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.transports import Limits
+from service.config import ServerConfig
 from tests.conftest import wait_until
 from tests.service.test_limits import say
 from tests.service.test_rpc import IMAGE, encoded, handled, pixels, refused, scrape
@@ -98,7 +98,7 @@ def test_server_announces_how_many_calls_a_connection_may_have(server):
 
     heard = say(int(server.address.rpartition(":")[2]), attacks.GREETING, settled)
     settings = next(frame.settings for frame in heard.frames if isinstance(frame, SettingsFrame))
-    limit = Limits.__dataclass_fields__["calls_per_connection"].default
+    limit = ServerConfig().max_calls_per_connection
     assert settings[SettingsFrame.MAX_CONCURRENT_STREAMS] == limit
 
 

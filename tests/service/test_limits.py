@@ -32,7 +32,7 @@ from service.transports.arrivals import AT_ONCE, Arrivals, BoundedServer
 from service.transports.native import NativeTransport
 from service.wire import IMAGE_BYTES
 
-LIMITS = Limits(message_bytes=2**20, connections=100)
+LIMITS = replace(limits_of(ServerConfig()), message_bytes=2**20, connections=100)
 # For what should take a fraction of a second.
 PATIENCE_S = 20
 
