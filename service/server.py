@@ -22,7 +22,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from service import oip
+from service import memory, oip
 from service.announce import announce
 from service.artifact import ArtifactError, KeyFileError
 from service.background import in_daemon_thread
@@ -294,9 +294,8 @@ class Server:
         said = ""
         while True:
             await self._until_next_look()
-            look = partial(self._loader.load_other_than, self._classify.model)
             try:
-                model = await in_daemon_thread(look)
+                changed = await self._serve_other()
             except (ArtifactError, DeviceError, KeyFileError) as error:
                 if str(error) != said:  # not again at every look
                     logger.error("reload: %s; the present version goes on serving", error)
@@ -306,11 +305,26 @@ class Server:
                 logger.exception("reload failed; this is a bug")
                 continue
             said = ""
-            if model is not None:
-                self._classify.serve(model)
-                self._metrics.serving(model)
-                fields = {"version": model.ref.version, "sha256": model.ref.sha256}
-                logger.info("now serving another version", extra={"fields": fields})
+            if changed:
+                await in_daemon_thread(memory.give_back)
+
+    async def _serve_other(self) -> bool:
+        """Serves another version if there should be one; True if so, and the old one is let go.
+
+        Raises:
+            ArtifactError: If the repository can not be read.
+            DeviceError: If the device can not serve.
+            KeyFileError: If the key for signatures can not be used.
+        """
+        look = partial(self._loader.load_other_than, self._classify.model)
+        model = await in_daemon_thread(look)
+        if model is None:
+            return False
+        self._classify.serve(model)
+        self._metrics.serving(model)
+        fields = {"version": model.ref.version, "sha256": model.ref.sha256}
+        logger.info("now serving another version", extra={"fields": fields})
+        return True
 
     async def _until_next_look(self) -> None:
         """Waits for SIGHUP or the interval."""
