@@ -208,10 +208,9 @@ class Classify:
         if refused:
             self.refuse([cast("Call", job) for job in refused])
 
-    def _run(self, images: list[memoryview], count: int) -> tuple[bytes, ServedModel]:
+    def _run(self, pixels: bytes | memoryview, count: int) -> tuple[bytes, ServedModel]:
         model = self._model
         assert model is not None, "a batch before a model; this is a bug"
-        pixels = images[0] if len(images) == 1 else b"".join(images)
         batch = np.frombuffer(pixels, np.uint8).reshape(count, 28, 28)
         return wire.encode_predictions(model.engine.run(batch)), model
 

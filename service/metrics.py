@@ -1,4 +1,4 @@
-"""Prometheus metrics. The hot path's are observed in bulk, once a batch.
+"""Prometheus metrics. The hot path's are noted once a batch and counted in bulk.
 
 Names follow go-grpc-middleware for RPCs (codes as gRPC spells them) and ``digits_`` for the rest;
 base units; every series is present from the start, so that an alert sees a zero before the first
@@ -8,11 +8,14 @@ error.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter as Counts
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from grpc import StatusCode
 from prometheus_client import (
     CollectorRegistry,
@@ -24,11 +27,13 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from service.batcher import Batcher
 from service.histogram import BulkHistogram, MergedHistogram
 from service.job import Batch, Refusal
-from service.quality import Quality
+from service.quality import Quality, Seen, seen_in
 from service.triton import TritonNames
 
 if TYPE_CHECKING:
@@ -55,8 +60,42 @@ LATENCY_BUCKETS = (
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 # What /v1/classify answers with.
 HTTP_STATUSES = (200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503, 504)
+# Images that wait to be counted: numpy costs as much for one of them as for a hundred.
+BULK_IMAGES = 1024
 # One failing model must not fill the log.
 FAILURE_LOG_INTERVAL_S = 1.0
+
+
+class _Answers(NamedTuple):
+    """What a batch brought.
+
+    Attributes:
+        batch_images: Images in the batch.
+        seconds: Of inference.
+        images: In the calls that were answered with OK.
+        queue_s: What each of these waited.
+        handling_s: What each took from arrival to answer, if it is an RPC of its own.
+        seen: What they were answered.
+    """
+
+    batch_images: int
+    seconds: float
+    images: int
+    queue_s: list[float]
+    handling_s: list[float]
+    seen: list[Seen]
+
+
+class _Before(Collector):
+    """Does something before other metrics are collected; has none itself."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing."""
+        self._work()
+        return ()
 
 
 class Metrics:
@@ -73,7 +112,11 @@ class Metrics:
         triton_names: bool = False,
         services: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
+        self._lock, self._counting = threading.Lock(), threading.Lock()
+        self._uncounted: list[_Answers] = []
+        self._uncounted_images = 0
         self.registry = CollectorRegistry()
+        self.registry.register(_Before(self._count_answers))  # collected in this order
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -234,21 +277,47 @@ class Metrics:
         self._classify_handling.observe_many(seconds)
 
     def batch(self, batch: Batch, answered: Sequence[Call], now: float) -> None:
-        """A batch ran, and by it these calls, or items of streams, were answered with OK."""
-        if batch.images and batch.error is None:
-            self._batch_size.observe_many((batch.images,))
-            self._inference_seconds.observe_many((batch.seconds,))
-        if answered:
-            images = sum([call.count for call in answered])
-            self._images.inc(images)
-            self._quality.answered(answered, images)
-            self._queue_seconds.observe_many([call.started - call.enqueued for call in answered])
-        rpcs = [call for call in answered if call.is_rpc]
-        if rpcs:
-            self._classify_ok.inc(len(rpcs))
-            self._classify_handling.observe_many([now - call.received for call in rpcs])
+        """A batch ran, and by it these calls, or items of streams, were answered with OK.
+
+        What is to be counted waits until there is enough of it, or until somebody looks.
+        """
         if self._triton is not None:
             self._triton.batch(batch, answered, now)
+        if not batch.images or batch.error is not None:
+            return
+        images = sum([call.count for call in answered])
+        answers = _Answers(
+            batch.images,
+            batch.seconds,
+            images,
+            [call.started - call.enqueued for call in answered],
+            [now - call.received for call in answered if call.is_rpc],
+            seen_in(batch, answered, images),
+        )
+        with self._lock:
+            self._uncounted.append(answers)
+            self._uncounted_images += max(batch.images, images)  # the rest ran in other batches
+            enough = self._uncounted_images >= BULK_IMAGES
+        if enough:
+            self._count_answers()
+
+    def _count_answers(self) -> None:
+        """Counts what waits for it; returns when everything is counted that came before."""
+        with self._counting:
+            with self._lock:
+                uncounted, self._uncounted = self._uncounted, []
+                self._uncounted_images = 0
+            if not uncounted:
+                return
+            batch_images, seconds, images, queue_s, handling_s, seen = zip(*uncounted, strict=True)
+            self._batch_size.observe_array(np.array(batch_images, np.float64))
+            self._inference_seconds.observe_array(np.array(seconds))
+            self._images.inc(sum(images))
+            self._queue_seconds.observe_array(np.array([*chain.from_iterable(queue_s)]))
+            handling = np.array([*chain.from_iterable(handling_s)])
+            self._classify_ok.inc(len(handling))
+            self._classify_handling.observe_array(handling)
+            self._quality.look_at([*chain.from_iterable(seen)])
 
     def dropped(self, refusals: Sequence[Refusal]) -> None:
         """Requests got no prediction, not for what was in them."""
@@ -282,6 +351,7 @@ class Metrics:
             1
         )
         self._device_fallback.set(model.engine.fell_back)
+        self._count_answers()  # by the reference that they belong to
         self._quality.compare_with(model.artifact.reference)
         if self._triton is not None:
             self._triton.serving(ref.name, ref.version)
