@@ -17,6 +17,7 @@ from benchmarks import (
     images,
     latency,
     metrics_cost,
+    oip,
     overload,
     processes,
     stream,
@@ -38,6 +39,7 @@ SUITES: dict[str, Callable[[int, float], list[Figure]]] = {
     "footprint": footprint.measure,
     "abuse": abuse.measure,
     "images": images.measure,
+    "oip": oip.measure,
 }
 
 

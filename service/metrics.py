@@ -330,9 +330,9 @@ class Metrics:
         """Whether RPCs of this name are counted."""
         return (service, method) in self._started
 
-    def rpc_started(self, service: str, method: str) -> None:
-        """An RPC other than Classify began."""
-        self._started[service, method].inc()
+    def rpc_started(self, service: str, method: str, count: int = 1) -> None:
+        """RPCs other than Classify began."""
+        self._started[service, method].inc(count)
 
     def rpc_handled(self, service: str, method: str, code: StatusCode, seconds: float) -> None:
         """An RPC other than Classify ended."""

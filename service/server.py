@@ -44,12 +44,19 @@ from service.security.rotation import CredentialError
 from service.servicers import DigitClassifier
 from service.standard import NOT_SERVING, SERVING, Health, Reflection, add_channelz
 from service.tracing import Tracing, TracingError
-from service.transports import TransportError, choose_transport, grpcio, limits_of, socket_address
+from service.transports import (
+    CLASSIFY,
+    TransportError,
+    choose_transport,
+    grpcio,
+    limits_of,
+    socket_address,
+)
 from service.transports.arrivals import Arrivals, BoundedServer
 from service.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from service.transports.native import NativeTransport
+    from service.transports.native import NativeTransport, Route
 
 logger = logging.getLogger(__name__)
 
@@ -206,9 +213,8 @@ class Server:
                 config.host,
                 config.grpc_port,
                 fallback=str(self._private / SOCKET),
-                receive=self._receive,
+                routes=self._native_routes(),
                 refuse=self._classify.fail,
-                metrics=self._metrics,
                 limits=self._limits,
             )
             self.grpc_port = self._native.port
@@ -226,6 +232,24 @@ class Server:
         self._classify.start()
         if self._native is not None:
             self._native.start()
+
+    def _native_routes(self) -> list[Route]:
+        """The methods that the native front answers itself."""
+        from service.oip.native import NativeInference  # noqa: PLC0415 - needs pygrpc-native
+        from service.transports.native import NativeCall, Route  # noqa: PLC0415
+
+        routes = [Route(CLASSIFY, NativeCall, self._metrics.started, self._receive)]
+        if self._inference is not None:
+            inference = NativeInference(
+                self._classify,
+                self._guard.admit if self._guard else list,
+                reader=self._inference.reader,
+                statistics=self._inference.statistics,
+                metrics=self._metrics,
+                listeners=self._listeners,
+            )
+            routes.append(inference.route())
+        return routes
 
     async def _start_http(self) -> None:
         """Starts HTTP once a model serves, or loads slowly: its import would slow a quick load."""

@@ -70,6 +70,12 @@ class Guard(ServerInterceptor):
 
     def receive(self, calls: Sequence[Call]) -> None:
         """Passes a burst on to Classify, without the calls that show no valid token."""
+        admitted = self.admit(calls)
+        if admitted:
+            self._classify.receive(admitted)
+
+    def admit(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls of a burst that show a valid token; the others are failed."""
         # Each token is looked for once a burst, not once a call.
         callers: dict[bytes, str | None] = {}
         admitted, refused = [], []
@@ -86,8 +92,7 @@ class Guard(ServerInterceptor):
                 admitted.append(call)
         if refused:
             self._classify.refuse(refused)
-        if admitted:
-            self._classify.receive(admitted)
+        return admitted
 
     async def intercept_service(
         self,

@@ -29,7 +29,7 @@ from service.transports import (
     limits_of,
 )
 from service.transports.arrivals import AT_ONCE, Arrivals, BoundedServer
-from service.transports.native import NativeTransport
+from service.transports.native import NativeCall, NativeTransport, Route
 from service.wire import IMAGE_BYTES
 
 LIMITS = replace(limits_of(ServerConfig()), message_bytes=2**20, connections=100)
@@ -115,14 +115,18 @@ def heard_by_grpcio(limits, *arguments):
     return asyncio.run(run())
 
 
+def answer_all(calls):
+    for call in calls:
+        call.respond(call.request)
+
+
 def heard_by_native(limits, *arguments):
     transport = NativeTransport(
         "127.0.0.1",
         0,
         fallback="",
-        receive=lambda calls: [call.respond(call.request) for call in calls],
+        routes=[Route(CLASSIFY_PATH, NativeCall, Metrics().started, answer_all)],
         refuse=lambda call, status: call.fail(status),
-        metrics=Metrics(),
         limits=limits,
     )
     transport.start()

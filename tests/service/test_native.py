@@ -8,7 +8,7 @@ import pytest
 from service.config import ServerConfig
 from service.metrics import Metrics
 from service.transports import CLASSIFY, limits_of
-from service.transports.native import NativeTransport
+from service.transports.native import NativeCall, NativeTransport, Route
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def transport(tmp_path):
             call.respond(b"answered")
 
     native = NativeTransport(
-        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"), receive=receive,
-        refuse=lambda call, status: call.fail(status), metrics=Metrics(),
-        limits=limits_of(ServerConfig()),
+        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"),
+        routes=[Route(CLASSIFY, NativeCall, Metrics().started, receive)],
+        refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
     )  # fmt: skip
     native.start()
     yield native

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
+from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given, settings
@@ -26,6 +27,7 @@ from service.status import InvalidRequestError, NotServedError
 from tests.conftest import start_process, wait_until
 from tests.service.test_lifecycle import endless_repository  # noqa: F401 - a fixture
 from tests.service.test_overload import LONG, busy, dropped  # noqa: F401 - a fixture
+from tests.service.test_request_log import entries
 from tests.service.test_rpc import pixels, refused, rich_detail, scrape
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
@@ -361,6 +363,45 @@ def test_statistics_and_metrics_count_exactly_what_was_sent(server, stub, sample
     wait_until(lambda: count_of(server, "ModelInfer", "OK") - ok == 3)
     wait_until(lambda: count_of(server, "ModelInfer", "INVALID_ARGUMENT") - bad == 1)
     wait_until(lambda: scrape(server)["digits_images_total"] - images == 204)
+
+
+@TRANSPORTS
+def test_log_tells_the_caller_and_how_its_call_ended(start_server, transport):
+    """On native that is the caller of the port, not the front as a client of grpcio behind it."""
+    server = start_server(f"--transport={transport}", "--request-log-per-s=100")
+    with grpc.insecure_channel(server.address) as channel:
+        shown = (("x-request-id", "order-67"),)
+        stub_of(channel).ModelInfer(infer(BLANK), metadata=shown, timeout=30)
+        refused(stub_of(channel).ModelInfer, broken(name="x"))
+    [line] = wait_until(lambda: entries(server, "ModelInfer OK"))
+    assert line["request_id"] == "order-67"
+    assert line["peer"].startswith(("ipv4:127.0.0.1:", "127.0.0.1:"))
+    assert wait_until(lambda: entries(server, "ModelInfer INVALID_ARGUMENT"))
+
+
+@TRANSPORTS
+def test_calls_whose_deadline_passes_are_counted_once(start_server, transport):
+    """The process is halted while they arrive, so that hardly one is seen before its deadline."""
+    server = start_server(f"--transport={transport}")
+    with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
+        stub = stub_of(channel)
+        stub.ModelInfer(infer(BLANK), timeout=30)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            futures = [stub.ModelInfer.future(infer(BLANK), timeout=0.5) for _ in range(20)]
+            codes = {future.code() for future in futures}
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert codes == {StatusCode.DEADLINE_EXCEEDED}
+        stub.ModelInfer(infer(BLANK), timeout=30)
+
+    def ended():
+        counted = [count_of(server, "ModelInfer", code.name) for code in StatusCode]
+        labels = f'grpc_method="ModelInfer",grpc_service="{SERVICE}",grpc_type="unary"'
+        return sum(counted) == scrape(server)[f"grpc_server_started_total{{{labels}}}"]
+
+    wait_until(ended)
+    assert count_of(server, "ModelInfer", "INTERNAL") == 0
 
 
 @TRANSPORTS
