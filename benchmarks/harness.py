@@ -66,9 +66,9 @@ class ServerProcess:
         return int(psutil.Process(self.pid).memory_info().rss)
 
     def cpu_seconds(self) -> float:
-        """CPU time used so far."""
-        times = psutil.Process(self.pid).cpu_times()
-        return float(times.user + times.system)
+        """CPU time used so far, to the nanosecond; psutil's has steps of 10 ms."""
+        # The CPU clock of another process; source: CPUCLOCK_SCHED in Linux' posix-timers.h.
+        return time.clock_gettime((~self.pid << 3) | 2)
 
     def metrics(self) -> dict[str, float]:
         """Every series of /metrics, spelled as it is exported."""

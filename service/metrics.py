@@ -298,26 +298,33 @@ class Metrics:
             self._uncounted.append(answers)
             self._uncounted_images += max(batch.images, images)  # the rest ran in other batches
             enough = self._uncounted_images >= BULK_IMAGES
-        if enough:
-            self._count_answers()
+        if enough and self._counting.acquire(blocking=False):  # else somebody is at it
+            try:
+                self._count_waiting()
+            finally:
+                self._counting.release()
 
     def _count_answers(self) -> None:
-        """Counts what waits for it; returns when everything is counted that came before."""
+        """Returns when everything is counted that came before."""
         with self._counting:
-            with self._lock:
-                uncounted, self._uncounted = self._uncounted, []
-                self._uncounted_images = 0
-            if not uncounted:
-                return
-            batch_images, seconds, images, queue_s, handling_s, seen = zip(*uncounted, strict=True)
-            self._batch_size.observe_array(np.array(batch_images, np.float64))
-            self._inference_seconds.observe_array(np.array(seconds))
-            self._images.inc(sum(images))
-            self._queue_seconds.observe_array(np.array([*chain.from_iterable(queue_s)]))
-            handling = np.array([*chain.from_iterable(handling_s)])
-            self._classify_ok.inc(len(handling))
-            self._classify_handling.observe_array(handling)
-            self._quality.look_at([*chain.from_iterable(seen)])
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        """Counts what waits for it; ``_counting`` must be held."""
+        with self._lock:
+            uncounted, self._uncounted = self._uncounted, []
+            self._uncounted_images = 0
+        if not uncounted:
+            return
+        batch_images, seconds, images, queue_s, handling_s, seen = zip(*uncounted, strict=True)
+        self._batch_size.observe_array(np.array(batch_images, np.float64))
+        self._inference_seconds.observe_array(np.array(seconds))
+        self._images.inc(sum(images))
+        self._queue_seconds.observe_array(np.array([*chain.from_iterable(queue_s)]))
+        handling = np.array([*chain.from_iterable(handling_s)])
+        self._classify_ok.inc(len(handling))
+        self._classify_handling.observe_array(handling)
+        self._quality.look_at([*chain.from_iterable(seen)])
 
     def dropped(self, refusals: Sequence[Refusal]) -> None:
         """Requests got no prediction, not for what was in them."""

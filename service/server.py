@@ -238,17 +238,18 @@ class Server:
         from service.oip.native import NativeInference  # noqa: PLC0415 - needs pygrpc-native
         from service.transports.native import NativeCall, Route  # noqa: PLC0415
 
-        routes = [Route(CLASSIFY, NativeCall, self._metrics.started, self._receive)]
+        admit = self._guard.admit if self._guard else list
+        classify = self._classify.receive
+        routes = [Route(CLASSIFY, NativeCall, self._metrics.started, admit, classify)]
         if self._inference is not None:
             inference = NativeInference(
                 self._classify,
-                self._guard.admit if self._guard else list,
                 reader=self._inference.reader,
                 statistics=self._inference.statistics,
                 metrics=self._metrics,
                 listeners=self._listeners,
             )
-            routes.append(inference.route())
+            routes.append(inference.route(admit))
         return routes
 
     async def _start_http(self) -> None:
@@ -319,7 +320,8 @@ class Server:
         while True:
             await self._until_next_look()
             try:
-                changed = await self._serve_other()
+                if await self._serve_other():
+                    await in_daemon_thread(memory.give_back)
             except (ArtifactError, DeviceError, KeyFileError) as error:
                 if str(error) != said:  # not again at every look
                     logger.error("reload: %s; the present version goes on serving", error)
@@ -329,11 +331,11 @@ class Server:
                 logger.exception("reload failed; this is a bug")
                 continue
             said = ""
-            if changed:
-                await in_daemon_thread(memory.give_back)
 
     async def _serve_other(self) -> bool:
-        """Serves another version if there should be one; True if so, and the old one is let go.
+        """Serves another version if there should be one; True if so.
+
+        The old one is let go once the batches that it is in have run.
 
         Raises:
             ArtifactError: If the repository can not be read.

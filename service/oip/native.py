@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -34,10 +33,12 @@ class InferCall(NativeCall):
 
     Attributes:
         infer: Its request, once it was read.
+        admitted: Whether it may be read; the model's statistics know of no other call.
     """
 
     is_rpc = False
     infer: Infer
+    admitted = False
 
     def __init__(self, inference: NativeInference, *rest: Any) -> None:
         super().__init__(*rest)
@@ -53,6 +54,10 @@ class InferCall(NativeCall):
         self._inference.failed(self, status.code if sent else None)
         return sent
 
+    def give_up(self) -> None:
+        """Ends the call if it is neither in the queue nor answered."""
+        self._transport.give_up([self])
+
     def send(self, response: bytes) -> bool:
         """Sends a serialised ModelInferResponse; False if the caller has left."""
         return super().respond(response)
@@ -63,7 +68,6 @@ class NativeInference:
 
     Args:
         classify: Takes what was read.
-        admit: Fails those calls of a burst that may not be read; returns the others.
         reader: Reads requests.
         statistics: Of how calls ended.
         metrics: Counts RPCs.
@@ -73,7 +77,6 @@ class NativeInference:
     def __init__(
         self,
         classify: Classify,
-        admit: Callable[[Sequence[Call]], Sequence[Call]],
         *,
         reader: Reader,
         statistics: Statistics,
@@ -81,60 +84,87 @@ class NativeInference:
         listeners: Sequence[RpcListener],
     ) -> None:
         self._classify = classify
-        self._admit = admit
         self._reader = reader
         self._statistics = statistics
         self._rpcs = Rpcs(SERVICE, metrics, listeners)
 
-    def route(self) -> Route:
-        """What the front has to know."""
+    def route(self, admit: Callable[[Sequence[Call]], Sequence[Call]]) -> Route:
+        """What the front has to know; ``admit`` is the route's."""
         return Route(
             path=f"/{SERVICE}/{METHOD}",
             make=partial(InferCall, self),
             count=partial(self._rpcs.began, METHOD),
+            admit=admit,
             receive=self.receive,
         )
 
     def receive(self, calls: Sequence[Call]) -> None:
-        """Takes a burst of calls; each is answered later, or failed here."""
-        ready: list[Call] = []
-        for call in self._admit(calls):
+        """Takes a burst of calls; each is answered later, or failed here.
+
+        What takes long to read is read on the reader's thread: each large request by itself, and
+        of many small ones those that are too many.
+        """
+        room = SMALL_BYTES
+        now: list[InferCall] = []
+        later: list[InferCall] = []
+        for call in calls:
             assert isinstance(call, InferCall)
-            if len(call.request) > SMALL_BYTES:
-                self._read_aside(call)
-            elif self._accept(call, partial(self._reader.read, call.request)):
-                ready.append(call)
-        if ready:
-            self._classify.receive(ready)
+            call.admitted = True
+            size = len(call.request)
+            if size > SMALL_BYTES:
+                self._take_aside([call])
+            elif size > room:
+                later.append(call)
+            else:
+                room -= size
+                now.append(call)
+        if later:
+            self._take_aside(later)
+        self._take(now)
 
-    def _read_aside(self, call: InferCall) -> None:
-        reading = self._reader.read_aside(call.request)
-        if reading is None:
-            call.refusal = Refusal.QUEUE_FULL
-            self._classify.refuse([call])
-            return
-
-        def hand_over(read: Future[Infer]) -> None:
-            if self._accept(call, read.result):
-                self._classify.receive([call])
-
-        reading.add_done_callback(hand_over)
-
-    def _accept(self, call: InferCall, read: Callable[[], Infer]) -> bool:
-        """Whether a request could be read; if not its call has failed."""
+    def _take_aside(self, calls: list[InferCall]) -> None:
         try:
-            call.infer = read()
+            size = sum(len(call.request) for call in calls)
+            taken = self._reader.aside(size, partial(self._take, calls))
+        except RuntimeError:
+            logger.exception("no thread for large requests")
+            taken = None
+        if taken is None:
+            for call in calls:
+                call.refusal = Refusal.QUEUE_FULL
+            self._classify.refuse(calls)
+
+    def _take(self, calls: list[InferCall]) -> None:
+        """Reads calls and passes them on. Raises nothing: nobody would hear it."""
+        try:
+            ready = [call for call in calls if self._accept(call)]
+            if ready:
+                self._classify.receive(ready)
+        except Exception:
+            logger.exception("taking ModelInfer calls failed; this is a bug")
+            for call in calls:
+                call.give_up()
+
+    def _accept(self, call: InferCall) -> bool:
+        """Reads a call; True if it is ready for Classify, otherwise it has failed."""
+        if call.cancelled or (call.deadline is not None and time.monotonic() >= call.deadline):
+            call.refusal = Refusal.CANCELLED if call.cancelled else Refusal.EXPIRED
+            self._classify.refuse([call])
+            return False
+        try:
+            call.infer = self._reader.read(call.request)
         except InvalidRequestError as error:
             call.fail(error.status())
+            return False
         except LoadingError:
             call.fail(unavailable("the model is loading"))
+            return False
         except Exception:  # must not keep the others from being served
             logger.exception("reading a ModelInfer call failed; this is a bug")
-            call.fail(Status(*REFUSALS[Refusal.FAILED]))
-        else:
-            call.request = wire.as_field_1(call.infer.pixels)
-            return True
-        return False
+            call.give_up()
+            return False
+        call.request = wire.as_field_1(call.infer.pixels)
+        return True
 
     def answer(self, call: InferCall, response: bytes) -> bool:
         """Answers a call with what Classify answered; False if its caller has left."""
@@ -156,7 +186,7 @@ class NativeInference:
     def failed(self, call: InferCall, code: StatusCode | None) -> None:
         """Counts a call that ended with a code other than OK; None if its caller has left."""
         now, model = time.monotonic(), self._classify.model
-        if model is not None:
+        if model is not None and call.admitted:
             self._statistics.fail(model.ref.version, now - call.received)
         self._ended(call, departed_code(call.deadline, now) if code is None else code)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from digits.v1 import digits_pb2
 from service.classify import Classify
 from service.oip.messages import Infer, read_infer
 
-# One value of typed contents takes some 50 ns to read.
-SMALL_BYTES = 64 * 1024
-# Of those that wait for the thread, in all.
+# One value of typed contents takes some 50 ns to read, one parameter about 1 us. To read more than
+# this at a time, of one call or of a burst, would hold up the thread that all calls come by.
+SMALL_BYTES = 32 * 1024
+# Of requests that wait for the thread of large ones, in all.
 MAX_WAITING_BYTES = 64 * 2**20
+
+T = TypeVar("T")
 
 
 class LoadingError(Exception):
@@ -54,16 +59,27 @@ class Reader:
         """
         return read_infer(request, self.ref(), self._max_images)
 
-    def read_aside(self, request: bytes) -> Future[Infer] | None:
-        """Reads a large request on the thread; None if too many wait for that."""
-        size = len(request)
+    def aside(self, size: int, work: Callable[[], T]) -> Future[T] | None:
+        """Does something with requests on the thread; None if too many wait for that.
+
+        Args:
+            size: Of the requests, in bytes.
+            work: What to do with them.
+
+        Raises:
+            RuntimeError: If no thread can be started.
+        """
         with self._lock:
             if self._waiting_bytes + size > MAX_WAITING_BYTES:
                 return None
             self._waiting_bytes += size
-        reading = self._thread.submit(self.read, request)
-        reading.add_done_callback(lambda _: self._leave(size))
-        return reading
+        try:
+            working = self._thread.submit(work)
+        except RuntimeError:  # no thread can be started
+            self._leave(size)
+            raise
+        working.add_done_callback(lambda _: self._leave(size))
+        return working
 
     def _leave(self, size: int) -> None:
         with self._lock:

@@ -1,4 +1,7 @@
-"""``inference.GRPCInferenceService``: a plain grpcio servicer that feeds the same batcher."""
+"""``inference.GRPCInferenceService``: a plain grpcio servicer that feeds the same batcher.
+
+ModelInfer comes here over grpcio alone; over the native transport it is ``native.py``'s.
+"""
 
 from __future__ import annotations
 
@@ -211,7 +214,7 @@ class InferenceService:
         """Reads a request, beside the event loop if it is large; None if too many wait for that."""
         if len(request) <= SMALL_BYTES:
             return self.reader.read(request)
-        reading = self.reader.read_aside(request)
+        reading = self.reader.aside(len(request), partial(self.reader.read, request))
         if reading is None:
             return None
         return await asyncio.wrap_future(reading)

@@ -32,7 +32,7 @@ OPEN_METHODS = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Healt
 
 
 class Guard(ServerInterceptor):
-    """Stands before Classify on every transport, and before every other method on grpcio.
+    """Stands before every method: by calls in bursts, or as an interceptor.
 
     Made only when there are tokens. What is not in ``OPEN_METHODS`` needs one, a service that is
     added later too.
@@ -99,7 +99,7 @@ class Guard(ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> RpcMethodHandler:
-        """Decides every method but Classify, whose calls come by ``receive``, in bursts."""
+        """Decides every method of grpcio but Classify, whose calls come by ``receive``."""
         method = handler_call_details.method
         is_open = method in OPEN_METHODS or method == CLASSIFY
         if is_open or self.caller(handler_call_details.invocation_metadata) is not None:

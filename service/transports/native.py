@@ -9,6 +9,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +93,14 @@ class Route:
         path: Of the method.
         make: A call of it: from the transport, id, request, time of arrival and details.
         count: Counts calls that began.
-        receive: Takes bursts of calls.
+        admit: Fails those calls of a burst that may not be read; returns the others.
+        receive: Takes bursts of calls that may.
     """
 
     path: str
     make: Callable[[NativeTransport, int, bytes, float, CallDetails], NativeCall]
     count: Callable[[int], None]
+    admit: Callable[[Sequence[Call]], Sequence[Call]]
     receive: Callable[[Sequence[Call]], None]
 
 
@@ -149,6 +152,7 @@ class NativeTransport:
         self.port = self.front.bound_port
         self.calls: dict[int, NativeCall] = {}
         self._routes = routes
+        self._arrived: deque[tuple[Route, list[NativeCall]]] = deque()
         self._refuse = refuse
         self._max_message_bytes = limits.message_bytes
         self.front.set_fallback(fallback)
@@ -191,7 +195,8 @@ class NativeTransport:
         self.thread.join(1.0)
 
     def _serve(self) -> None:
-        # A thread that was relieved ends after the burst that it has.
+        self._hand_over()  # what a thread that was relieved has left
+        # That one ends after the burst that it has.
         while threading.current_thread() is self.thread:
             events = self.front.recv_batch_details(MAX_BURST)
             if events is None:
@@ -209,26 +214,33 @@ class NativeTransport:
                 call = self._routes[method].make(self, call_id, payload, now, details)
                 self.calls[call_id] = call
                 bursts[method].append(call)
-            for route, burst in zip(self._routes, bursts, strict=True):
-                if burst:
-                    self._hand_over(route, burst)
+            self._arrived.extend(zip(self._routes, bursts, strict=True))
+            self._hand_over()
 
-    def _hand_over(self, route: Route, burst: list[NativeCall]) -> None:
-        try:
-            route.count(len(burst))
-            route.receive(self._within_size(burst))
-        except Exception:  # must not end the thread that every later call needs
-            logger.exception("handing calls over failed; this is a bug")
-            self._give_up(burst)
+    def _hand_over(self) -> None:
+        """Hands over what has arrived: as much of it as no other thread does."""
+        while True:
+            try:
+                route, burst = self._arrived.popleft()
+            except IndexError:
+                return
+            if not burst:
+                continue
+            try:
+                route.count(len(burst))
+                route.receive(self._within_size(route.admit(burst)))
+            except Exception:  # must not end the thread that every later call needs
+                logger.exception("handing calls over failed; this is a bug")
+                self.give_up(burst)
 
-    def _give_up(self, burst: list[NativeCall]) -> None:
-        """Fails those calls of a burst that have no answer yet."""
+    def give_up(self, burst: Sequence[Call]) -> None:
+        """Fails those calls of a burst that are neither in the queue nor answered."""
         left = list(self.calls.values())
         for call in burst:
             if call in left and not call.enqueued:
                 call.fail(Status(*REFUSALS[Refusal.FAILED]))
 
-    def _within_size(self, burst: list[NativeCall]) -> list[NativeCall]:
+    def _within_size(self, burst: Sequence[Call]) -> Sequence[Call]:
         """The calls whose message is not too large; the others are refused."""
         limit = self._max_message_bytes
         if all(len(call.request) <= limit for call in burst):

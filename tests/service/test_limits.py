@@ -125,7 +125,7 @@ def heard_by_native(limits, *arguments):
         "127.0.0.1",
         0,
         fallback="",
-        routes=[Route(CLASSIFY_PATH, NativeCall, Metrics().started, answer_all)],
+        routes=[Route(CLASSIFY_PATH, NativeCall, Metrics().started, list, answer_all)],
         refuse=lambda call, status: call.fail(status),
         limits=limits,
     )
