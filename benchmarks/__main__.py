@@ -17,7 +17,9 @@ from benchmarks import (
     images,
     latency,
     metrics_cost,
+    oip,
     overload,
+    processes,
     stream,
     throughput,
 )
@@ -31,11 +33,13 @@ SUITES: dict[str, Callable[[int, float], list[Figure]]] = {
     "overload": overload.measure,
     "fairness": fairness.measure,
     "stream": stream.measure,
+    "processes": processes.measure,
     "metrics": metrics_cost.measure,
     "access": access.measure,
     "footprint": footprint.measure,
     "abuse": abuse.measure,
     "images": images.measure,
+    "oip": oip.measure,
 }
 
 

@@ -43,9 +43,9 @@ class Batcher:
     Thread-safe. Every admitted job is handed to ``complete`` exactly once.
 
     Args:
-        run: Takes the images of a batch as a list of memoryviews and their number; returns bytes
-            in which each image has an equal share, and what made them. Called from slot threads,
-            outside the lock.
+        run: Takes the images of a batch, back to back, and their number; returns bytes in which
+            each image has an equal share, and what made them. Called from slot threads, outside the
+            lock.
         complete: Takes a batch with its ``finished`` jobs, on a slot's thread or the answerer's.
         image_bytes: Bytes of one image.
         slots: Batches that may run at the same time.
@@ -62,7 +62,7 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[list[memoryview], int], tuple[bytes, Any]],
+        run: Callable[[bytes | memoryview, int], tuple[bytes, Any]],
         complete: Callable[[Batch], None],
         *,
         image_bytes: int,
@@ -339,18 +339,20 @@ class Batcher:
             return
         started = self._inferring[id(batch)] = self._clock()
         try:
-            batch.result, batch.source = self._run(self._gather(batch), batch.images)
+            batch.pixels = self._gather(batch)
+            batch.result, batch.source = self._run(batch.pixels, batch.images)
         except Exception as error:
             batch.error = error
         del self._inferring[id(batch)]
         batch.seconds = self._clock() - started
 
-    def _gather(self, batch: Batch) -> list[memoryview]:
+    def _gather(self, batch: Batch) -> bytes | memoryview:
         size = self._image_bytes
-        return [
+        images = [
             job.images if count == job.count else job.images[first * size : (first + count) * size]
             for job, first, count in batch.parts
         ]
+        return images[0] if len(images) == 1 else b"".join(images)
 
     def distribute(self, batch: Batch) -> None:
         """Gives each job its share; the jobs that are complete by that go to ``finished``."""
@@ -360,6 +362,7 @@ class Batcher:
         for job, first, count in batch.parts:
             start, position = position, position + count * share
             if count != job.count:
+                batch.split = True
                 rows = None if result is None else result[start:position]
                 if not self._add_piece(batch, job, first, rows, count):
                     continue

@@ -27,7 +27,7 @@ class Call(Job):
         caller: Whose token it shows; empty where none is needed.
         plausibility: float32[count] of images that came as files, for their ``digit_score``; None
             of raw pixels.
-        is_rpc: Whether it counts as an RPC of its own; an item of a stream does not.
+        is_rpc: Whether it counts as a Classify RPC; an item of a stream does not, nor a ModelInfer.
     """
 
     is_rpc: ClassVar[bool] = True

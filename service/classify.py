@@ -25,10 +25,10 @@ from service.decoder import Decoder, Outcome
 from service.images import Decoded
 from service.job import Batch, Refusal
 from service.status import (
-    CLOCK_SLACK_S,
     REFUSALS,
     InvalidRequestError,
     Status,
+    departed_code,
     refusal_status,
     unavailable,
 )
@@ -208,10 +208,9 @@ class Classify:
         if refused:
             self.refuse([cast("Call", job) for job in refused])
 
-    def _run(self, images: list[memoryview], count: int) -> tuple[bytes, ServedModel]:
+    def _run(self, pixels: bytes | memoryview, count: int) -> tuple[bytes, ServedModel]:
         model = self._model
         assert model is not None, "a batch before a model; this is a bug"
-        pixels = images[0] if len(images) == 1 else b"".join(images)
         batch = np.frombuffer(pixels, np.uint8).reshape(count, 28, 28)
         return wire.encode_predictions(model.engine.run(batch)), model
 
@@ -278,9 +277,7 @@ class Classify:
         """The caller left before its answer: the transport has told it why."""
         if not call.is_rpc:
             return
-        expired = call.deadline is not None and self._clock() >= call.deadline - CLOCK_SLACK_S
-        code = StatusCode.DEADLINE_EXCEEDED if expired else StatusCode.CANCELLED
-        self._ended([call], code, "the caller left")
+        self._ended([call], departed_code(call.deadline, self._clock()), "the caller left")
 
     def _ended(self, calls: Sequence[Call], code: StatusCode, message: str) -> None:
         """Counts RPCs that ended other than with OK."""

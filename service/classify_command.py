@@ -39,6 +39,8 @@ def classify_files(argv: list[str]) -> int:
             if arguments.watch:
                 return _watch(client, arguments)
             return _classify(client, arguments)
+    except BrokenPipeError:  # of standard output, not of a call
+        raise
     except PicturesError as error:
         return _failed(error)
     except ValueError as error:

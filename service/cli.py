@@ -39,11 +39,33 @@ EXTRAS = {"top": "top", "tune": "cpu"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 1 failed, 2 misused."""
+    """Runs one command; returns the exit code: 0 done, 1 failed, 2 misused.
+
+    A reader that has enough, such as ``head``, ends a command without a word and with the exit
+    code that a shell gives for SIGPIPE. The signal itself would end it for a broken socket too.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["serve"]:  # prints nothing there: a broken pipe would be something else
+        return _serve(arguments[1:])
+    try:
+        try:
+            return _command(arguments)
+        finally:  # here, not when the interpreter ends, where nobody can catch it
+            print(end="", flush=True)
+    except BrokenPipeError:
+        _discard_output()
+        return 128 + signal.SIGPIPE
+
+
+def _discard_output() -> None:
+    """Lets the interpreter end, which writes out what is left in its buffers."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+
+
+def _command(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if command == "serve":
-        return _serve(rest)
     if command in COMMANDS:
         module, function = COMMANDS[command]
         try:

@@ -113,6 +113,27 @@ class ServerConfig:
         minimum=0,
         maximum=1_000_000,
     )
+    max_calls_per_connection: int = _setting(
+        1024,
+        "calls of one connection at the same time; its caller makes more of them wait",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    keepalive_s: float = _setting(
+        60.0,
+        "seconds of silence after which a caller is asked whether it still lives",
+        minimum=1,
+        maximum=86_400,
+    )
+    keepalive_timeout_s: float = _setting(
+        20.0, "seconds for its answer, or the connection is closed", minimum=0.1, maximum=3600
+    )
+    min_ping_interval_s: float = _setting(
+        5.0,
+        "seconds that a caller must leave between its own pings, or grpcio sends it away",
+        minimum=0.1,
+        maximum=86_400,
+    )
     max_connection_age_s: float = _setting(
         0.0,
         "seconds after which a connection is asked to go, so that load spreads over new servers; "
@@ -178,6 +199,9 @@ class ServerConfig:
         False, "export nv_inference_* as well, for autoscalers and dashboards made for Triton"
     )
     reflection: bool = _setting(True, "serve gRPC reflection")
+    channelz: bool = _setting(
+        False, "serve channelz: who is connected, and what became of their calls; needs grpcio"
+    )
     oip: bool = _setting(
         True, "serve the Open Inference Protocol (KServe, Triton's clients) on the gRPC port"
     )

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from service.buckets import bucket_counts
+
 # Upper bounds of the buckets, ascending; the last bucket has none. A reference tells those it was
 # counted with: one with others is compared with those.
 BOUNDS: dict[str, tuple[float, ...]] = {
@@ -84,13 +86,6 @@ def observe(pixels: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32
     )
 
 
-def bucket_counts(
-    values: npt.NDArray[np.generic], bounds: tuple[float, ...]
-) -> npt.NDArray[np.int64]:
-    """How many values are in each bucket; a value on a bound belongs below it."""
-    return np.bincount(np.searchsorted(bounds, values), minlength=len(bounds) + 1)
-
-
 def stability_index(reference: npt.NDArray[np.int64], observed: npt.NDArray[np.int64]) -> float:
     """The population-stability index (PSI) of two counts over the same buckets.
 
@@ -145,10 +140,16 @@ class Window:
         """Images in it."""
         return sum(part.images for part in self._parts)
 
-    def add(self, observed: Observed) -> None:
-        """Adds images."""
-        now = self._clock()
-        counts, images = observed.counts(self._reference.bounds), len(observed.digit)
+    def add(self, observed: Observed, counts: Counts | None = None) -> None:
+        """Adds images.
+
+        Args:
+            observed: What was looked at of them.
+            counts: The same in the buckets of BOUNDS, if that was counted already.
+        """
+        now, images = self._clock(), len(observed.digit)
+        if counts is None or self._reference.bounds != BOUNDS:
+            counts = observed.counts(self._reference.bounds)
         full = self._parts and self._parts[-1].images >= PART_IMAGES
         if not self._parts or (full and now - self._parts[-1].began >= PART_S):
             self._parts.append(_Part(now, counts, images))

@@ -83,6 +83,8 @@ class Batch:
     Attributes:
         parts: The jobs in it, each with the first of its images and how many follow.
         images: Images in all parts.
+        pixels: Its images, back to back.
+        split: Whether it holds a part of a job whose other parts are in other batches.
         result: What ``run`` returned.
         finished: Jobs to answer now: complete, failed, or dropped before inference.
         source: What ``run`` said made the result.
@@ -92,6 +94,8 @@ class Batch:
 
     parts: list[tuple[Job, int, int]] = field(default_factory=list)
     images: int = 0
+    pixels: bytes | memoryview = b""
+    split: bool = False
     finished: list[Job] = field(default_factory=list)
     result: bytes | None = None
     source: Any = None

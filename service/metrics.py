@@ -1,4 +1,4 @@
-"""Prometheus metrics. The hot path's are observed in bulk, once a batch.
+"""Prometheus metrics. The hot path's are noted once a batch and counted in bulk.
 
 Names follow go-grpc-middleware for RPCs (codes as gRPC spells them) and ``digits_`` for the rest;
 base units; every series is present from the start, so that an alert sees a zero before the first
@@ -8,11 +8,14 @@ error.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter as Counts
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from grpc import StatusCode
 from prometheus_client import (
     CollectorRegistry,
@@ -24,11 +27,13 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from service.batcher import Batcher
 from service.histogram import BulkHistogram, MergedHistogram
 from service.job import Batch, Refusal
-from service.quality import Quality
+from service.quality import Quality, Seen, seen_in
 from service.triton import TritonNames
 
 if TYPE_CHECKING:
@@ -43,6 +48,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 SERVICE = "digits.v1.DigitClassifierService"
 # Methods of the service, with the grpc_type label that go-grpc-middleware gives them.
 METHODS = {"Classify": "unary", "ClassifyStream": "bidi_stream", "GetModel": "unary"}
+# Those of every service whose calls each are one request: ``digits top``, alerts and dashboard look
+# at these. A stream carries many, and what becomes of them is in the metrics of requests.
+INFERENCE_METHODS = ("Classify", "ModelInfer")
 
 # Seconds: 50 us to the 20 s of a long deadline, about 1-2.5-5 a decade.
 LATENCY_BUCKETS = (
@@ -50,8 +58,44 @@ LATENCY_BUCKETS = (
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
 )  # fmt: skip
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+# What /v1/classify answers with.
+HTTP_STATUSES = (200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503, 504)
+# Images that wait to be counted: numpy costs as much for one of them as for a hundred.
+BULK_IMAGES = 1024
 # One failing model must not fill the log.
 FAILURE_LOG_INTERVAL_S = 1.0
+
+
+class _Answers(NamedTuple):
+    """What a batch brought.
+
+    Attributes:
+        batch_images: Images in the batch.
+        seconds: Of inference.
+        images: In the calls that were answered with OK.
+        queue_s: What each of these waited.
+        handling_s: What each took from arrival to answer, if it is an RPC of its own.
+        seen: What they were answered.
+    """
+
+    batch_images: int
+    seconds: float
+    images: int
+    queue_s: list[float]
+    handling_s: list[float]
+    seen: list[Seen]
+
+
+class _Before(Collector):
+    """Does something before other metrics are collected; has none itself."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing."""
+        self._work()
+        return ()
 
 
 class Metrics:
@@ -68,12 +112,17 @@ class Metrics:
         triton_names: bool = False,
         services: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
+        self._lock, self._counting = threading.Lock(), threading.Lock()
+        self._uncounted: list[_Answers] = []
+        self._uncounted_images = 0
         self.registry = CollectorRegistry()
+        self.registry.register(_Before(self._count_answers))  # collected in this order
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._rpc_metrics({SERVICE: METHODS, **(services or {})})
         self._batch_metrics()
+        self._http_metrics()
         self._model_metrics()
         self._quality = Quality(self.registry)
         self._triton: TritonNames | None = None
@@ -139,6 +188,16 @@ class Metrics:
             registry=self.registry,
         )
         self._dropped = {refusal: dropped.labels(refusal.value) for refusal in Refusal}
+
+    def _http_metrics(self) -> None:
+        self._http_requests = Counter(
+            "digits_http_requests_total",
+            "Requests for /v1/classify, by HTTP status of the answer; 499 where the caller left.",
+            ["status"],
+            registry=self.registry,
+        )
+        for status in HTTP_STATUSES:
+            self._http_requests.labels(status)
 
     def _model_metrics(self) -> None:
         self._model_info = Gauge(
@@ -218,21 +277,54 @@ class Metrics:
         self._classify_handling.observe_many(seconds)
 
     def batch(self, batch: Batch, answered: Sequence[Call], now: float) -> None:
-        """A batch ran, and by it these calls, or items of streams, were answered with OK."""
-        if batch.images and batch.error is None:
-            self._batch_size.observe_many((batch.images,))
-            self._inference_seconds.observe_many((batch.seconds,))
-        if answered:
-            images = sum([call.count for call in answered])
-            self._images.inc(images)
-            self._quality.answered(answered, images)
-            self._queue_seconds.observe_many([call.started - call.enqueued for call in answered])
-        rpcs = [call for call in answered if call.is_rpc]
-        if rpcs:
-            self._classify_ok.inc(len(rpcs))
-            self._classify_handling.observe_many([now - call.received for call in rpcs])
+        """A batch ran, and by it these calls, or items of streams, were answered with OK.
+
+        What is to be counted waits until there is enough of it, or until somebody looks.
+        """
         if self._triton is not None:
             self._triton.batch(batch, answered, now)
+        if not batch.images or batch.error is not None:
+            return
+        images = sum([call.count for call in answered])
+        answers = _Answers(
+            batch.images,
+            batch.seconds,
+            images,
+            [call.started - call.enqueued for call in answered],
+            [now - call.received for call in answered if call.is_rpc],
+            seen_in(batch, answered, images),
+        )
+        with self._lock:
+            self._uncounted.append(answers)
+            self._uncounted_images += max(batch.images, images)  # the rest ran in other batches
+            enough = self._uncounted_images >= BULK_IMAGES
+        if enough and self._counting.acquire(blocking=False):  # else somebody is at it
+            try:
+                self._count_waiting()
+            finally:
+                self._counting.release()
+
+    def _count_answers(self) -> None:
+        """Returns when everything is counted that came before."""
+        with self._counting:
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        """Counts what waits for it; ``_counting`` must be held."""
+        with self._lock:
+            uncounted, self._uncounted = self._uncounted, []
+            self._uncounted_images = 0
+        if not uncounted:
+            return
+        batch_images, seconds, images, queue_s, handling_s, seen = zip(*uncounted, strict=True)
+        self._batch_size.observe_array(np.array(batch_images, np.float64))
+        self._inference_seconds.observe_array(np.array(seconds))
+        self._images.inc(sum(images))
+        self._queue_seconds.observe_array(np.array([*chain.from_iterable(queue_s)]))
+        handling = np.array([*chain.from_iterable(handling_s)])
+        self._classify_ok.inc(len(handling))
+        self._classify_handling.observe_array(handling)
+        self._quality.look_at([*chain.from_iterable(seen)])
 
     def dropped(self, refusals: Sequence[Refusal]) -> None:
         """Requests got no prediction, not for what was in them."""
@@ -245,14 +337,18 @@ class Metrics:
         """Whether RPCs of this name are counted."""
         return (service, method) in self._started
 
-    def rpc_started(self, service: str, method: str) -> None:
-        """An RPC other than Classify began."""
-        self._started[service, method].inc()
+    def rpc_started(self, service: str, method: str, count: int = 1) -> None:
+        """RPCs other than Classify began."""
+        self._started[service, method].inc(count)
 
     def rpc_handled(self, service: str, method: str, code: StatusCode, seconds: float) -> None:
         """An RPC other than Classify ended."""
         self._handled[service, method, code].inc()
         self._handling[service, method].observe_many((seconds,))
+
+    def http_request(self, status: int) -> None:
+        """A request for /v1/classify was answered with this HTTP status."""
+        self._http_requests.labels(status).inc()
 
     def serving(self, model: ServedModel) -> None:
         """``model`` answers from now on."""
@@ -262,6 +358,7 @@ class Metrics:
             1
         )
         self._device_fallback.set(model.engine.fell_back)
+        self._count_answers()  # by the reference that they belong to
         self._quality.compare_with(model.artifact.reference)
         if self._triton is not None:
             self._triton.serving(ref.name, ref.version)

@@ -17,15 +17,28 @@ from service.wire import IMAGE_BYTES, PREDICTION
 
 if TYPE_CHECKING:
     from service.call import Call
+    from service.job import Batch
 
-# numpy costs as much for one image as for a hundred: fewer wait for company, or for a scrape.
-BULK_IMAGES = 256
+# Predictions as bytes (``wire.PREDICTION``), and the pixels of the images they are of.
+Seen = tuple[bytes, bytes | memoryview]
+
+
+def seen_in(batch: Batch, answered: Sequence[Call], images: int) -> list[Seen]:
+    """What there is to look at of the calls that a batch answered.
+
+    Args:
+        batch: What ran.
+        answered: All of its calls, or fewer if callers have left.
+        images: In all of them.
+    """
+    if images == batch.images and not batch.split:  # one object to hold, not one a call
+        assert batch.result is not None
+        return [(batch.result, batch.pixels)]
+    return [(call.result, call.images) for call in answered]
 
 
 class Quality(Collector):
-    """Counts answered images, in bulk.
-
-    Thread-safe. Images wait here, by reference, until there are enough to be worth numpy's while.
+    """Counts answered images. Thread-safe.
 
     Args:
         registry: Where the metrics are exported.
@@ -62,47 +75,32 @@ class Quality(Collector):
         )  # fmt: skip
         self._window: Window | None = None
         self._lock = threading.Lock()
-        self._waiting: list[tuple[bytes, memoryview]] = []
-        self._waiting_images = 0
         registry.register(self)
 
     def compare_with(self, reference: Reference | None) -> None:
         """Another model serves: what comes from here on is compared with its reference."""
-        self._count()
         with self._lock:
             self._window = None if reference is None else Window(reference)
 
-    def answered(self, calls: Sequence[Call], images: int) -> None:
-        """These calls were answered with OK, with so many images in all."""
-        with self._lock:
-            self._waiting += [(call.result, call.images) for call in calls]
-            self._waiting_images += images
-            enough = self._waiting_images >= BULK_IMAGES
-        if enough:
-            self._count()
-
-    def _count(self) -> None:
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-            self._waiting_images = 0
-        if not waiting:
+    def look_at(self, seen: Sequence[Seen]) -> None:
+        """Counts what was answered, best by the hundred: numpy costs as much for one image."""
+        if not seen:
             return
-        records = np.frombuffer(b"".join([result for result, _ in waiting]), PREDICTION)
-        pixels = np.frombuffer(b"".join([images for _, images in waiting]), np.uint8)
+        records = np.frombuffer(b"".join([result for result, _ in seen]), PREDICTION)
+        pixels = np.frombuffer(b"".join([images for _, images in seen]), np.uint8)
         observed = observe(pixels.reshape(-1, IMAGE_BYTES), records["probabilities"])
         counts = observed.counts()
         for counter, count in zip(self._predictions, counts["digit"].tolist(), strict=True):
             counter.inc(count)
         self._confidence.add(counts["confidence"].tolist(), float(observed.confidence.sum()))
         self._ink.add(counts["ink"].tolist(), float(observed.ink.sum()))
-        self._margin.add(observed.margin_counts().tolist(), float(observed.margin.sum()))
+        self._margin.observe_array(observed.margin)
         with self._lock:
             if self._window is not None:
-                self._window.add(observed)
+                self._window.add(observed, counts)
 
     def collect(self) -> Iterable[Metric]:
-        """Every family, with everything that was answered counted."""
-        self._count()
+        """Every family."""
         drift, images = dict.fromkeys(BOUNDS, float("nan")), 0
         with self._lock:
             if self._window is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import grpc.aio
 
 from service.call import RpcListener
 from service.metrics import Metrics
-from service.status import CLOCK_SLACK_S
+from service.status import departed_code
 
 if TYPE_CHECKING:
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
@@ -50,6 +50,8 @@ class Origin:
 class Rpcs:
     """Counts and logs the RPCs of one service. An interceptor would slow Classify down as well.
 
+    ``began`` and ``ended`` may be called from any thread.
+
     Args:
         service: Its name.
         metrics: Counts them.
@@ -65,7 +67,7 @@ class Rpcs:
     def counting(self, method: str, context: ServicerContext, origin: Origin) -> Iterator[None]:
         """Counts and logs what happens inside as one RPC."""
         began = time.monotonic()
-        self._metrics.rpc_started(self._service, method)
+        self.began(method, 1)
         code = grpc.StatusCode.UNKNOWN
         try:
             yield
@@ -74,23 +76,30 @@ class Rpcs:
             code = _status_code(context.code())
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            late = time.monotonic() + CLOCK_SLACK_S
-            expired = origin.deadline is not None and late >= origin.deadline
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+            code = departed_code(origin.deadline, time.monotonic())
             raise
         finally:
-            now = time.monotonic()
-            self._metrics.rpc_handled(self._service, method, code, now - began)
-            for listener in self._listeners:
-                listener.rpc(
-                    self._service,
-                    method,
-                    code,
-                    peer=origin.peer,
-                    metadata=origin.metadata,
-                    began=began,
-                    now=now,
-                )
+            self.ended(method, code, origin.peer, origin.metadata, began)
+
+    def began(self, method: str, count: int) -> None:
+        """Counts RPCs that have begun."""
+        self._metrics.rpc_started(self._service, method, count)
+
+    def ended(
+        self,
+        method: str,
+        code: grpc.StatusCode,
+        peer: str,
+        metadata: Iterable[Any],
+        began: float,
+    ) -> None:
+        """Counts and logs an RPC that began at a time in monotonic seconds."""
+        now = time.monotonic()
+        self._metrics.rpc_handled(self._service, method, code, now - began)
+        for listener in self._listeners:
+            listener.rpc(
+                self._service, method, code, peer=peer, metadata=metadata, began=began, now=now
+            )
 
 
 def _status_code(code: Any) -> grpc.StatusCode:

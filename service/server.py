@@ -22,7 +22,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from service import oip
+from service import memory, oip
 from service.announce import announce
 from service.artifact import ArtifactError, KeyFileError
 from service.background import in_daemon_thread
@@ -42,14 +42,21 @@ from service.request_log import RequestLog
 from service.security.access import Access
 from service.security.rotation import CredentialError
 from service.servicers import DigitClassifier
-from service.standard import NOT_SERVING, SERVING, Health, Reflection
+from service.standard import NOT_SERVING, SERVING, Health, Reflection, add_channelz
 from service.tracing import Tracing, TracingError
-from service.transports import TransportError, choose_transport, grpcio, limits_of, socket_address
+from service.transports import (
+    CLASSIFY,
+    TransportError,
+    choose_transport,
+    grpcio,
+    limits_of,
+    socket_address,
+)
 from service.transports.arrivals import Arrivals, BoundedServer
 from service.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from service.transports.native import NativeTransport
+    from service.transports.native import NativeTransport, Route
 
 logger = logging.getLogger(__name__)
 
@@ -206,9 +213,8 @@ class Server:
                 config.host,
                 config.grpc_port,
                 fallback=str(self._private / SOCKET),
-                receive=self._receive,
+                routes=self._native_routes(),
                 refuse=self._classify.fail,
-                metrics=self._metrics,
                 limits=self._limits,
             )
             self.grpc_port = self._native.port
@@ -227,6 +233,25 @@ class Server:
         if self._native is not None:
             self._native.start()
 
+    def _native_routes(self) -> list[Route]:
+        """The methods that the native front answers itself."""
+        from service.oip.native import NativeInference  # noqa: PLC0415 - needs pygrpc-native
+        from service.transports.native import NativeCall, Route  # noqa: PLC0415
+
+        admit = self._guard.admit if self._guard else list
+        classify = self._classify.receive
+        routes = [Route(CLASSIFY, NativeCall, self._metrics.started, admit, classify)]
+        if self._inference is not None:
+            inference = NativeInference(
+                self._classify,
+                reader=self._inference.reader,
+                statistics=self._inference.statistics,
+                metrics=self._metrics,
+                listeners=self._listeners,
+            )
+            routes.append(inference.route(admit))
+        return routes
+
     async def _start_http(self) -> None:
         """Starts HTTP once a model serves, or loads slowly: its import would slow a quick load."""
         with contextlib.suppress(TimeoutError):
@@ -243,6 +268,8 @@ class Server:
                 describe, self._classify, f"{self._transport} ({self._transport_reason})"
             ),
             classify=self._receive if config.classifies_over_http else None,
+            refusal=self._guard.refusal if self._guard else None,
+            count=self._metrics.http_request,
             requests_per_s=config.http_classify_rate,
             playground=config.playground,
         )
@@ -264,6 +291,8 @@ class Server:
             server.add_generic_rpc_handlers((service,))
             names.append(oip.SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._config.channelz:
+            names.append(add_channelz(server))
         if self._config.reflection:
             self._reflection = Reflection(names)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(self._reflection, server)
@@ -290,9 +319,9 @@ class Server:
         said = ""
         while True:
             await self._until_next_look()
-            look = partial(self._loader.load_other_than, self._classify.model)
             try:
-                model = await in_daemon_thread(look)
+                if await self._serve_other():
+                    await in_daemon_thread(memory.give_back)
             except (ArtifactError, DeviceError, KeyFileError) as error:
                 if str(error) != said:  # not again at every look
                     logger.error("reload: %s; the present version goes on serving", error)
@@ -302,11 +331,26 @@ class Server:
                 logger.exception("reload failed; this is a bug")
                 continue
             said = ""
-            if model is not None:
-                self._classify.serve(model)
-                self._metrics.serving(model)
-                fields = {"version": model.ref.version, "sha256": model.ref.sha256}
-                logger.info("now serving another version", extra={"fields": fields})
+
+    async def _serve_other(self) -> bool:
+        """Serves another version if there should be one; True if so.
+
+        The old one is let go once the batches that it is in have run.
+
+        Raises:
+            ArtifactError: If the repository can not be read.
+            DeviceError: If the device can not serve.
+            KeyFileError: If the key for signatures can not be used.
+        """
+        look = partial(self._loader.load_other_than, self._classify.model)
+        model = await in_daemon_thread(look)
+        if model is None:
+            return False
+        self._classify.serve(model)
+        self._metrics.serving(model)
+        fields = {"version": model.ref.version, "sha256": model.ref.sha256}
+        logger.info("now serving another version", extra={"fields": fields})
+        return True
 
     async def _until_next_look(self) -> None:
         """Waits for SIGHUP or the interval."""

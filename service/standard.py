@@ -1,4 +1,4 @@
-"""The standard services beside our own: grpc.health.v1 and reflection."""
+"""The standard services beside our own: grpc.health.v1, reflection and channelz."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.status import too_many_streams
+from service.transports.arrivals import BoundedServer
 
 if TYPE_CHECKING:
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
@@ -107,6 +108,19 @@ class Reflection(reflection.aio.ReflectionServicer):  # type: ignore[misc, name-
         questions = _until(self._closing, request_iterator)
         async for answer in super().ServerReflectionInfo(questions, context):
             yield answer
+
+
+def add_channelz(server: BoundedServer) -> str:
+    """Adds channelz, of which gRPC's own servicer does everything; returns the service's name."""
+    from grpc_channelz.v1 import (  # noqa: PLC0415 - not loaded where it is off, as it mostly is
+        channelz,
+        channelz_pb2,
+        channelz_pb2_grpc,
+    )
+
+    servicer = channelz.aio.ChannelzServicer()  # type: ignore[attr-defined]
+    channelz_pb2_grpc.add_ChannelzServicer_to_server(servicer, server)
+    return str(channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
 
 
 class Places:

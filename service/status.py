@@ -119,6 +119,17 @@ def _refusal_status(refusal: Refusal, retry_after_ms: int) -> Status:
     return Status(code, message, rich.details, retry_after_ms / 1e3)
 
 
+def departed_code(deadline: float | None, now: float) -> StatusCode:
+    """How a call ended whose caller has left: it gave up in time, or its deadline passed.
+
+    Args:
+        deadline: Of the call, in monotonic seconds, or None.
+        now: Monotonic seconds.
+    """
+    expired = deadline is not None and now >= deadline - CLOCK_SLACK_S
+    return StatusCode.DEADLINE_EXCEEDED if expired else StatusCode.CANCELLED
+
+
 def too_large(received: int, limit: int) -> Status:
     """What grpcio answers to a message over its limit; the native transport says the same."""
     message = f"SERVER: Received message larger than max ({received} vs. {limit})"

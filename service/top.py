@@ -20,6 +20,7 @@ from rich.text import Text
 
 from digits.client import DigitClient, DigitError
 from service.connection import CALL_ERRORS, add_connection_flags, connect, explained
+from service.metrics import INFERENCE_METHODS
 from service.scrape import Change, Scrape, ScrapeError, scrape
 
 DEFAULT_URL = "http://127.0.0.1:8080/metrics"
@@ -28,7 +29,6 @@ HISTORY = 24
 # Rows for sizes of batches, and columns of the longest bar.
 BATCH_ROWS, BAR_COLUMNS = 8, 24
 GOOD, BAD, DIM = "green", "bold red", "dim"
-SERVICE_METHODS = ("Classify", "ClassifyStream", "GetModel")
 
 
 def top(argv: list[str]) -> int:
@@ -49,6 +49,8 @@ def top(argv: list[str]) -> int:
     try:
         with connect(arguments) as client:
             _run(View(arguments.metrics, client), arguments)
+    except BrokenPipeError:  # of standard output, not of a call
+        raise
     except ValueError as error:
         parser.error(str(error))
     except (ScrapeError, *CALL_ERRORS) as error:
@@ -65,7 +67,9 @@ def _run(view: View, arguments: argparse.Namespace) -> None:
         view.read()
         time.sleep(arguments.interval_s)
         view.read()
-        console.print(view.render())
+        with console.capture() as captured:
+            console.print(view.render())
+        print(captured.get(), end="")  # rich has its own way of ending where nobody reads
     else:
         _show(view, console, arguments.interval_s)
 
@@ -169,15 +173,16 @@ class View:
 
     def _rates(self, change: Change, after: Scrape) -> Panel:
         table = _table("", "")
-        methods = change.rates("grpc_server_handled_total", "grpc_method")
-        for method in SERVICE_METHODS:
-            table.add_row(f"{method}/s", _number(methods.get(method, 0.0)))
+        methods = change.rates("grpc_server_handled_total", "grpc_method", grpc_type="unary")
+        for method in INFERENCE_METHODS:
+            table.add_row(f"{method}/s", _number(methods.pop(method, 0.0)))
+        table.add_row("other calls/s", _number(sum(methods.values())))
         table.add_row("images/s", _number(change.rate("digits_images_total")))
         table.add_row("images waiting", _number(after.value("digits_queue_images")))
-        in_flight = after.value("grpc_server_started_total") - after.value(
-            "grpc_server_handled_total"
-        )
-        table.add_row("calls in flight", _number(in_flight))
+        for title, kind in (("calls in flight", "unary"), ("streams open", "bidi_stream")):
+            begun = after.value("grpc_server_started_total", grpc_type=kind)
+            ended = after.value("grpc_server_handled_total", grpc_type=kind)
+            table.add_row(title, _number(begun - ended))
         table.add_row("calls/s", Text(_sparkline(self._calls), "cyan"))
         return Panel(table, title="rates", height=10)
 
@@ -185,7 +190,10 @@ class View:
 def _latencies(change: Change) -> Panel:
     table = _table("", "p50", "p99", "mean")
     for title, name, labels in (
-        ("Classify", "grpc_server_handling_seconds", {"grpc_method": "Classify"}),
+        *(
+            (method, "grpc_server_handling_seconds", {"grpc_method": method})
+            for method in INFERENCE_METHODS
+        ),
         ("queue", "digits_queue_seconds", {}),
         ("inference", "digits_inference_seconds", {}),
     ):
@@ -255,7 +263,14 @@ def _described_model(client: DigitClient) -> str:
 
 
 def _table(first: str, *rest: str) -> Table:
-    table = Table(box=None, pad_edge=False, expand=True, header_style=DIM, show_header=any(rest))
+    table = Table(
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,  # room for the longest name beside three times
+        expand=True,
+        header_style=DIM,
+        show_header=any(rest),
+    )
     table.add_column(first)
     for title in rest:
         table.add_column(title, justify="right")

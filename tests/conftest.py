@@ -25,6 +25,10 @@ REPOSITORY = ROOT / "models/digits"
 SAMPLES = ROOT / "tests/samples"
 START_TIMEOUT_S = 60
 
+# A suite that a shell started in the background inherits that Ctrl-C means nothing, and so would
+# every command that it runs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @dataclass
 class RunningServer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,16 @@ from tests.conftest import ROOT
 
 DEFAULT = "127.0.0.1:50051"
 INSTALL_TIMEOUT_S = 120
+GO_TOOLS = ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
+DEBIAN_GO = Path("/usr/share/gocode/src/google.golang.org/grpc")
+# It compiles grpc-go as well: 45 s of a processor.
+GO_BUILD_S = 500
+# What is newer in the example than Debian's grpc-go.
+GRPC_GO_1_33 = {
+    "grpc.NewClient(": "grpc.Dial(",
+    "grpc.WithTransportCredentials(insecure.NewCredentials())": "grpc.WithInsecure()",
+    '\t"google.golang.org/grpc/credentials/insecure"\n': "",
+}
 
 
 def blocks(language):
@@ -27,9 +38,9 @@ def shell_block(program):
     return block
 
 
-def output_of(command, **options):
+def output_of(command, *, timeout_s=120, **options):
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, **options
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s, **options
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -82,6 +93,43 @@ def test_buf_curl_example(server):
     printed = output_of(["bash", "-e"], input=script, env={**os.environ, "PATH": tools})
     assert '"digit":7' in printed.replace(" ", "")
     assert '"manifestJson"' in printed
+
+
+def test_grpcurl_example(server):
+    if shutil.which("grpcurl") is None:
+        pytest.skip("grpcurl is not installed")
+    script = shell_block("grpcurl").replace(DEFAULT, server.address)
+    answer = json.loads(output_of(["bash", "-e"], input=script))
+    assert [prediction["digit"] for prediction in answer["predictions"]] == [7]
+
+
+@pytest.fixture(scope="module")
+def go_workspace(tmp_path_factory):
+    """A GOPATH with the generated code of the example, or a skip."""
+    missing = [tool for tool in GO_TOOLS if shutil.which(tool) is None]
+    if missing or not DEBIAN_GO.is_dir():
+        pytest.skip(f"Go, or its packages of Debian, are not installed: {missing}")
+    workspace = tmp_path_factory.mktemp("go")
+    package = workspace / "src/trial"
+    package.mkdir(parents=True)
+    [generate] = re.findall(r"^protoc .*\\\n.*", shell_block("go mod init"), re.MULTILINE)
+    output_of(["bash", "-e"], input=generate.replace("_out=.", f"_out={package}"))
+    return workspace
+
+
+def test_go_example(server, go_workspace):
+    [code] = blocks("go")
+    for new, old in GRPC_GO_1_33.items():
+        assert new in code
+        code = code.replace(new, old)
+    (go_workspace / "src/trial/main.go").write_text(code.replace(DEFAULT, server.address))
+    environment = {
+        **os.environ, "GO111MODULE": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "",
+        "GOPATH": f"{go_workspace}:{DEBIAN_GO.parents[2]}", "GOCACHE": str(go_workspace / "cache"),
+    }  # fmt: skip
+    program = go_workspace / "trial"
+    output_of(["go", "build", "-o", program, "trial"], env=environment, timeout_s=GO_BUILD_S)
+    assert output_of([program]).split()[0] == "7"
 
 
 def test_command_line_examples(server):

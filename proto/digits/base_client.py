@@ -47,7 +47,8 @@ class Client:
 
     Raises:
         OSError: If a file of ``tls`` can not be read.
-        ValueError: If the token can not be one, ``tls`` lacks a file, or a number is out of range.
+        ValueError: If the address is empty, the token can not be one, ``tls`` lacks a file, or a
+            number is out of range.
     """
 
     _insecure_channel: ClassVar[Callable[..., Any]]
@@ -62,6 +63,8 @@ class Client:
         token: str | None = None,
         request_images: int = REQUEST_IMAGES,
     ) -> None:
+        if not address:
+            raise ValueError("address: expected host:port or a gRPC target, got nothing")
         if request_images < 1:
             raise ValueError(f"request_images: expected 1 or more, got {request_images}")
         self._address = address

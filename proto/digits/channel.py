@@ -18,16 +18,17 @@ MAX_TIMEOUT_S = 1e6
 # There is no retry policy: the server's hint when to come back is in the status details, where
 # gRPC does not look (see digits.patience).
 SERVICE_CONFIG: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
-# A ping on a connection with a call under way and nothing to read. Servers close connections that
-# ping more often than every 300 s, load balancers forget those that are silent for 350 s.
-KEEPALIVE_S = 310
+# A ping on a connection with a call under way and nothing to read for so long. This project's
+# servers allow one every 5 s; load balancers forget connections that are silent for 350 s.
+KEEPALIVE_S = 30
 # Sent bytes and pings that nobody acknowledges for so long end the connection: a server that is
 # gone without a word costs its callers this long, not the quarter of an hour that TCP waits.
 KEEPALIVE_TIMEOUT_S = 20
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),  # of what was sent
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),  # of pings: a minute otherwise
 ]
 
 

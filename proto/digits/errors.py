@@ -16,6 +16,7 @@ PUSHBACK = "grpc-retry-pushback-ms"
 # What helps, by the code and a part of the message; the first that fits. gRPC's own messages say
 # what its sockets saw, not what is wrong with the call.
 HINTS = (
+    (Code.UNAVAILABLE, ":443: Failed to connect", "gRPC takes 443 where no port is named"),
     (Code.UNAVAILABLE, "Connection refused", "nothing listens there: is the server running?"),
     (Code.UNAVAILABLE, "No such file", "there is no such socket: is the server running?"),
     (Code.UNAVAILABLE, "CERTIFICATE_VERIFY_FAILED", "tls.ca has not signed its certificate"),
@@ -23,6 +24,8 @@ HINTS = (
     (Code.UNAVAILABLE, "WRONG_VERSION_NUMBER", "the server does not speak TLS"),
     (Code.UNAVAILABLE, "handshake", "one side speaks TLS and the other does not, or not so"),
     (Code.UNAVAILABLE, "Socket closed", "does the server want TLS?"),
+    (Code.UNAVAILABLE, "http1.x server", "that is an HTTP port; gRPC has another one"),
+    (Code.UNAVAILABLE, "Misformatted domain", "expected host:port, not a URL"),
     (Code.UNAVAILABLE, "lookup", "the name has no address"),
     (Code.UNAVAILABLE, "DNS", "the name has no address"),
     (Code.UNAUTHENTICATED, "", "the server wants a token that it knows"),

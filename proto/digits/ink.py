@@ -5,6 +5,7 @@ Needs numpy only. Everything works on a picture that was shrunk to a few dozen p
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,8 @@ EVEN_SHARE = 0.08
 # for nothing (Geman and McClure's weights).
 FIELDS = 12
 FIT_TERMS = (1, 3, 6, 6, 6)
+# A surface is only believed if what is left along the edge varies by so much less than the edge.
+FIT_SHARE = 0.5
 # This share of all pixels is paper, however thick the strokes; below that rank of their residuals
 # lies so much of a normal distribution's standard deviation.
 NOISE_RANK = 0.3
@@ -151,13 +154,16 @@ def _paper(grey: Values) -> Values:
     level = near.mean(dtype=np.float32)
     if high - low <= EVEN_SHARE * float(grey.max() - grey.min()):
         return np.asarray(level)
-    return _uneven_paper(grey, float(level))
+    paper = _uneven_paper(grey, float(level))
+    low_left, high_left = _paper_interval(_edge(grey - paper))
+    # Where ink is most of the edge, as of an upright 1 that is cropped to its ink, none fits.
+    fits = high_left - low_left <= FIT_SHARE * (high - low)
+    return paper if fits else np.asarray(level)
 
 
 def _uneven_paper(grey: Values, level: float) -> Values:
     height, width = grey.shape
-    whole = (0.0, float(height), 0.0, float(width))
-    fields = resample(grey, whole, (FIELDS, FIELDS)).ravel().astype(np.float64)
+    fields = resample(grey, (0, height, 0, width), (FIELDS, FIELDS)).ravel().astype(np.float64)
     residual = fields - level
     trust = np.where(_AT_EDGE, 1.0, 0.1)
     for terms in FIT_TERMS:
@@ -189,10 +195,10 @@ def find_parts(found: Mask) -> Parts:
     """Connected parts of a mask that is not empty; pixels that touch at a corner are connected."""
     height, width = found.shape
     step = width + 1  # a column of paper ends every run
-    padded = np.zeros((height, step), np.int8)
-    padded[:, :width] = found
-    change = np.diff(padded.ravel(), prepend=np.int8(0))
-    start, stop = np.flatnonzero(change == 1), np.flatnonzero(change == -1)
+    padded = np.zeros(height * step + 1, np.bool_)
+    padded[1:].reshape(height, step)[:, :width] = found
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    start, stop = edges[::2], edges[1::2]
     # The runs of the next row that a run touches are neighbours in that order.
     first = np.searchsorted(stop, start + step, "left")
     after = np.searchsorted(start, stop + step, "right")
@@ -219,15 +225,15 @@ def _join(first: list[int], after: list[int]) -> list[int]:
     root = list(range(len(first)))
     for run, (begin, end) in enumerate(zip(first, after, strict=True)):
         for other in range(begin, end):
-            one, two = run, other
+            one, two = root[run], root[other]
+            if two == other:  # a root, as it is when nothing above touched it
+                root[other] = one
+                continue
             while root[one] != one:
                 root[one] = one = root[root[one]]
             while root[two] != two:
                 root[two] = two = root[root[two]]
-            if one < two:
-                root[two] = one
-            else:
-                root[one] = two
+            root[max(one, two)] = min(one, two)
     for run, lower in enumerate(root):  # a root is never above what it is the root of
         root[run] = root[lower]
     return root
@@ -263,23 +269,25 @@ def keep_parts(values: Values, parts: Parts, chosen: Mask) -> Values:
     return kept
 
 
-def resample(
-    values: Values, box: tuple[float, float, float, float], shape: tuple[int, int]
-) -> Values:
+def resample(values: Values, box: tuple[int, int, int, int], shape: tuple[int, int]) -> Values:
     """The part of a picture inside a box, in ``shape`` pixels.
 
     Args:
         values: float32[h, w].
-        box: Top, bottom, left and right, in pixels; not necessarily whole ones.
+        box: Top, bottom, left and right, in pixels.
         shape: Height and width of the result.
     """
     top, bottom, left, right = box
+    if bottom - top >= shape[0] and right - left >= shape[1]:  # nothing around it counts
+        values, (top, left) = values[top:bottom, left:right], (0, 0)
+        bottom, right = values.shape
     down = _weights(values.shape[0], top, bottom, shape[0])
     across = _weights(values.shape[1], left, right, shape[1])
     return (down @ values @ across.T).astype(np.float32, copy=False)
 
 
-def _weights(size: int, start: float, stop: float, count: int) -> Values:
+@functools.lru_cache(maxsize=1024)
+def _weights(size: int, start: int, stop: int, count: int) -> Values:
     """float32[count, size]: what each of ``size`` pixels gives to each of ``count`` of a range.
 
     Fewer pixels are the means of what they cover, so that thin strokes fade and do not break; more

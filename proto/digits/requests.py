@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Image: TypeAlias = npt.NDArray[np.uint8]
 # Raw pixels, or a picture of one digit that the server is to find: a path, the content of a file,
 # or a PIL image.
-Picture: TypeAlias = "Image | str | Path | bytes | PilImage"
+Picture: TypeAlias = "Image | str | Path | bytes | bytearray | memoryview | PilImage"
 Pictures: TypeAlias = "Picture | Iterable[Picture]"
 
 T = TypeVar("T")
@@ -125,17 +125,18 @@ def _contents(pictures: Pictures) -> Iterator[tuple[bool, bytes]]:
         pixels = memoryview(_checked(pictures).tobytes())
         for start in range(0, len(pixels), IMAGE_BYTES):
             yield True, bytes(pixels[start : start + IMAGE_BYTES])
-    elif isinstance(pictures, bytes):
-        yield False, pictures
+    elif isinstance(pictures, (bytes, bytearray, memoryview)):
+        yield False, bytes(pictures)
     elif isinstance(pictures, (str, Path)):
         yield False, Path(pictures).read_bytes()
     elif _is_pil(pictures):
         yield False, _as_png(pictures)
-    elif isinstance(pictures, Iterable):
+    elif isinstance(pictures, Iterable) and not isinstance(pictures, (io.IOBase, Mapping)):
         for picture in pictures:
             yield from _contents(picture)
     else:
         got = type(pictures).__name__
+        got += "; its read() gives bytes" if isinstance(pictures, io.IOBase) else ""
         raise TypeError(f"images: expected arrays, PIL images, paths or bytes, got {got}")
 
 

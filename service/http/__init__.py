@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from aiohttp.web import AppRunner
 
     from service.call import Call
+    from service.status import Status
+
+    Metadata = Iterable[tuple[str, str]]
 
 # Connections that the kernel holds until they are accepted: room for a burst of probes and tabs.
 BACKLOG = 512
@@ -38,6 +41,9 @@ class Offer:
         is_alive: What /livez tells: 200 if true, else 503.
         describe: The facts on the status page, by name.
         classify: Takes bursts of calls: serves POST /v1/classify by it; None is without.
+        refusal: How to answer one of its requests by its metadata, before its body is read, or None
+            to read it; None where everybody may call.
+        count: Is told the HTTP status of each of its answers.
         requests_per_s: What one address may send to /v1/classify.
         playground: Serve /draw, a page that uses /v1/classify.
     """
@@ -47,6 +53,8 @@ class Offer:
     is_alive: Callable[[], bool] = lambda: True
     describe: Callable[[], Mapping[str, str]]
     classify: Callable[[Sequence[Call]], None] | None = None
+    refusal: Callable[[Metadata], Status | None] | None = None
+    count: Callable[[int], None] = lambda _: None
     requests_per_s: float = 20.0
     playground: bool = False
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
+from grpc import StatusCode
 
 from service.http import Offer, pages
 from service.http.classify import ClassifyHandler
 from service.http.connections import Connections
-from service.http.errors import error_response, harden, status_response
+from service.http.errors import HTTP_STATUS, error_response, harden, status_response
 from service.http.metrics import MetricsHandler
 from service.http.requests import MAX_BODY_BYTES
 from service.status import InvalidRequestError
 
 __all__ = ["Connections", "make_runner"]  # what the port is made of
 
+CLASSIFY = "/v1/classify"
+# Of a request whose caller left; it reaches nobody.
+LEFT = HTTP_STATUS[StatusCode.CANCELLED]
 # What answers get to leave once the server stops.
 SHUTDOWN_S = 1.0
 
@@ -30,8 +35,11 @@ def make_runner(offer: Offer) -> web.AppRunner:
     app.router.add_get("/livez", _health(offer.is_alive, "ALIVE", "STALLED"))
     pages.add_status_page(app, offer)
     if offer.classify is not None:
-        handler = ClassifyHandler(offer.classify, requests_per_s=offer.requests_per_s)
-        app.router.add_post("/v1/classify", handler.handle)
+        handler = ClassifyHandler(
+            offer.classify, refusal=offer.refusal, requests_per_s=offer.requests_per_s
+        )
+        app.router.add_post(CLASSIFY, handler.handle)
+        app.middlewares.insert(0, _counted(offer.count))
     if offer.playground:
         pages.add_playground(app)
     # A caller that leaves costs no inference: its handler is cancelled.
@@ -63,6 +71,27 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return error_response(404, f"path: expected one of {paths}, got another")
     except web.HTTPException as error:
         return error_response(error.status, error.text or error.reason)
+
+
+def _counted(count: Callable[[int], None]) -> Middleware:
+    """Counts what becomes of the requests for ``CLASSIFY``."""
+
+    @web.middleware
+    async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path != CLASSIFY:
+            return await handler(request)
+        status = 500
+        try:
+            response = await handler(request)
+            status = response.status
+        except asyncio.CancelledError:
+            status = LEFT
+            raise
+        finally:
+            count(status)
+        return response
+
+    return counted
 
 
 def _paths(app: web.Application) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from google.protobuf.json_format import MessageToDict
@@ -20,6 +20,9 @@ from service.http.limits import RateLimiter
 from service.http.requests import read_request
 from service.status import Status
 from service.transports.grpcio import AsyncCall, Mailbox
+
+if TYPE_CHECKING:
+    from service.http import Metadata
 
 # Requests that are read or answered at once: what their bodies hold in memory is bounded by it.
 MAX_AT_ONCE = 16
@@ -44,11 +47,19 @@ class ClassifyHandler:
 
     Args:
         receive: Takes bursts of calls.
+        refusal: See ``Offer``.
         requests_per_s: What one address may send.
     """
 
-    def __init__(self, receive: Callable[[Sequence[Call]], None], *, requests_per_s: float) -> None:
+    def __init__(
+        self,
+        receive: Callable[[Sequence[Call]], None],
+        *,
+        refusal: Callable[[Metadata], Status | None] | None,
+        requests_per_s: float,
+    ) -> None:
         self._receive = receive
+        self._refusal = refusal
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._limiter = RateLimiter(requests_per_s)
         self._at_once = 0
@@ -61,6 +72,9 @@ class ClassifyHandler:
         wait_s = self._limiter.take(request.remote or "")
         if wait_s > 0:
             return _exhausted("too many requests from this address", wait_s)
+        refused = self._refusal and self._refusal(_metadata(request))
+        if refused:
+            return status_response(refused)
         if self._at_once >= MAX_AT_ONCE:
             return _exhausted(f"{MAX_AT_ONCE} requests are being answered", BUSY_RETRY_AFTER_S)
         self._at_once += 1
@@ -77,7 +91,7 @@ class ClassifyHandler:
             message,
             received=now,
             deadline=now + DEADLINE_S,
-            metadata=[(k.lower(), v) for k, v in request.headers.items() if k in SHOWN_HEADERS],
+            metadata=_metadata(request),
             peer=f"http:{request.remote}",
         )
         has_files = wire.sole_field(message) is None
@@ -104,6 +118,10 @@ def _is_from_elsewhere(headers: Mapping[str, str]) -> bool:
         return site not in ("same-origin", "none")
     origin = headers.get("Origin")
     return origin is not None and origin.partition("://")[2] != headers.get("Host")
+
+
+def _metadata(request: web.Request) -> list[tuple[str, str]]:
+    return [(k.lower(), v) for k, v in request.headers.items() if k in SHOWN_HEADERS]
 
 
 async def _read_in_time(request: web.Request) -> bytes:

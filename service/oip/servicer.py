@@ -1,4 +1,7 @@
-"""``inference.GRPCInferenceService``: a plain grpcio servicer that feeds the same batcher."""
+"""``inference.GRPCInferenceService``: a plain grpcio servicer that feeds the same batcher.
+
+ModelInfer comes here over grpcio alone; over the native transport it is ``native.py``'s.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import asyncio
 import importlib.metadata
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,8 @@ from service.classify import Classify
 from service.job import Refusal
 from service.metrics import Metrics
 from service.oip import METHODS, SERVICE, tensors
-from service.oip.messages import Infer, check_model, infer_response, parse, read_infer
+from service.oip.messages import Infer, check_model, infer_response, parse
+from service.oip.reader import SMALL_BYTES, LoadingError, Reader
 from service.oip.statistics import Statistics
 from service.rpcs import Origin, Rpcs
 from service.status import InvalidRequestError, Status, refusal_status, unavailable
@@ -38,17 +41,8 @@ else:  # generic in the stubs, not at run time
 DISTRIBUTION = "digits-serving"
 # Triton's names for ModelConfig and ModelStatistics.
 EXTENSIONS = ("model_configuration", "statistics")
-# A larger request is read on a thread: one value of typed contents takes some 50 ns.
-INLINE_BYTES = 64 * 1024
-# Of those that wait for the thread, in all.
-MAX_READING_BYTES = 64 * 2**20
-
 # Answers a request, or says how it ends otherwise.
 Behaviour = Callable[[bytes, Origin], Awaitable[Message | Status]]
-
-
-class _LoadingError(Exception):
-    """No model serves yet."""
 
 
 class InferItem(AsyncCall):
@@ -69,6 +63,10 @@ class InferenceService:
         max_queue_delay_ms: What ModelConfig says about batches.
         is_live: What ServerLive says.
         is_ready: What ServerReady says.
+
+    Attributes:
+        reader: Reads ModelInfer requests.
+        statistics: Of how they ended.
     """
 
     def __init__(
@@ -92,9 +90,8 @@ class InferenceService:
         self._is_ready = is_ready
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._gatherer = Gatherer(self._mailbox.loop, receive)
-        self._reader = ThreadPoolExecutor(1, "oip-reader")
-        self._reading_bytes = 0
-        self._statistics = Statistics()
+        self.statistics = Statistics()
+        self.reader = Reader(classify, max_images)
         self._inferring: set[asyncio.Task[Any]] = set()
 
     def handlers(self) -> dict[str, RpcMethodHandler]:
@@ -130,7 +127,7 @@ class InferenceService:
                 answer = await behaviour(request, origin)
             except InvalidRequestError as error:
                 answer = error.status()
-            except _LoadingError:
+            except LoadingError:
                 answer = unavailable("the model is loading")
             if isinstance(answer, Status):
                 await context.abort(answer.code, answer.message, trailing_metadata(answer))
@@ -173,9 +170,8 @@ class InferenceService:
 
     async def _model_statistics(self, request: bytes, _: Origin) -> Message:
         asked = parse(inference_pb2.ModelStatisticsRequest, request)
-        ref = self._model_of(asked) if asked.name else self._ref()
-        statistics = self._statistics_of(ref.version).message(ref)
-        return inference_pb2.ModelStatisticsResponse(model_stats=[statistics])
+        ref = self._model_of(asked) if asked.name else self.reader.ref()
+        return inference_pb2.ModelStatisticsResponse(model_stats=[self.statistics.message(ref)])
 
     async def _model_infer(self, request: bytes, origin: Origin) -> Message | Status:
         task = asyncio.current_task()
@@ -188,7 +184,7 @@ class InferenceService:
             answer = await self._infer(request, origin, received)
         finally:
             if not isinstance(answer, Message) and (model := self._classify.model):
-                self._statistics_of(model.ref.version).fail(time.monotonic() - received)
+                self.statistics.fail(model.ref.version, time.monotonic() - received)
         return answer
 
     async def _infer(self, request: bytes, origin: Origin, received: float) -> Message | Status:
@@ -211,37 +207,20 @@ class InferenceService:
             return answer
         predictions, rest = wire.decode_predictions(answer, infer.count)
         response = infer_response(infer, predictions, rest.model)
-        self._statistics_of(rest.model.version).answer(item, time.monotonic())
+        self.statistics.answer(rest.model.version, item, time.monotonic())
         return response
 
     async def _read(self, request: bytes) -> Infer | None:
         """Reads a request, beside the event loop if it is large; None if too many wait for that."""
-        read = partial(read_infer, request, self._ref(), self._max_images)
-        size = len(request)
-        if size <= INLINE_BYTES:
-            return read()
-        if self._reading_bytes + size > MAX_READING_BYTES:
+        if len(request) <= SMALL_BYTES:
+            return self.reader.read(request)
+        reading = self.reader.aside(len(request), partial(self.reader.read, request))
+        if reading is None:
             return None
-        self._reading_bytes += size
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._reader, read)
-        finally:
-            self._reading_bytes -= size
-
-    def _ref(self) -> digits_pb2.ModelRef:
-        """The model in service."""
-        model = self._classify.model
-        if model is None:
-            raise _LoadingError
-        return model.ref
+        return await asyncio.wrap_future(reading)
 
     def _model_of(self, asked: Any) -> digits_pb2.ModelRef:
         """The model in service, if that is the one asked for."""
-        ref = self._ref()
+        ref = self.reader.ref()
         check_model(ref, asked.name, asked.version)
         return ref
-
-    def _statistics_of(self, version: str) -> Statistics:
-        if self._statistics.version != version:
-            self._statistics = Statistics(version)
-        return self._statistics

@@ -13,7 +13,7 @@ import grpc.aio
 from service.job import Refusal
 from service.metrics import Metrics
 from service.security.tokens import TokenFile, shown_digest
-from service.status import REFUSALS
+from service.status import REFUSALS, Status
 from service.transports import CLASSIFY
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ OPEN_METHODS = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Healt
 
 
 class Guard(ServerInterceptor):
-    """Stands before Classify on every transport, and before every other method on grpcio.
+    """Stands before every method: by calls in bursts, or as an interceptor.
 
     Made only when there are tokens. What is not in ``OPEN_METHODS`` needs one, a service that is
     added later too.
@@ -61,8 +61,21 @@ class Guard(ServerInterceptor):
         shown = shown_digest(metadata)
         return None if shown is None else self._tokens.caller(shown)
 
+    def refusal(self, metadata: Iterable[tuple[str, Any]]) -> Status | None:
+        """How to answer a request before it is read, counted here; None if it shows a token."""
+        if self.caller(metadata) is not None:
+            return None
+        self._metrics.dropped([Refusal.UNAUTHENTICATED])
+        return Status(*REFUSALS[Refusal.UNAUTHENTICATED])
+
     def receive(self, calls: Sequence[Call]) -> None:
         """Passes a burst on to Classify, without the calls that show no valid token."""
+        admitted = self.admit(calls)
+        if admitted:
+            self._classify.receive(admitted)
+
+    def admit(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls of a burst that show a valid token; the others are failed."""
         # Each token is looked for once a burst, not once a call.
         callers: dict[bytes, str | None] = {}
         admitted, refused = [], []
@@ -79,15 +92,14 @@ class Guard(ServerInterceptor):
                 admitted.append(call)
         if refused:
             self._classify.refuse(refused)
-        if admitted:
-            self._classify.receive(admitted)
+        return admitted
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> RpcMethodHandler:
-        """Decides every method but Classify, whose calls come by ``receive``, in bursts."""
+        """Decides every method of grpcio but Classify, whose calls come by ``receive``."""
         method = handler_call_details.method
         is_open = method in OPEN_METHODS or method == CLASSIFY
         if is_open or self.caller(handler_call_details.invocation_metadata) is not None:

@@ -21,8 +21,8 @@ CLASSIFY = "/digits.v1.DigitClassifierService/Classify"
 class Limits:
     """What one caller may take of the server before any code of ours sees a call.
 
-    Those with a default are the same for everybody; ``grpcio.py`` and ``native.py`` say which of
-    them their transport can enforce.
+    Those without a default are settings; ``grpcio.py`` and ``native.py`` say which of them their
+    transport can enforce.
 
     Attributes:
         message_bytes: Of a request, after decompression.
@@ -34,7 +34,10 @@ class Limits:
         idle_s: After which a connection without a call is asked to go.
         keepalive_s: Of silence, after which a connection is asked whether its caller still lives.
         keepalive_timeout_s: For the answer to that.
+        ping_interval_s: That a caller leaves between its own pings.
         handshake_s: For the first bytes of HTTP/2.
+        pending: Calls, of all callers, that have begun and that the server has not come to yet. Of
+            more than that some are reset, of more than twice that all.
         arriving: Calls, of all callers, whose request has begun to come and is not there yet.
         arrival_s: For a request to come whole.
         young_s: Age up to which a call is not given up for more than ``arriving``.
@@ -42,14 +45,16 @@ class Limits:
 
     message_bytes: int
     connections: int
-    connection_age_s: float = 0.0
-    connection_grace_s: float = 0.0
-    calls_per_connection: int = 1024
+    connection_age_s: float
+    connection_grace_s: float
+    calls_per_connection: int
+    keepalive_s: float
+    keepalive_timeout_s: float
+    ping_interval_s: float
     metadata_bytes: int = 16 * 1024
     idle_s: float = 900.0
-    keepalive_s: float = 60.0
-    keepalive_timeout_s: float = 20.0
     handshake_s: float = 20.0
+    pending: int = 4096
     arriving: int = 256
     arrival_s: float = 60.0
     young_s: float = 1.0
@@ -63,6 +68,10 @@ def limits_of(config: ServerConfig) -> Limits:
         connections=config.max_connections or min(MAX_CONNECTIONS, descriptors // 2),
         connection_age_s=config.max_connection_age_s,
         connection_grace_s=config.grace_s,
+        calls_per_connection=config.max_calls_per_connection,
+        keepalive_s=config.keepalive_s,
+        keepalive_timeout_s=config.keepalive_timeout_s,
+        ping_interval_s=config.min_ping_interval_s,
     )
 
 
@@ -82,10 +91,10 @@ def choose_transport(config: ServerConfig) -> tuple[str, str]:
     """
     installed = importlib.util.find_spec("pygrpc_native") is not None
     if config.transport == "native":
-        if config.max_connection_age_s:
+        flag = _only_grpcio_can_do(config)
+        if flag:
             raise TransportError(
-                "transport: native was asked for, and so was --max-connection-age-s, which only "
-                "grpcio can do"
+                f"transport: native was asked for, and so was {flag}, which only grpcio can do"
             )
         if not installed:
             raise TransportError(
@@ -101,12 +110,20 @@ def choose_transport(config: ServerConfig) -> tuple[str, str]:
     return "native", "auto: pygrpc-native is installed and only this machine can call"
 
 
+def _only_grpcio_can_do(config: ServerConfig) -> str:
+    """The flag that native has nothing for; empty if none of them is given."""
+    if config.max_connection_age_s:
+        return "--max-connection-age-s"
+    return "--channelz" if config.channelz else ""
+
+
 def _against_native(config: ServerConfig, *, installed: bool) -> str:
     """Why ``auto`` keeps to grpcio, or nothing."""
     if config.tls_cert:
         return "TLS was asked for, which native does not have"
-    if config.max_connection_age_s:
-        return "only grpcio can do --max-connection-age-s"
+    flag = _only_grpcio_can_do(config)
+    if flag:
+        return f"only grpcio can do {flag}"
     if not installed:
         return "pygrpc-native is not installed"
     if not is_loopback(config.host):

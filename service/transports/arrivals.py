@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ else:  # generic in the stubs, not at run time
     from grpc.aio import ServicerContext
 
 
+# Calls that are given up in one go: to end thousands would hold everybody up.
+AT_ONCE = 2
+
+
 class Arrivals:
     """Reads requests. Of too many that are slow to come the oldest is given up.
 
@@ -36,7 +41,8 @@ class Arrivals:
         limit: Calls at the same time whose request has not come.
         timeout_s: For a request to come whole.
         young_s: Age up to which none is given up for being the oldest: in a burst the request may
-            be there and only not be read yet. Whatever the burst left is given up by later calls.
+            be there and only not be read yet. What a burst left is given up as later calls come,
+            ``AT_ONCE`` for each.
     """
 
     def __init__(self, limit: int, timeout_s: float, young_s: float) -> None:
@@ -53,9 +59,8 @@ class Arrivals:
         task = asyncio.current_task()
         assert task is not None
         self._waiting[task] = now = self._loop.time()
-        while len(self._waiting) > self._limit:
-            oldest, began = next(iter(self._waiting.items()))
-            if now - began < self._young_s:
+        for oldest, began in list(itertools.islice(self._waiting.items(), AT_ONCE)):
+            if len(self._waiting) <= self._limit or now - began < self._young_s:
                 break
             self._give_up(oldest, too_many_arriving())
         if self._timer is None:
@@ -77,12 +82,14 @@ class Arrivals:
         """Gives up what is too old, and looks again when the next one will be."""
         self._timer = None
         now = self._loop.time()
-        for task, began in list(self._waiting.items()):
+        left = 0.0
+        for task, began in list(itertools.islice(self._waiting.items(), AT_ONCE)):
             left = began + self._timeout_s - now
             if left > 0:
-                self._timer = self._loop.call_later(left, self._look)
-                return
+                break
             self._give_up(task, too_slow(self._timeout_s))
+        if self._waiting:
+            self._timer = self._loop.call_later(max(0.0, left), self._look)
 
     def _give_up(self, task: asyncio.Task[Any], status: Status) -> None:
         del self._waiting[task]

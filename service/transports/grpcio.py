@@ -183,6 +183,9 @@ def make_server(
         ("grpc.max_metadata_size", limits.metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
         ("grpc.so_reuseport", 0),
+        # The default is 1,000: behind a burst of calls, whoever sent it, others would be reset.
+        ("grpc.server.max_pending_requests", limits.pending),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * limits.pending),
     ]
     if not private:
         options += _connection_options(limits)
@@ -201,6 +204,9 @@ def _connection_options(limits: Limits) -> list[tuple[str, int]]:
         # What really ends it: a ping is given a minute, whatever the option above says.
         ("grpc.http2.ping_timeout_ms", _milliseconds(limits.keepalive_timeout_s)),
         ("grpc.keepalive_permit_without_calls", 1),
+        # The default takes one ping in five minutes, where clients are commonly set to send one
+        # every ten seconds: those were sent away.
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.ping_interval_s)),
         ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_s)),
         # For a caller that connects and says nothing; the default is two minutes.
         ("grpc.server_handshake_timeout_ms", _milliseconds(limits.handshake_s)),

@@ -1,6 +1,6 @@
-"""Classify over pygrpc-native: HTTP/2 and gRPC in Rust, calls handed over in bursts.
+"""Unary methods over pygrpc-native: HTTP/2 and gRPC in Rust, calls handed over in bursts.
 
-Every other method goes on to the grpcio server on a private Unix socket behind it.
+What has no route here goes on to the grpcio server on a private Unix socket behind it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,8 @@ from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from service.call import Call
 from service.job import Refusal
-from service.metrics import Metrics
 from service.status import REFUSALS, Status, too_large
-from service.transports import CLASSIFY, Limits, TransportError, socket_address
+from service.transports import Limits, TransportError, socket_address
 
 if TYPE_CHECKING:
     from pygrpc_native._native import CallDetails
@@ -84,6 +85,25 @@ class NativeCall(Call):
         )
 
 
+@dataclass(frozen=True)
+class Route:
+    """A method that the front answers itself.
+
+    Attributes:
+        path: Of the method.
+        make: A call of it: from the transport, id, request, time of arrival and details.
+        count: Counts calls that began.
+        admit: Fails those calls of a burst that may not be read; returns the others.
+        receive: Takes bursts of calls that may.
+    """
+
+    path: str
+    make: Callable[[NativeTransport, int, bytes, float, CallDetails], NativeCall]
+    count: Callable[[int], None]
+    admit: Callable[[Sequence[Call]], Sequence[Call]]
+    receive: Callable[[Sequence[Call]], None]
+
+
 class NativeTransport:
     """Owns the native front and the thread that takes calls from it.
 
@@ -91,9 +111,8 @@ class NativeTransport:
         host: Address to listen on.
         port: Port, or 0 for a free one.
         fallback: Path of the Unix socket of the grpcio server for every other method.
-        receive: Takes bursts of calls.
+        routes: The methods that are answered here.
         refuse: Fails a call with a status.
-        metrics: Counts calls that began.
         limits: What the front can hold callers to. It has no bound on connections or on a message:
             larger ones are refused here, after they were read.
 
@@ -112,16 +131,15 @@ class NativeTransport:
         port: int,
         *,
         fallback: str,
-        receive: Callable[[Sequence[Call]], None],
+        routes: Sequence[Route],
         refuse: Callable[[Call, Status], None],
-        metrics: Metrics,
         limits: Limits,
     ) -> None:
         address = socket_address(host, port)
         try:
             self.front = NativeGrpcFront(
                 address,
-                [(CLASSIFY, False)],
+                [(route.path, False) for route in routes],
                 io_threads=IO_THREADS,
                 call_details=True,
                 keepalive_time_ms=round(limits.keepalive_s * 1000),
@@ -133,9 +151,9 @@ class NativeTransport:
             raise TransportError(f"can not listen on {address}: {error}") from error
         self.port = self.front.bound_port
         self.calls: dict[int, NativeCall] = {}
-        self._receive = receive
+        self._routes = routes
+        self._arrived: deque[tuple[Route, list[NativeCall]]] = deque()
         self._refuse = refuse
-        self._metrics = metrics
         self._max_message_bytes = limits.message_bytes
         self.front.set_fallback(fallback)
         self.thread = self._new_thread()
@@ -177,14 +195,15 @@ class NativeTransport:
         self.thread.join(1.0)
 
     def _serve(self) -> None:
-        # A thread that was relieved ends after the burst that it has.
+        self._hand_over()  # what a thread that was relieved has left
+        # That one ends after the burst that it has.
         while threading.current_thread() is self.thread:
             events = self.front.recv_batch_details(MAX_BURST)
             if events is None:
                 return
             now = time.monotonic()
-            burst: list[Call] = []
-            for kind, call_id, _, payload, _, details in events:
+            bursts: list[list[NativeCall]] = [[] for _ in self._routes]
+            for kind, call_id, method, payload, _, details in events:
                 if kind == EVENT_CANCEL:
                     departed = self.calls.get(call_id)
                     if departed is not None:
@@ -192,32 +211,41 @@ class NativeTransport:
                     continue
                 assert payload is not None
                 assert details is not None
-                call = NativeCall(self, call_id, payload, now, details)
+                call = self._routes[method].make(self, call_id, payload, now, details)
                 self.calls[call_id] = call
-                burst.append(call)
-            if burst:
-                try:
-                    self._hand_over(burst)
-                except Exception:  # must not end the thread that every later call needs
-                    logger.exception("handing calls over failed; this is a bug")
-                    self._give_up(burst)
+                bursts[method].append(call)
+            self._arrived.extend(zip(self._routes, bursts, strict=True))
+            self._hand_over()
 
-    def _give_up(self, burst: list[Call]) -> None:
-        """Fails those calls of a burst that have no answer yet."""
+    def _hand_over(self) -> None:
+        """Hands over what has arrived: as much of it as no other thread does."""
+        while True:
+            try:
+                route, burst = self._arrived.popleft()
+            except IndexError:
+                return
+            if not burst:
+                continue
+            try:
+                route.count(len(burst))
+                route.receive(self._within_size(route.admit(burst)))
+            except Exception:  # must not end the thread that every later call needs
+                logger.exception("handing calls over failed; this is a bug")
+                self.give_up(burst)
+
+    def give_up(self, burst: Sequence[Call]) -> None:
+        """Fails those calls of a burst that are neither in the queue nor answered."""
         left = list(self.calls.values())
         for call in burst:
             if call in left and not call.enqueued:
                 call.fail(Status(*REFUSALS[Refusal.FAILED]))
 
-    def _hand_over(self, burst: list[Call]) -> None:
-        self._metrics.started(len(burst))
+    def _within_size(self, burst: Sequence[Call]) -> Sequence[Call]:
+        """The calls whose message is not too large; the others are refused."""
         limit = self._max_message_bytes
-        if any(len(call.request) > limit for call in burst):
-            self._refuse_oversize(burst)
-            burst = [call for call in burst if len(call.request) <= limit]
-        self._receive(burst)
-
-    def _refuse_oversize(self, burst: list[Call]) -> None:
+        if all(len(call.request) <= limit for call in burst):
+            return burst
         for call in burst:
-            if len(call.request) > self._max_message_bytes:
-                self._refuse(call, too_large(len(call.request), self._max_message_bytes))
+            if len(call.request) > limit:
+                self._refuse(call, too_large(len(call.request), limit))
+        return [call for call in burst if len(call.request) <= limit]

@@ -28,6 +28,8 @@ from benchmarks.observe.dashboard import (
 from benchmarks.observe.load import FLAGS, run_load
 from benchmarks.observe.picture import draw
 from benchmarks.observe.prometheus import JOB, PrometheusError, running_prometheus
+from service import oip
+from service.metrics import INFERENCE_METHODS, METHODS
 from tests.conftest import ROOT, wait_until
 
 REGENERATE = "run: python -m benchmarks.observe write"
@@ -156,6 +158,20 @@ def test_everything_asks_for_metrics_that_exist(start_server, rules):
     }
     for where, text in texts.items():
         assert asked_for(text) - names == set(), where
+
+
+def test_calls_are_those_of_every_method_that_classifies(rules):
+    calls = "|".join(INFERENCE_METHODS)
+    for service, methods in ((METHODS, {"Classify"}), (oip.METHODS, {"ModelInfer"})):
+        assert {each for each in INFERENCE_METHODS if service.get(each) == "unary"} == methods
+
+    def asked_of(expressions):
+        return set(re.findall(r'grpc_method=~?"([^"]*)"', " ".join(expressions)))
+
+    assert asked_of(rule["expr"] for rule in rules) == {calls}
+    queries = [query.expr for panel in read_panels() for query in panel.queries]
+    assert asked_of(queries) == {calls, f"{calls}|ClassifyStream"}
+    assert asked_of([RUNBOOK.read_text()]) == {calls}
 
 
 def test_rule_of_the_operator_is_the_plain_one():

@@ -98,11 +98,10 @@ class Manifests:
         return load_config([], image_variables() | self.settings)
 
 
-def kustomize(folder):
+def kustomize(folder, kubectl=None):
     """Renders a folder; an error is a failure."""
-    done = subprocess.run(
-        [tool("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False
-    )
+    command = [kubectl or tool("kubectl"), "kustomize", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # such as a warning of a deprecated field
     return Manifests(done.stdout)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +21,16 @@ from tests.conftest import REPOSITORY
 
 pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
 
-from tests.deploy.conftest import COMPONENTS, DEPLOY, combinations, combined, image_variables
+from tests.deploy.conftest import (
+    COMPONENTS,
+    DEPLOY,
+    OVERLAYS,
+    combinations,
+    combined,
+    image_variables,
+    kustomize,
+    rendered,
+)
 from tests.deploy.validators import CUSTOM, ERRORS, NEWEST, OLDEST, validate
 
 # Image volumes are on by default from here on; before, the API server drops the field.
@@ -53,6 +68,27 @@ def test_every_combination_renders_and_its_settings_are_accepted(tmp_path):
 
     with ThreadPoolExecutor(2) as pool:  # kubectl is a process of its own
         assert len(list(pool.map(check, combinations()))) >= 200
+
+
+def test_another_kustomize_renders_the_same(tmp_path):
+    """What ``kubectl apply -k`` makes of the manifests does not depend on whose kubectl it is."""
+    beside_python = Path(sys.executable).parent
+    folders = [each for each in os.get_exec_path() if Path(each) != beside_python]
+    kubectl = shutil.which("kubectl", path=os.pathsep.join(folders))
+    if kubectl is None:
+        pytest.skip("no other kubectl is on the PATH than the one beside Python")
+    command = [kubectl, "version", "--client", "--output=json"]
+    said = json.loads(subprocess.run(command, capture_output=True, check=False).stdout)
+    version = said.get("kustomizeVersion", "v0.0")
+    if int(version.lstrip("v").partition(".")[0]) < 5:
+        pytest.skip(f"{kubectl} has kustomize {version} in it, which is of before 2023")
+    for name in ["base", "kserve", *(f"overlays/{overlay}" for overlay in OVERLAYS)]:
+        assert kustomize(DEPLOY / name, kubectl).text == rendered(name).text, f"{name}, {version}"
+    for name in COMPONENTS:
+        folder = tmp_path / name
+        assert combined(folder, [name]).text == kustomize(folder, kubectl).text, (
+            f"{name}, {version}"
+        )
 
 
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])

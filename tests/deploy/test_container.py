@@ -7,6 +7,7 @@ share the host's network, so that no bridge is needed; ports are free ones.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import threading
 import time
 import uuid
@@ -24,9 +26,10 @@ import numpy as np
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 
 from digits.client import DigitClient
-from service.artifact import load_artifact
+from service.artifact import MANIFEST, MODEL, load_artifact
 from service.metrics import SERVICE
 from service.repository import in_serving_order
 from tests.conftest import REPOSITORY, wait_until
@@ -40,6 +43,8 @@ pytestmark = [
     pytest.mark.skipif(not IMAGE, reason="TEST_IMAGE names no image: make image-test"),
     pytest.mark.skipif(not shutil.which("podman"), reason="podman is not installed"),
 ]
+# A version after all that are committed.
+NEXT = 1000
 # The pod's settings (deploy/base), by the flags of podman.
 RESTRICTED = (
     *("--network=host", "--read-only", "--tmpfs=/tmp:size=16m", "--cap-drop=all"),
@@ -48,12 +53,12 @@ RESTRICTED = (
 )
 
 
-def podman(*arguments, check=True, timeout_s=None):
+def podman(*arguments, check=True, stdin=None, timeout_s=None):
     done = subprocess.run(
-        ["podman", *arguments], capture_output=True, text=True, check=False, timeout=timeout_s
+        ["podman", *arguments], input=stdin, capture_output=True, check=False, timeout=timeout_s
     )
     assert not check or done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr}"
-    return done.stdout.strip()
+    return done.stdout.decode().strip()
 
 
 def free_ports(count):
@@ -188,6 +193,35 @@ def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served):
         assert not podman("exec", served.name, "/bin/sh", "-c", f"command -v {compiler} || true")
 
 
+def test_image_adds_150_mb_to_its_base_at_most(served):
+    """Unpacked. The last stage copies two folders and runs nothing (test_image)."""
+    sizes = podman("exec", served.name, "du", "-sb", "/opt/digits", "/models")
+    assert sum(int(line.split()[0]) for line in sizes.splitlines()) <= 150e6, sizes
+
+
+def test_server_imports_everything_that_it_may_need(served):
+    """What slim.py took away was nothing of that, tracing, signatures and every format included."""
+    program = """if True:
+        import importlib, pkgutil, digits.client, digits.files, onnxruntime, service, uvloop
+        from PIL import features
+        for module in pkgutil.walk_packages(service.__path__, "service."):
+            if module.name != "service.top":  # rich is for people, and not in the image
+                importlib.import_module(module.name)
+        service.tracing.Tracing("http://127.0.0.1:1")
+        print([name for name in ("zlib", "jpg", "webp") if not features.check(name)])
+    """
+    command = ["exec", served.name, "/opt/digits/bin/python", "-W", "error", "-c", program]
+    assert podman(*command) == "[]"
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_image_files_of_every_format_are_read(served, sample, format_):
+    file = io.BytesIO()
+    Image.fromarray(sample["images"][0]).save(file, format_)
+    with DigitClient(served.address) as client:
+        assert client.classify(file.getvalue()).digits[0] == sample["labels"][0]
+
+
 @pytest.mark.parametrize("transport", ["grpcio", "native"])
 def test_load_survives_within_512_mib_and_sigterm_drains(start, sample, transport):
     container = start(f"--env=DIGITS_TRANSPORT={transport}", "--env=DIGITS_DRAIN_DELAY_S=1")
@@ -229,6 +263,65 @@ def test_model_from_a_mounted_volume_serves_and_a_damaged_one_does_not(start, tm
     refused = start(f"--volume={bad}:/models/digits:ro")
     assert refused.exit_code() == 1
     assert "model.onnx" in refused.logs()
+
+
+def archive(version, name, cut=None):
+    """A version as NEXT, in the form in which ``kubectl cp`` sends it.
+
+    Args:
+        version: Folder of the version.
+        name: Folder in the archive.
+        cut: Bytes of model.onnx after which the rest is missing.
+    """
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for file in [version / MODEL] if cut else version.iterdir():
+            content = file.read_bytes()[:cut]
+            if file.name == MANIFEST:
+                content = json.dumps(json.loads(content) | {"version": NEXT}).encode()
+            member = tarfile.TarInfo(f"{name}/{file.name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("way", ["copied in two goes", "renamed", "linked"])
+def test_version_that_comes_onto_the_volume_serves_and_no_call_is_lost(
+    start, tmp_path, sample, way
+):
+    """components/model-pvc: pods read the volume, the loader of the README writes to it."""
+    component = combined(tmp_path / "overlay", ["model-pvc"])
+    (mount,) = [m for m in component.container["volumeMounts"] if m["name"] == "models"]
+    assert mount["readOnly"] is True
+    version = in_serving_order(REPOSITORY)[0]
+    volume = tmp_path / "volume"
+    shutil.copytree(version, volume / version.name)
+    tmp_path.chmod(0o755)
+    volume.chmod(0o777)  # the loader's fsGroup does it
+    loader = start(
+        f"--volume={volume}:{mount['mountPath']}", "--entrypoint=sleep", command=["9999"]
+    )
+    into = ("exec", "--interactive", f"--workdir={mount['mountPath']}", loader.name)
+    container = start(
+        f"--volume={volume}:{mount['mountPath']}:ro", "--env=DIGITS_RELOAD_INTERVAL_S=0.1"
+    )
+    container.wait_for_serving()
+    with (
+        load(container.address, sample["images"], callers=3) as (errors, answered),
+        DigitClient(container.address) as client,
+    ):
+        if way == "copied in two goes":
+            podman(*into, "tar", "-x", stdin=archive(version, NEXT, cut=1000))
+            wait_until(lambda: f"version {NEXT} refused" in container.logs())
+            podman(*into, "tar", "-x", stdin=archive(version, NEXT))
+        else:
+            podman(*into, "tar", "-x", stdin=archive(version, ".next"))
+            step = ["mv", ".next"] if way == "renamed" else ["ln", "-s", ".next"]
+            podman(*into, *step, str(NEXT))
+        wait_until(lambda: errors or client.get_model()[0].version == str(NEXT))
+        before = list(answered)
+        wait_until(lambda: errors or all(a > b for a, b in zip(answered, before, strict=True)))
+    assert not errors
 
 
 def test_cuda_without_a_gpu_ends_with_the_cause(start):

@@ -16,7 +16,11 @@ pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
 
 from benchmarks.autoscale import simulate
 from benchmarks.harness import BenchmarkError
+from benchmarks.observe.dashboard import RULES
+from benchmarks.observe.prometheus import running_prometheus
 from benchmarks.spread import Case, free_port, running_envoy, spread
+from digits.client import DigitClient
+from tests.conftest import wait_until
 from tests.deploy.conftest import DEPLOY, combined, rendered
 
 (RULE,) = yaml.safe_load((DEPLOY / "components/hpa/adapter-rule.yaml").read_text())
@@ -63,6 +67,27 @@ def test_queries_are_promql(tmp_path, scaled_object):
         command = ["promtool", "check", "rules", file]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode == 0) is right, done.stderr
+
+
+def test_queries_tell_a_real_prometheus_how_long_requests_wait(start_server, sample, scaled_object):
+    if not shutil.which("prometheus"):
+        pytest.skip("prometheus is not installed (Debian: apt-get install prometheus)")
+    server = start_server()
+    with (
+        running_prometheus(server.http.removeprefix("http://"), RULES) as prometheus,
+        DigitClient(server.address) as client,
+    ):
+
+        def waits(query):
+            client.classify(sample["images"])
+            return [series.points[0][1] for series in prometheus.query(query)]
+
+        for query in queries(scaled_object):
+            # Kubernetes' labels come with Kubernetes.
+            plain = re.sub(r"\{.*?\}", "", query)
+            wait_until(lambda plain=plain: waits(plain) not in ([], [0.0]))
+            (wait_s,) = waits(plain)
+            assert 0 < wait_s < 1
 
 
 def test_keda_scales_as_the_autoscaler_does(autoscaler, scaled_object):

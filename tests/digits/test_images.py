@@ -11,7 +11,7 @@ import zlib
 import grpc
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
 from digits import images as module
 from digits.client import DigitClient, DigitError
@@ -277,6 +277,32 @@ def test_arrays_need_no_pillow(sample):
         "assert normalise(grey).any()\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_strip_that_is_nearly_all_ink_is_an_upright_one(engine):
+    """Cropped to its ink, a 1 leaves no paper but at the corners, and no surface fits that."""
+    strip = Image.new("L", (50, 200), 255)
+    ImageDraw.Draw(strip).rounded_rectangle((3, 3, 46, 196), 12, fill=0)
+    seen = normalise(np.asarray(strip.filter(ImageFilter.GaussianBlur(6))))
+    assert (seen[6:22, 13:15] > 200).all()
+    assert engine.run(seen[None]).argmax() == 1
+
+
+def test_hatched_strokes_are_not_worn_away():
+    """Between its lines a hatched stroke is no ink; its width is that of the whole."""
+    y, x = np.mgrid[:70, :70]
+    hatched = (np.abs(np.hypot(x - 35, y - 35) - 22) < 8) & (x % 3 == 0)
+    seen = examine(np.where(hatched, 0, 255).astype(np.uint8)).pixels
+    assert (seen > 60).sum() >= 150
+
+
+@pytest.mark.parametrize(("width", "least", "most"), [(2, 2.0, 3.2), (5, 2.6, 3.5), (9, 2.6, 4.0)])
+def test_strokes_are_brought_to_the_usual_width(width, least, most):
+    """A ring of 100 pixels, drawn with pens of 2 to 9 pixels of the box of 20."""
+    ring = Image.new("L", (160, 160), 255)
+    ImageDraw.Draw(ring).ellipse((30, 30, 130, 130), outline=0, width=4 * width)
+    seen = normalise(np.asarray(ring)).astype(np.float32) / 255
+    assert least <= module._stroke_width(seen) <= most
 
 
 def test_large_photo_is_looked_at_in_small():

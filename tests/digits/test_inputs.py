@@ -62,10 +62,22 @@ def test_requests_are_bounded_and_of_one_form():
     assert sizes(array[:0]) == sizes([]) == [0]
 
 
-@pytest.mark.parametrize("thing", [17, None, object(), [None], [np.zeros((28, 28))]])
+@pytest.mark.parametrize("thing", [17, None, object(), {"a.png": 1}, [None], [np.zeros((28, 28))]])
 def test_what_is_no_picture_is_refused(thing):
     with pytest.raises(TypeError, match="images: expected"):
         sizes(thing)
+
+
+def test_open_file_is_told_from_a_list_of_its_lines():
+    with FILES[7].open("rb") as file:
+        with pytest.raises(TypeError, match=r"got BufferedReader; its read\(\) gives bytes"):
+            sizes(file)
+        assert sizes(bytearray(file.read())) == [-1]
+
+
+def test_no_address_is_refused():
+    with pytest.raises(ValueError, match="address: expected host:port or a gRPC target"):
+        DigitClient("")
 
 
 @CLIENTS
@@ -265,8 +277,16 @@ def test_deadline_that_the_hint_goes_beyond_ends_at_once(start_server, sample, t
 HINTS = {
     "nothing listens there": ("127.0.0.1:1", {}),
     "no such socket": ("unix:/nowhere/at/all", {}),
+    "gRPC takes 443": ("127.0.0.1", {}),
+    "not a URL": ("http://127.0.0.1:50051", {}),
     "the name has no address": ("dns:///no.such.host.invalid:1", {}),
 }
+
+
+@CLIENTS
+def test_error_says_that_the_port_is_not_grpcs(classify, server, sample):
+    with pytest.raises(DigitError, match="that is an HTTP port"):
+        classify(server.http.removeprefix("http://"), sample["images"][0])
 
 
 @CLIENTS

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from digits.oip import inference_pb2
 from digits.v1 import digits_pb2
 from service.artifact import GOLDEN, MODEL, Artifact, load_artifact, sha256
 from service.repository import in_serving_order
@@ -20,6 +21,7 @@ from tests.conftest import REPOSITORY, SAMPLES
 
 CLASSIFY_PATH = b"/digits.v1.DigitClassifierService/Classify"
 STREAM_PATH = b"/digits.v1.DigitClassifierService/ClassifyStream"
+INFER_PATH = b"/inference.GRPCInferenceService/ModelInfer"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # HTTP/2 frame types and flags, RFC 9113 section 6.
 DATA, HEADERS, SETTINGS = 0, 1, 4
@@ -77,6 +79,26 @@ def stream_requests() -> list[bytes]:
         inner = digits_pb2.ClassifyRequest.FromString(content)
         wrapped.append(digits_pb2.ClassifyStreamRequest(request=inner).SerializeToString())
     return [*wrapped, wrapped[0] + wrapped[2], wrapped[0] + b"\x98\x06\x01"]
+
+
+def infer_requests() -> list[bytes]:
+    """Serialised ModelInferRequests of each datatype, raw and typed, good and refused ones."""
+    messages = []
+    for datatype, dtype, field in (
+        ("UINT8", "u1", "uint_contents"), ("FP32", "<f4", "fp32_contents"),
+        ("INT8", "i1", "int_contents"),
+    ):  # fmt: skip
+        values = np.zeros((2, 28, 28), dtype)
+        for is_raw in (True, False):
+            request = inference_pb2.ModelInferRequest(model_name="digits", id="7")
+            tensor = request.inputs.add(name="image", datatype=datatype, shape=values.shape)
+            if is_raw:
+                request.raw_input_contents.append(values.tobytes())
+            else:
+                getattr(tensor.contents, field).extend(values.ravel().tolist())
+            request.outputs.add(name="digit")
+            messages.append(request.SerializeToString())
+    return messages
 
 
 def image_files() -> list[bytes]:
@@ -170,8 +192,14 @@ def spoilt_conversation(rng: random.Random) -> bytes:
     """The bytes of a connection: frames of the right form that say wrong things, or garbage."""
     if rng.random() < 0.1:
         return rng.randbytes(rng.randrange(200))
-    path = rng.choice((CLASSIFY_PATH, STREAM_PATH))
-    message = rng.choice(requests() if path == CLASSIFY_PATH else stream_requests())
+    path, seeds = rng.choice(
+        (
+            (CLASSIFY_PATH, requests),
+            (STREAM_PATH, stream_requests),
+            (INFER_PATH, infer_requests),
+        )
+    )
+    message = rng.choice(seeds())
     copies = [message] * rng.choice((1, 1, 3))
     frames = conversation(path, copies, zipped=rng.random() < 0.2)
     spoil: list[Callable[[random.Random, list[bytes]], None]] = [

@@ -21,7 +21,7 @@ from benchmarks import attacks
 from benchmarks.harness import check_answers
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.transports import Limits
+from service.config import ServerConfig
 from tests.conftest import wait_until
 from tests.service.test_limits import say
 from tests.service.test_rpc import IMAGE, encoded, handled, pixels, refused, scrape
@@ -68,6 +68,18 @@ def test_golden_digits_are_answered_during_an_attack_and_nothing_of_it_stays(ser
     assert process.memory_info().rss < memory + 64 * MIB
 
 
+@TRANSPORTS
+def test_calls_behind_a_burst_of_somebody_elses_are_all_answered(start_server, transport):
+    """By default grpc resets some of what waits, at random, once that is more than 1,000 calls."""
+    server = start_server(f"--transport={transport}")
+    with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
+        classify = stub_for(channel).Classify
+        classify(pixels(IMAGE))
+        with attacks.half_sent(server.address, 3, 1_000):
+            futures = [classify.future(pixels(IMAGE), timeout=60) for _ in range(200)]
+            assert [future.code() for future in futures] == [grpc.StatusCode.OK] * 200
+
+
 def test_resets_without_end_are_sent_away_by_native(start_server):
     server = start_server("--transport=native")
     with attacks.reset_flood(server.address, FRAMES_PER_S) as sent:
@@ -86,7 +98,7 @@ def test_server_announces_how_many_calls_a_connection_may_have(server):
 
     heard = say(int(server.address.rpartition(":")[2]), attacks.GREETING, settled)
     settings = next(frame.settings for frame in heard.frames if isinstance(frame, SettingsFrame))
-    limit = Limits.__dataclass_fields__["calls_per_connection"].default
+    limit = ServerConfig().max_calls_per_connection
     assert settings[SettingsFrame.MAX_CONCURRENT_STREAMS] == limit
 
 

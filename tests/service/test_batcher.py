@@ -33,7 +33,7 @@ class Bench:
         self.batcher = Batcher(self.run, self.complete, image_bytes=1, clock=self.clock, **options)
 
     def run(self, images, count):
-        gathered = b"".join(images)
+        gathered = bytes(images)
         assert len(gathered) == count
         self.runs.append(gathered)
         if self.fail:
@@ -274,7 +274,7 @@ class GatedBench:
         self.sizes.append(count)
         self.running.release()
         assert self.gate.acquire(timeout=30)
-        return b"".join(images), None
+        return bytes(images), None
 
     def complete(self, batch):
         with self.all_answered:
@@ -343,7 +343,7 @@ def test_batch_that_is_not_full_waits_for_company_when_asked_to():
 
     def run(images, count):
         ran.set()
-        return b"".join(images), None
+        return bytes(images), None
 
     batcher = Batcher(
         run, lambda batch: None, image_bytes=1, slots=1, max_batch_size=2, max_queue_images=9,
@@ -367,7 +367,7 @@ def test_every_job_is_answered_once_with_its_own_result(sizes, slots, data):
     """Submitted from several threads, in bursts, with some callers leaving on the way."""
     answered: list[Job] = []
     batcher = Batcher(
-        lambda images, count: (b"".join(images), None),
+        lambda images, count: (bytes(images), None),
         lambda batch: answered.extend(batch.finished),
         image_bytes=1, slots=slots, max_batch_size=5, max_queue_images=10_000,
     )  # fmt: skip

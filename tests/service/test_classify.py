@@ -38,6 +38,14 @@ class FakeCall(Call):
         return True
 
 
+class Departed(FakeCall):
+    """Its caller leaves while it is answered."""
+
+    def respond(self, response):
+        super().respond(response)
+        return False
+
+
 class FakeEngine:
     """Fails on a batch that holds an image of a given ink."""
 
@@ -50,9 +58,14 @@ class FakeEngine:
 
 
 @pytest.fixture
-def classify():
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def classify(metrics):
     made = partial(Batcher, slots=1, max_batch_size=4, max_queue_images=100)
-    hot_path = Classify(made, max_images_per_request=8, metrics=Metrics())
+    hot_path = Classify(made, max_images_per_request=8, metrics=metrics)
     engine = FakeEngine()
     ref = digits_pb2.ModelRef(version="1")
     model = SimpleNamespace(
@@ -86,6 +99,31 @@ def test_split_call_is_answered_once_with_summed_times(classify):
     assert call.ended.wait(10)
     assert len(call.response.predictions) == 7
     assert call.response.timing.batch_images == 4
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        pytest.param([FakeCall(1), FakeCall(3)], id="whole-batch"),
+        pytest.param([FakeCall(1), Departed(2), FakeCall(1)], id="one-has-left"),
+        pytest.param([Departed(7)], id="nobody-left-to-answer"),
+        pytest.param([FakeCall(3), FakeCall(7)], id="split"),
+        pytest.param([FakeCall(7), Departed(3), FakeCall(5)], id="split-and-left"),
+    ],
+)
+def test_ink_of_those_that_were_answered_is_counted_and_no_other(classify, metrics, calls):
+    hot_path, _ = classify
+    hot_path.receive(calls)
+    assert all(call.ended.wait(10) for call in calls)
+    assert hot_path.stop(10)
+    answered = [call.count for call in calls if not isinstance(call, Departed)]
+    value = metrics.registry.get_sample_value
+    assert value("digits_ink_ratio_count") == sum(answered)
+    # Each pixel of a FakeCall is the number of its images.
+    expected = sum(count * count / 255 for count in answered)
+    assert value("digits_ink_ratio_sum") == pytest.approx(expected)
+    for name in ("digits_confidence", "digits_margin"):
+        assert value(f"{name}_count") == sum(answered)
 
 
 def test_closed_path_refuses_with_unavailable(classify):

@@ -305,3 +305,34 @@ def test_help_exits_with_0(command):
     if command in ("classify", "info", "health", "top"):
         for flag in ("--address", "--timeout-s", "--tls-ca", "--tls-cert", "--token-file"):
             assert flag in done.stdout
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    "command",
+    ["classify {samples}", "classify --csv {samples}", "classify --json {samples}", "info",
+     "info --json", "health", "top --once --interval-s 0.1 --metrics {http}/metrics"],
+)  # fmt: skip
+def test_output_that_nobody_reads_ends_a_command_quietly(server, command, buffered):
+    words = command.format(samples=SAMPLES, http=server.http).split()
+    unread, output = os.pipe()
+    os.close(unread)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", *words, "--address", server.address],
+        stdout=output, stderr=subprocess.PIPE, text=True, env=environment, check=False,
+    )  # fmt: skip
+    os.close(output)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_lines_that_were_read_come_as_they_are(server):
+    command = [*CLASSIFY, "--address", server.address, "--csv", *[SEVEN] * 3000]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        first = [process.stdout.readline() for _ in range(2)]
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert first[0].startswith(b"file,digit,")
+    assert b"7.png,7," in first[1]
+    assert process.returncode == 128 + signal.SIGPIPE

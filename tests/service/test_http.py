@@ -8,10 +8,12 @@ import contextlib
 import io
 import itertools
 import json
+import re
 import socket
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from urllib.parse import urlsplit
 
 import grpc
@@ -32,6 +34,7 @@ from service.http.errors import HTTP_STATUS
 from service.http.limits import MAX_ADDRESSES, RateLimiter
 from service.http.metrics import LOOP_SHARE
 from service.http.requests import MAX_BODY_BYTES, MAX_IMAGES, MAX_JSON_BYTES
+from service.metrics import HTTP_STATUSES
 from service.status import Status
 from tests.conftest import SAMPLES, RunningServer, serving_entry, start_process, wait_until
 
@@ -338,6 +341,34 @@ def test_a_page_of_this_server_is_answered_wherever_it_is_not_from_elsewhere(web
         assert classify(web, SEVEN.read_bytes(), "image/png", **headers)[0] == 200
 
 
+def answers(server):
+    """Counted so far, by HTTP status."""
+    lines = ask(server, "/metrics")[2].decode().splitlines()
+    series = re.compile(r'digits_http_requests_total{status="(\d+)"} (.*)')
+    found = map(series.fullmatch, lines)
+    return Counter({int(each[1]): int(float(each[2])) for each in found if each})
+
+
+def test_its_answers_are_counted_by_http_status(web):
+    data = SEVEN.read_bytes()
+    before = answers(web)
+    assert list(before) == list(HTTP_STATUSES)
+    asked = [
+        classify(web, data, "image/png"),
+        classify(web, b"no image", "image/png"),
+        classify(web, data, "image/png", origin="http://elsewhere.example"),
+        classify(web, data, "text/plain"),
+        ask(web, "/v1/classify"),
+        classify(web, data, "image/png"),
+    ]
+    assert [status for status, *_ in asked] == [200, 400, 403, 415, 405, 200]
+    assert answers(web) - before == {200: 2, 400: 1, 403: 1, 405: 1, 415: 1}
+
+
+def test_every_status_of_a_call_has_its_series():
+    assert set(HTTP_STATUS.values()) < set(HTTP_STATUSES)
+
+
 def test_where_tokens_are_needed_classify_needs_one_and_probes_do_not(start_server, tmp_path):
     tokens, good = tmp_path / "tokens", "0123456789abcdef0123456789abcdef"
     tokens.write_text(f"me:{good}\n")
@@ -347,6 +378,14 @@ def test_where_tokens_are_needed_classify_needs_one_and_probes_do_not(start_serv
     for headers in ({}, {"authorization": f"Bearer {good[::-1]}"}):
         status, _, answer = classify(server, data, "image/png", **headers)
         assert (status, answer["error"]["code"]) == (401, "UNAUTHENTICATED")
+    # Nobody waits for the body of a caller without a token, however large or wrong it may be.
+    for kind, length in (("image/png", len(data)), ("text/plain", MAX_BODY_BYTES + 1)):
+        with connect(server) as peer:
+            head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+            peer.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+            assert peer.recv(65536).startswith(b"HTTP/1.1 401")
+    assert metric(server, 'digits_requests_dropped_total{reason="unauthenticated"}') == 4
+    assert +answers(server) == {401: 4}
     answer = classify(server, data, "image/png", authorization=f"Bearer {good}")
     assert answer[2]["predictions"][0]["digit"] == 7
     assert ask(server, "/healthz")[0] == 200
@@ -405,6 +444,7 @@ def test_an_address_that_asks_too_often_is_told_when_to_come_back(start_server):
     status, headers, answer = classify(server, data, "image/png")
     assert (status, headers["Retry-After"]) == (429, "1")
     assert 0 < answer["error"]["retry_after_s"] <= 1
+    assert answers(server)[429] == 1
     wait_until(lambda: classify(server, data, "image/png")[0] == 200, 10)
 
 
@@ -628,19 +668,20 @@ def test_each_grpc_status_has_its_http_status(code):
 
 
 def test_a_caller_that_leaves_cancels_its_call():
-    calls = []
+    calls, told = [], []
     body = b'{"pixels": ""}'
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
     async def run():
-        async with port(classify=calls.extend) as (_, number):
+        async with port(classify=calls.extend, count=told.append) as (_, number):
             with socket.create_connection(("127.0.0.1", number)) as peer:
                 peer.sendall(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
                 await asyncio.to_thread(wait_until, lambda: calls)
                 assert not calls[0].cancelled
-            await asyncio.to_thread(wait_until, lambda: calls[0].cancelled, 4)
+            await asyncio.to_thread(wait_until, lambda: calls[0].cancelled and told, 4)
 
     asyncio.run(run())
+    assert told == [499]
 
 
 def test_a_call_without_an_answer_ends_at_its_deadline(monkeypatch):

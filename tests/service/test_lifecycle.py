@@ -266,6 +266,33 @@ def test_while_a_model_loads_slowly_http_says_not_serving(endless_repository, tm
 
 
 @TRANSPORTS
+def test_while_a_model_loads_slowly_probes_find_it_alive_and_not_ready(
+    endless_repository, tmp_path, transport
+):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start_process(
+        tmp_path / "log", f"--model-repository={endless_repository}", f"--grpc-port={port}",
+        f"--transport={transport}",
+    )  # fmt: skip
+
+    def status(service):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            request = health_pb2.HealthCheckRequest(service=service)
+            try:
+                return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+            except grpc.RpcError:
+                return None
+
+    try:
+        assert wait_until(lambda: status("")) == health_pb2.HealthCheckResponse.SERVING
+        assert status(SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+    finally:
+        process.kill()
+        process.wait()
+
+
+@TRANSPORTS
 def test_sigterm_while_loading_exits_within_two_seconds(endless_repository, tmp_path, transport):
     log = tmp_path / "log"
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -13,17 +14,25 @@ import grpc
 import grpc.aio
 import pytest
 from hpack import Decoder, Encoder
-from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame
 
 from benchmarks.attacks import GREETING, MESSAGE_PREFIX, data, headers
 from benchmarks.harness import CLASSIFY_PATH
 from service.config import ServerConfig
 from service.metrics import Metrics
-from service.transports import Limits, TransportError, choose_transport, grpcio
-from service.transports.arrivals import Arrivals, BoundedServer
-from service.transports.native import NativeTransport
+from service.transports import (
+    MESSAGE_SLACK_BYTES,
+    Limits,
+    TransportError,
+    choose_transport,
+    grpcio,
+    limits_of,
+)
+from service.transports.arrivals import AT_ONCE, Arrivals, BoundedServer
+from service.transports.native import NativeCall, NativeTransport, Route
+from service.wire import IMAGE_BYTES
 
-LIMITS = Limits(message_bytes=2**20, connections=100)
+LIMITS = replace(limits_of(ServerConfig()), message_bytes=2**20, connections=100)
 # For what should take a fraction of a second.
 PATIENCE_S = 20
 
@@ -44,6 +53,9 @@ class Heard:
                     if name == "grpc-status":
                         found[frame.stream_id] = int(value)
         return found
+
+    def pongs(self):
+        return [f for f in self.frames if isinstance(f, PingFrame) and "ACK" in f.flags]
 
 
 def say(port, said, until=lambda heard: heard.closed):
@@ -103,14 +115,18 @@ def heard_by_grpcio(limits, *arguments):
     return asyncio.run(run())
 
 
+def answer_all(calls):
+    for call in calls:
+        call.respond(call.request)
+
+
 def heard_by_native(limits, *arguments):
     transport = NativeTransport(
         "127.0.0.1",
         0,
         fallback="",
-        receive=lambda calls: [call.respond(call.request) for call in calls],
+        routes=[Route(CLASSIFY_PATH, NativeCall, Metrics().started, list, answer_all)],
         refuse=lambda call, status: call.fail(status),
-        metrics=Metrics(),
         limits=limits,
     )
     transport.start()
@@ -134,6 +150,28 @@ def test_peer_that_says_nothing_is_closed():
 
 def asked_to_go(heard):
     return heard.closed or any(isinstance(frame, GoAwayFrame) for frame in heard.frames)
+
+
+def pinged(heard_by, ping_interval_s):
+    """What a caller hears that pings ten times, on a connection without a call."""
+    pings = b"".join(PingFrame(0, bytes([number] * 8)).serialize() for number in range(10))
+    return heard_by(
+        replace(LIMITS, ping_interval_s=ping_interval_s),
+        GREETING + pings,
+        lambda heard: asked_to_go(heard) or len(heard.pongs()) == 10,
+    )
+
+
+@BOTH
+def test_caller_may_ping_as_often_as_the_setting_says(heard_by):
+    heard = pinged(heard_by, 0)
+    assert len(heard.pongs()) == 10
+    assert not asked_to_go(heard)
+
+
+def test_caller_that_pings_more_often_is_sent_away():
+    (said,) = [f for f in pinged(heard_by_grpcio, 60).frames if isinstance(f, GoAwayFrame)]
+    assert said.additional_data == b"too_many_pings"
 
 
 @pytest.mark.parametrize("limit", ["idle_s", "connection_age_s"])
@@ -207,6 +245,54 @@ def test_of_too_many_requests_on_their_way_the_oldest_are_given_up():
     assert heard.statuses() == dict.fromkeys((1, 3, 5), grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
 
 
+class SilentCaller:
+    """The context of a call whose request does not come."""
+
+    async def read(self):
+        await asyncio.Event().wait()
+
+    async def abort(self, *_):
+        raise asyncio.CancelledError
+
+
+def silent_calls(arrivals, count):
+    return [asyncio.create_task(arrivals.read(SilentCaller())) for _ in range(count)]
+
+
+def test_of_what_a_burst_left_a_call_gives_up_a_few():
+    async def scenario():
+        arrivals = Arrivals(limit=4, timeout_s=60, young_s=0.1)
+        calls, ended = silent_calls(arrivals, 20), 0
+        while not ended:  # until they are old enough
+            await asyncio.sleep(0.02)
+            calls += silent_calls(arrivals, 1)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            ended = sum(call.done() for call in calls)
+        assert ended == AT_ONCE < 10
+        for call in asyncio.all_tasks() - {asyncio.current_task()}:
+            call.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_what_is_too_old_is_given_up_a_few_at_a_time():
+    async def scenario():
+        arrivals = Arrivals(limit=100, timeout_s=0.1, young_s=60)
+        ended, turn = Counter(), 0
+        calls = silent_calls(arrivals, 20)
+        for call in calls:
+            call.add_done_callback(lambda _: ended.update([turn]))
+        while not all(call.done() for call in calls):
+            turn += 1
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # for the last one to be counted
+        assert ended.total() == 20
+        assert max(ended.values()) <= 10
+
+    asyncio.run(scenario())
+
+
 def test_call_without_a_request_is_invalid():
     nothing = DataFrame(1, flags=["END_STREAM"]).serialize()
     said = GREETING + headers(Encoder(), 1) + nothing
@@ -214,9 +300,21 @@ def test_call_without_a_request_is_invalid():
     assert heard.statuses() == {1: grpc.StatusCode.INVALID_ARGUMENT.value[0]}
 
 
-def test_connection_age_needs_grpcio():
-    aged = ServerConfig(max_connection_age_s=60)
-    transport, reason = choose_transport(aged)
-    assert (transport, reason) == ("grpcio", "auto: only grpcio can do --max-connection-age-s")
-    with pytest.raises(TransportError, match=r"native was asked for, .* --max-connection-age-s"):
-        choose_transport(replace(aged, transport="native"))
+@pytest.mark.parametrize("setting", [{"max_connection_age_s": 60}, {"channelz": True}])
+def test_what_native_has_not_needs_grpcio(setting):
+    config, flag = ServerConfig(**setting), "--" + next(iter(setting)).replace("_", "-")
+    assert choose_transport(config) == ("grpcio", f"auto: only grpcio can do {flag}")
+    with pytest.raises(TransportError, match=rf"native was asked for, .* {flag}, "):
+        choose_transport(replace(config, transport="native"))
+
+
+def test_settings_are_the_limits():
+    config = ServerConfig(
+        max_connections=2, max_calls_per_connection=3, keepalive_s=4, keepalive_timeout_s=5,
+        min_ping_interval_s=6, max_connection_age_s=7, grace_s=8, max_images_per_request=9,
+    )  # fmt: skip
+    assert limits_of(config) == Limits(
+        connections=2, calls_per_connection=3, keepalive_s=4, keepalive_timeout_s=5,
+        ping_interval_s=6, connection_age_s=7, connection_grace_s=8,
+        message_bytes=9 * IMAGE_BYTES + MESSAGE_SLACK_BYTES,
+    )  # fmt: skip

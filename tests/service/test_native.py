@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import grpc
 import pytest
 
 from service.config import ServerConfig
 from service.metrics import Metrics
 from service.transports import CLASSIFY, limits_of
-from service.transports.native import NativeTransport
+from service.transports.native import NativeCall, NativeTransport, Route
 
 
 @pytest.fixture
@@ -23,9 +25,9 @@ def transport(tmp_path):
             call.respond(b"answered")
 
     native = NativeTransport(
-        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"), receive=receive,
-        refuse=lambda call, status: call.fail(status), metrics=Metrics(),
-        limits=limits_of(ServerConfig()),
+        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"),
+        routes=[Route(CLASSIFY, NativeCall, Metrics().started, list, receive)],
+        refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
     )  # fmt: skip
     native.start()
     yield native
@@ -42,3 +44,88 @@ def test_error_in_the_receiver_fails_its_calls_and_no_later_ones(transport, capl
         assert call(b"second", timeout=20) == b"answered"
     assert "handing calls over failed" in caplog.text
     assert not transport.calls
+
+
+def test_each_method_s_calls_reach_their_own_receiver(tmp_path):
+    def answering(text):
+        def receive(calls):
+            for call in calls:
+                call.respond(text)
+
+        return receive
+
+    count = Metrics().started
+    native = NativeTransport(
+        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"),
+        routes=[
+            Route(f"/a.Service/{name}", NativeCall, count, list, answering(name.encode()))
+            for name in ("First", "Second", "Third")
+        ],
+        refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
+    )  # fmt: skip
+    native.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{native.port}") as channel:
+            futures = [
+                (name, channel.unary_unary(f"/a.Service/{name}").future(b"", timeout=20))
+                for name in ("First", "Second", "Third") * 20
+            ]
+            assert all(future.result() == name.encode() for name, future in futures)
+    finally:
+        native.close()
+
+
+class Together:
+    """A front whose first two calls are taken from it in one trip."""
+
+    def __init__(self, front):
+        self._front = front
+        self._missing = 2
+
+    def __getattr__(self, name):
+        return getattr(self._front, name)
+
+    def recv_batch_details(self, limit):
+        events = list(self._front.recv_batch_details(limit) or ())
+        while 0 < len(events) < self._missing:
+            events += self._front.recv_batch_details(limit)
+        self._missing = 0
+        return events or None
+
+
+def test_what_a_relieved_thread_has_left_is_handed_over(tmp_path):
+    """The first method's receiver is stuck while a call of the second has come with its call."""
+    stuck, free = threading.Event(), threading.Event()
+
+    def get_stuck(calls):
+        stuck.set()
+        assert free.wait(30)
+        for call in calls:
+            call.respond(b"late")
+
+    def answer(calls):
+        for call in calls:
+            call.respond(b"answered")
+
+    count = Metrics().started
+    native = NativeTransport(
+        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"),
+        routes=[
+            Route("/a.Service/Stuck", NativeCall, count, list, get_stuck),
+            Route("/a.Service/Free", NativeCall, count, list, answer),
+        ],
+        refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
+    )  # fmt: skip
+    native.front = Together(native.front)
+    native.start()
+    with grpc.insecure_channel(f"127.0.0.1:{native.port}") as channel:
+        calls = [
+            channel.unary_unary(f"/a.Service/{name}").future(b"", timeout=30)
+            for name in ("Stuck", "Free")
+        ]
+        assert stuck.wait(20)
+        native.relieve()
+        assert calls[1].result() == b"answered"
+        free.set()
+        assert calls[0].result() == b"late"
+    native.close()

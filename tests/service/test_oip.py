@@ -6,12 +6,16 @@ import contextlib
 import secrets
 import signal
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
+from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given, settings
@@ -20,12 +24,19 @@ from hypothesis import strategies as st
 from digits.oip import inference_pb2, inference_pb2_grpc
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service import wire
+from service.call import Call
+from service.job import Refusal
+from service.metrics import Metrics
 from service.oip import METHODS, SERVICE
 from service.oip.messages import infer_response, read_infer
+from service.oip.native import NativeInference
+from service.oip.reader import SMALL_BYTES, Reader
+from service.oip.statistics import Statistics
 from service.status import InvalidRequestError, NotServedError
 from tests.conftest import start_process, wait_until
 from tests.service.test_lifecycle import endless_repository  # noqa: F401 - a fixture
 from tests.service.test_overload import LONG, busy, dropped  # noqa: F401 - a fixture
+from tests.service.test_request_log import entries
 from tests.service.test_rpc import pixels, refused, rich_detail, scrape
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
@@ -347,6 +358,9 @@ def test_statistics_and_metrics_count_exactly_what_was_sent(server, stub, sample
     for size in (1, 3, 200):
         stub.ModelInfer(infer(sample["images"][:size]))
     refused(stub.ModelInfer, broken(name="x"))
+    failed = before.inference_stats.fail.count
+    wait_until(lambda: statistics(stub).inference_stats.fail.count == failed + 1)
+    wait_until(lambda: statistics(stub).inference_count == before.inference_count + 204)
     after = statistics(stub)
     assert after.inference_count - before.inference_count == 204
     assert 5 <= after.execution_count - before.execution_count <= 8
@@ -361,6 +375,36 @@ def test_statistics_and_metrics_count_exactly_what_was_sent(server, stub, sample
     wait_until(lambda: count_of(server, "ModelInfer", "OK") - ok == 3)
     wait_until(lambda: count_of(server, "ModelInfer", "INVALID_ARGUMENT") - bad == 1)
     wait_until(lambda: scrape(server)["digits_images_total"] - images == 204)
+
+
+@TRANSPORTS
+def test_log_tells_the_caller_and_how_its_call_ended(start_server, transport):
+    """On native that is the caller of the port, not the front as a client of grpcio behind it."""
+    server = start_server(f"--transport={transport}", "--request-log-per-s=100")
+    with grpc.insecure_channel(server.address) as channel:
+        shown = (("x-request-id", "order-67"),)
+        stub_of(channel).ModelInfer(infer(BLANK), metadata=shown, timeout=30)
+        refused(stub_of(channel).ModelInfer, broken(name="x"))
+    [line] = wait_until(lambda: entries(server, "ModelInfer OK"))
+    assert line["request_id"] == "order-67"
+    assert line["peer"].startswith("ipv4:127.0.0.1:")
+    assert wait_until(lambda: entries(server, "ModelInfer INVALID_ARGUMENT"))
+
+
+@TRANSPORTS
+def test_calls_whose_deadline_passes_in_the_queue_are_counted_once(start_server, transport):
+    server = start_server(f"--transport={transport}", "--max-queue-delay-ms=2000")
+    with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
+        stub = stub_of(channel)
+        futures = [stub.ModelInfer.future(infer(BLANK), timeout=0.5) for _ in range(3)]
+        assert {future.code() for future in futures} == {StatusCode.DEADLINE_EXCEEDED}
+        answered = stub.ModelInfer.future(infer(BLANK), timeout=30)
+        wait_until(lambda: count_of(server, "ModelInfer", "DEADLINE_EXCEEDED") == 3)
+        assert answered.code() is StatusCode.OK  # its batch is the one that passes over them
+        wait_until(lambda: count_of(server, "ModelInfer", "OK") == 1)
+        assert count_of(server, "ModelInfer", "DEADLINE_EXCEEDED") == 3
+        wait_until(lambda: statistics(stub).inference_stats.fail.count == 3)
+    assert scrape(server)["digits_images_total"] == 1
 
 
 @TRANSPORTS
@@ -410,6 +454,10 @@ def test_every_method_needs_a_token_and_the_rate_limit_holds(start_server, tmp_p
         assert stub.ServerLive(inference_pb2.ServerLiveRequest(), metadata=shown).live
         assert stub.ModelInfer(infer(BLANK.repeat(500, 0)), metadata=shown).outputs
         error = refused(stub.ModelInfer, infer(BLANK), metadata=shown)
+        request = inference_pb2.ModelStatisticsRequest()
+        [of_the_model] = stub.ModelStatistics(request, metadata=shown).model_stats
+        # Of those without a token the model's statistics know nothing.
+        assert of_the_model.inference_stats.fail.count == 1
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     delay = rich_detail(error, error_details_pb2.RetryInfo).retry_delay
     assert 1 < delay.ToNanoseconds() / 1e9 < 9
@@ -510,3 +558,67 @@ def test_large_requests_that_wait_to_be_read_are_bounded(start_server, transport
     wait_until(
         lambda: dropped(server, "queue_full") == codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED)
     )
+
+
+class HeldClassify:
+    """Takes calls and remembers on which thread it did."""
+
+    model = SimpleNamespace(ref=digits_pb2.ModelRef(name="digits", version="1"))
+
+    def __init__(self):
+        self.taken: list[tuple[str, Call]] = []
+        self.refused: list[Call] = []
+
+    def receive(self, calls):
+        self.taken += [(threading.current_thread().name, call) for call in calls]
+
+    def refuse(self, calls):
+        self.refused += calls
+
+
+@pytest.fixture
+def bursts():
+    """Hands a burst of requests to ModelInfer as the native front does."""
+    classify = HeldClassify()
+    inference = NativeInference(
+        classify, reader=Reader(classify, 4096), statistics=Statistics(), metrics=Metrics(),
+        listeners=[],
+    )  # fmt: skip
+    front = SimpleNamespace(fail=lambda *_: True)
+    transport = SimpleNamespace(calls={}, front=front)
+    make = inference.route(list).make
+
+    def hand_over(requests, remaining=None):
+        calls = [
+            make(transport, number, request, time.monotonic(), ((), "peer", remaining))
+            for number, request in enumerate(requests)
+        ]
+        return calls, inference
+
+    return classify, hand_over
+
+
+def test_a_burst_is_read_on_its_thread_only_as_far_as_that_is_quick(bursts):
+    """Whoever takes calls from the front takes Classify's as well."""
+    classify, hand_over = bursts
+    small = infer(BLANK, "FP32", raw=False).SerializeToString()
+    large = infer(BLANK.repeat(50, 0)).SerializeToString()
+    calls, inference = hand_over([small] * 30 + [large] + [small] * 30)
+    inference.receive(calls)
+    wait_until(lambda: len(classify.taken) == 61)
+    here = [call for thread, call in classify.taken if not thread.startswith("oip-reader")]
+    assert {call.count for call in calls} == {0}  # it is Classify that counts images
+    assert len(here) == SMALL_BYTES // len(small)
+    assert sorted(id(call) for _, call in classify.taken) == sorted(map(id, calls))
+    assert all(thread.startswith("oip-reader") for thread, c in classify.taken if c is calls[30])
+
+
+def test_a_large_request_whose_caller_has_left_is_not_read(bursts):
+    classify, hand_over = bursts
+    left, late = (hand_over([infer(BLANK.repeat(50, 0)).SerializeToString()], 0.0) for _ in "12")
+    left[0][0].cancelled, left[0][0].deadline = True, None
+    for calls, inference in (left, late):
+        inference.receive(calls)
+    wait_until(lambda: len(classify.refused) == 2)
+    assert {call.refusal for call in classify.refused} == {Refusal.CANCELLED, Refusal.EXPIRED}
+    assert not classify.taken

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import shutil
 import signal
 import threading
+import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import psutil
@@ -16,9 +20,11 @@ import pytest
 from digits.client import DigitClient
 from export.artifact import promote
 from service.artifact import GOLDEN, MANIFEST, MODEL, load_artifact, read_golden, sha256
+from service.config import ServerConfig
 from service.engine import Engine
 from service.metrics import Metrics
 from service.model import ModelLoader
+from service.server import Server
 from tests.conftest import REPOSITORY, wait_until
 
 FAST = "--reload-interval-s=0.05"
@@ -103,6 +109,7 @@ def test_versions_change_under_load_without_a_failed_or_mixed_answer(
         for number in range(2, 8):
             add_version(repository, number, source_of(number))
             wait_until(lambda number=number: serving_version(server) == number)
+        wait_until(lambda: errors or answers[-1][1].model.version == "7")
     assert errors == []
     seen = {answered.model.version for _, answered in answers}
     assert seen >= {"1", "7"}
@@ -110,6 +117,41 @@ def test_versions_change_under_load_without_a_failed_or_mixed_answer(
     for images, answered in answers:
         expected = engines[source_of(int(answered.model.version))].run(images)
         assert np.abs(probabilities(answered) - expected).max() < 1e-5
+
+
+def test_memory_is_given_back_after_a_change_and_an_error_there_ends_no_later_one(
+    repository, monkeypatch, caplog
+):
+    failures, given_back = [RuntimeError("can't start new thread")], []
+
+    def give_back():
+        if failures:
+            raise failures.pop()
+        given_back.append(True)
+
+    monkeypatch.setattr("service.memory.give_back", give_back)
+    config = ServerConfig(
+        model_repository=str(repository), grpc_port=0, http_port=0, transport="grpcio",
+        reload_interval_s=0.05,
+    )  # fmt: skip
+
+    def serves(server, number):
+        model = server._classify.model
+        return model is not None and model.ref.version == str(number)
+
+    async def change_twice():
+        server = Server(config, time.monotonic())
+        running = asyncio.create_task(server.run())
+        for number in (1, 2, 3):
+            if number > 1:
+                add_version(repository, number, source_of(number))
+            await asyncio.to_thread(wait_until, partial(serves, server, number))
+        await asyncio.to_thread(wait_until, lambda: given_back)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await running
+
+    assert asyncio.run(change_twice()) == 0
+    assert "can't start new thread" in caplog.text
 
 
 def source_of(number):

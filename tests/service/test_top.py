@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from rich.console import Console
 
 from digits.client import DigitClient
+from digits.oip import inference_pb2, inference_pb2_grpc
 from service import cli
 from service.metrics import BulkHistogram
 from service.scrape import Change, Scrape, ScrapeError, scrape
@@ -113,6 +114,40 @@ def test_the_view_fits_a_small_terminal_and_tells_what_goes_on(server, sample):
     assert re.search(r"Classify +\d.* [um]s +\d.* [um]s +\d.* [um]s", text)
     assert re.search(r"INVALID_ARGUMENT \d", text)
     assert re.search(r"memory +\d+ MiB", text)
+
+
+def test_every_way_to_classify_is_seen(server, sample, channel):
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
+    request = inference_pb2.ModelInferRequest(
+        model_name="digits", inputs=[tensor], raw_input_contents=[sample["images"][0].tobytes()]
+    )
+    url, goes_on = f"{server.http}/metrics", threading.Event()
+
+    def images():
+        yield sample["images"][:5]
+        goes_on.wait(60)
+
+    with DigitClient(server.address) as client:
+        view = View(url, client)
+        view.read()
+        answered = scrape(url).value("grpc_server_handled_total", grpc_method="ModelInfer")
+        for _ in range(3):
+            inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+        stream = client.classify_stream(images())
+        assert len(next(stream).predictions) == 5
+        handled = {"grpc_method": "ModelInfer"}
+        wait_until(
+            lambda: scrape(url).value("grpc_server_handled_total", **handled) == answered + 3
+        )
+        view.read()
+        text = rendered(view)
+        goes_on.set()
+        assert list(stream) == []
+    assert len(text.splitlines()) <= 24
+    assert not re.search(r"ModelInfer/s +0 ", text)
+    assert re.search(r"streams open +1 ", text)
+    assert re.search(r"ModelInfer +\d.* [um]s +\d.* [um]s +\d.* [um]s", text)
+    assert re.search(r"Classify +- +- +-", text)
 
 
 def test_a_server_that_went_away_is_told_and_the_last_figures_stay(start_server):
