@@ -33,7 +33,7 @@ BOUNDS: dict[str, tuple[float, ...]] = {
 MARGIN_BOUNDS = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
 
 # With fewer images the index is mostly noise: about (buckets - 1) times (1 / window + 1 /
-# reference) for two samples of one population, here 0.008. Source: Yurdakul and Naranjo,
+# reference) for two samples of one population, here 0.013. Source: Yurdakul and Naranjo,
 # Statistical Properties of the Population Stability Index, J. Risk Model Validation 14(4), 2020.
 MIN_IMAGES = 2_000
 # The window holds at least this much of the past where there is so much, of images and of time.
