@@ -74,7 +74,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if found != SCHEMA_VERSION:
         raise CheckpointError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {found}")
     try:
-        config = TrainingConfig(**stored["config"])
+        config = TrainingConfig.from_dict(stored["config"])
         model = build_classifier(config)
         model.load_state_dict(stored["weights"])
         return Checkpoint(

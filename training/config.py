@@ -82,7 +82,17 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in checkpoints and manifests."""
-        return asdict(self)
+        return asdict(self) | {"teachers": list(self.teachers)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        """The inverse of ``to_dict``, also for values from before there were teachers.
+
+        Raises:
+            TypeError: If there is an unknown one.
+            ValueError: If one is out of bounds.
+        """
+        return cls(**values | {"teachers": tuple(values.get("teachers", ()))})
 
 
 # What most introductions train with: no augmentation, no schedule, no averaging.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -102,5 +103,7 @@ def test_settings_name_the_teachers_files(tmp_path):
     for name in ("one.pt", "two.pt"):
         save_checkpoint(untrained("mlp", 0), tmp_path / name)
     checkpoints, digests = load_teachers([tmp_path / "one.pt", tmp_path / "two.pt"], "mnist")
+    config = replace(checkpoints[0].config, teachers=digests)
+    assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert len(checkpoints) == len(digests) == 2
     assert all(len(digest) == 64 for digest in digests)
