@@ -64,10 +64,6 @@ class Observed:
         """Images in each bucket of each feature that is compared."""
         return {name: bucket_counts(getattr(self, name), bounds[name]) for name in BOUNDS}
 
-    def margin_counts(self) -> npt.NDArray[np.int64]:
-        """Images in each bucket of the margin."""
-        return bucket_counts(self.margin, MARGIN_BOUNDS)
-
 
 def observe(pixels: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32]) -> Observed:
     """Looks at images and their answers.

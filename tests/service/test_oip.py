@@ -6,10 +6,7 @@ import contextlib
 import secrets
 import signal
 import socket
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -24,14 +21,8 @@ from hypothesis import strategies as st
 from digits.oip import inference_pb2, inference_pb2_grpc
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service import wire
-from service.call import Call
-from service.job import Refusal
-from service.metrics import Metrics
 from service.oip import METHODS, SERVICE
 from service.oip.messages import infer_response, read_infer
-from service.oip.native import NativeInference
-from service.oip.reader import SMALL_BYTES, Reader
-from service.oip.statistics import Statistics
 from service.status import InvalidRequestError, NotServedError
 from tests.conftest import start_process, wait_until
 from tests.service.test_lifecycle import endless_repository  # noqa: F401 - a fixture
@@ -558,67 +549,3 @@ def test_large_requests_that_wait_to_be_read_are_bounded(start_server, transport
     wait_until(
         lambda: dropped(server, "queue_full") == codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED)
     )
-
-
-class HeldClassify:
-    """Takes calls and remembers on which thread it did."""
-
-    model = SimpleNamespace(ref=digits_pb2.ModelRef(name="digits", version="1"))
-
-    def __init__(self):
-        self.taken: list[tuple[str, Call]] = []
-        self.refused: list[Call] = []
-
-    def receive(self, calls):
-        self.taken += [(threading.current_thread().name, call) for call in calls]
-
-    def refuse(self, calls):
-        self.refused += calls
-
-
-@pytest.fixture
-def bursts():
-    """Hands a burst of requests to ModelInfer as the native front does."""
-    classify = HeldClassify()
-    inference = NativeInference(
-        classify, reader=Reader(classify, 4096), statistics=Statistics(), metrics=Metrics(),
-        listeners=[],
-    )  # fmt: skip
-    front = SimpleNamespace(fail=lambda *_: True)
-    transport = SimpleNamespace(calls={}, front=front)
-    make = inference.route(list).make
-
-    def hand_over(requests, remaining=None):
-        calls = [
-            make(transport, number, request, time.monotonic(), ((), "peer", remaining))
-            for number, request in enumerate(requests)
-        ]
-        return calls, inference
-
-    return classify, hand_over
-
-
-def test_a_burst_is_read_on_its_thread_only_as_far_as_that_is_quick(bursts):
-    """Whoever takes calls from the front takes Classify's as well."""
-    classify, hand_over = bursts
-    small = infer(BLANK, "FP32", raw=False).SerializeToString()
-    large = infer(BLANK.repeat(50, 0)).SerializeToString()
-    calls, inference = hand_over([small] * 30 + [large] + [small] * 30)
-    inference.receive(calls)
-    wait_until(lambda: len(classify.taken) == 61)
-    here = [call for thread, call in classify.taken if not thread.startswith("oip-reader")]
-    assert {call.count for call in calls} == {0}  # it is Classify that counts images
-    assert len(here) == SMALL_BYTES // len(small)
-    assert sorted(id(call) for _, call in classify.taken) == sorted(map(id, calls))
-    assert all(thread.startswith("oip-reader") for thread, c in classify.taken if c is calls[30])
-
-
-def test_a_large_request_whose_caller_has_left_is_not_read(bursts):
-    classify, hand_over = bursts
-    left, late = (hand_over([infer(BLANK.repeat(50, 0)).SerializeToString()], 0.0) for _ in "12")
-    left[0][0].cancelled, left[0][0].deadline = True, None
-    for calls, inference in (left, late):
-        inference.receive(calls)
-    wait_until(lambda: len(classify.refused) == 2)
-    assert {call.refusal for call in classify.refused} == {Refusal.CANCELLED, Refusal.EXPIRED}
-    assert not classify.taken
