@@ -138,12 +138,21 @@ def test_held_out_images_are_not_trained_on_and_follow_the_seed(split):
     assert not torch.equal(hold_out(split, 120, seed=2)[1].images, held.images)
 
 
-@pytest.mark.parametrize("recipe", ["default", "classic"])
-def test_interrupted_run_resumes_to_the_same_weights(split, tmp_path, monkeypatch, recipe):
+@pytest.mark.parametrize(
+    ("recipe", "teachers"), [("default", 0), ("classic", 0), ("default", 1)],
+    ids=["default", "classic", "taught"],
+)  # fmt: skip
+def test_interrupted_run_resumes_to_the_same_weights(
+    split, tmp_path, monkeypatch, recipe, teachers
+):
     monkeypatch.setattr(command, "load_split", lambda *_: split)
     flags = [f"--recipe={recipe}", "--epochs=3", "--batch-size=50", "--validation=50"]
     flags += ["--arch=conv32-64-128", "--dropout=0.3"]  # dropout draws from the global generator
     whole, broken = tmp_path / "whole", tmp_path / "broken"
+    if teachers:
+        teacher = tmp_path / "teacher.pt"
+        save_checkpoint(checkpoint_of(train(QUICK, split)[0], split), teacher)
+        flags.append(f"--teacher={teacher}")
     assert command.main([*flags, f"--run-dir={whole}"]) == 0
     real, calls = Trainer._epoch, []
 
@@ -157,6 +166,8 @@ def test_interrupted_run_resumes_to_the_same_weights(split, tmp_path, monkeypatc
     assert command.main([*flags, f"--run-dir={broken}"]) == 130
     assert not (broken / "checkpoint.pt").exists()
     monkeypatch.setattr(Trainer, "_epoch", real)
+    if teachers:  # without its teacher it would be another run
+        assert command.main([*flags[:-1], f"--run-dir={broken}", "--resume"]) == 1
     assert command.main([*flags, f"--run-dir={broken}", "--resume"]) == 0
     first, second = (load_checkpoint(run / "checkpoint.pt") for run in (whole, broken))
     assert_same_weights(state_of(first.model), state_of(second.model))
