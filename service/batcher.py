@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,9 +27,6 @@ logger = logging.getLogger(__name__)
 # cache, and all callers wait in lock-step, for inference first and for the network then, not half
 # for each. Large jobs fill batches by themselves.
 TARGET_BATCH_S = 0.6e-3
-# Batches that may wait for the answerer; beyond that a slot answers its own, so that answers can
-# not pile up faster than they leave.
-MAX_UNANSWERED = 2
 # A job of more than this share of a batch (one in so many) waits among the large ones.
 BULK_SHARE = 4
 # Images that a lone job may have to be run on the thread that brings it.
@@ -46,7 +42,7 @@ class Batcher:
         run: Takes the images of a batch, back to back, and their number; returns bytes in which
             each image has an equal share, and what made them. Called from slot threads, outside the
             lock.
-        complete: Takes a batch with its ``finished`` jobs, on a slot's thread or the answerer's.
+        complete: Takes a batch with its ``finished`` jobs, on the thread that ran it.
         image_bytes: Bytes of one image.
         slots: Batches that may run at the same time.
         max_batch_size: Images in a batch at most, larger jobs are split and rejoined; and images
@@ -57,7 +53,7 @@ class Batcher:
         clock: Monotonic seconds.
 
     Attributes:
-        threads: The slots, then the answerer.
+        threads: The slots.
     """
 
     def __init__(
@@ -89,7 +85,6 @@ class Batcher:
         self.threads: list[threading.Thread] = []
         # When each batch that is in the engine got there. Written without the lock: one key each.
         self._inferring: dict[int, float] = {}
-        self._unanswered: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._batch_size = max_batch_size
         # Seconds one more image adds to the wait; 0 until measured, which admits every deadline.
         self._wait_per_image_s = 0.0
@@ -116,10 +111,9 @@ class Batcher:
         self._wait_per_image_s = seconds_per_image / self._slots
 
     def start(self) -> None:
-        """Starts the slot threads and the answerer."""
-        targets = [(f"slot-{number}", self._serve_slot) for number in range(self._slots)]
-        for name, target in [*targets, ("answerer", self._serve_answers)]:
-            thread = threading.Thread(target=target, name=name, daemon=True)
+        """Starts the slots' threads."""
+        for number in range(self._slots):
+            thread = threading.Thread(target=self._serve_slot, name=f"slot-{number}", daemon=True)
             thread.start()
             self.threads.append(thread)
 
@@ -129,15 +123,12 @@ class Batcher:
             self._stopping = True
             self._condition.notify_all()
         give_up = time.monotonic() + grace_s
-        *slots, answerer = self.threads
-        for thread in slots:
+        for thread in self.threads:
             thread.join(max(0.0, give_up - time.monotonic()))
         with self._condition:  # a lone job may be running on its transport's thread
             idle = self._condition.wait_for(
                 lambda: not self._running, max(0.0, give_up - time.monotonic())
             )
-        self._unanswered.put(None)
-        answerer.join(max(0.0, give_up - time.monotonic()))
         return idle and not any(thread.is_alive() for thread in self.threads)
 
     def submit(self, jobs: Sequence[Job]) -> list[Job]:
@@ -223,21 +214,12 @@ class Batcher:
         return bool(self._small.jobs or self._bulk.jobs)
 
     def _serve_slot(self) -> None:
-        batch = self._next_batch()
-        while batch is not None:
+        while (batch := self._next_batch()) is not None:
             self.infer(batch)
-            following = self._following_batch()
+            with self._condition:
+                self._running -= 1
+            # Whatever arrives meanwhile wakes another slot.
             self.distribute(batch)
-            idle = following is None or self._unanswered.qsize() >= MAX_UNANSWERED
-            if idle or not batch.finished:
-                self._answer(batch)
-            else:
-                # Python answers these callers while onnxruntime works for the next ones.
-                self._unanswered.put(batch)
-            batch = following or self._next_batch()
-
-    def _serve_answers(self) -> None:
-        while (batch := self._unanswered.get()) is not None:
             self._answer(batch)
 
     def _answer(self, batch: Batch) -> None:
@@ -245,14 +227,6 @@ class Batcher:
             self._complete(batch)
         except Exception:
             logger.exception("answering a batch failed; this is a bug")
-
-    def _following_batch(self) -> Batch | None:
-        """After a batch: the next one if its turn has come, without waiting for it."""
-        with self._condition:
-            self._running -= 1
-            if not self._wanted() or self._delay_left() > 0:
-                return None
-            return self._start_batch()
 
     def _next_batch(self) -> Batch | None:
         """Waits for work; None when stopped and drained."""
