@@ -15,6 +15,7 @@ from service.call import Call
 from service.metrics import Metrics
 from service.status import PUSHBACK_KEY, Status
 from service.transports import Limits, TransportError
+from service.wire import IMAGE_BYTES
 
 if TYPE_CHECKING:
     RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
@@ -26,9 +27,10 @@ else:  # generic in the stubs, not at run time
 
 
 # The event loop brings calls one or two a turn, and a batch costs Python as much as a call costs
-# grpcio's wrapper. While more than a few callers wait anyway, a burst is gathered for this long.
-FEW_CALLS = 4
+# grpcio's wrapper. So calls are gathered, for this long at most.
 GATHER_S = 2e-3
+# A request of more bytes than this is a burst by itself.
+LARGE_BYTES = 16 * IMAGE_BYTES
 
 
 class AsyncCall(Call):
@@ -82,7 +84,10 @@ class Mailbox:
 
 
 class Gatherer:
-    """Hands calls over in bursts: those that arrive in one turn of the event loop, or soon after.
+    """Hands calls over in bursts: as many as last time, or what has come when the wait is over.
+
+    Callers that wait for an answer before they call again come back as many as were answered; one
+    alone is handed over at once.
 
     Args:
         loop: The event loop.
@@ -95,27 +100,29 @@ class Gatherer:
         self._loop = loop
         self._take = hand_over
         self._arrived: list[Call] = []
-        self._unanswered = 0
+        self._expected = 1
+        self._end_of_wait: asyncio.Handle | None = None
 
     async def answer(self, call: AsyncCall) -> bytes | Status:
         """What becomes of a call, which is part of the burst that is handed over soon."""
-        self._unanswered += 1
-        if not self._arrived:
-            if self._unanswered <= FEW_CALLS:
-                self._loop.call_soon(self._hand_over)
-            else:
-                self._loop.call_later(GATHER_S, self._hand_over)
         self._arrived.append(call)
+        if len(self._arrived) == self._expected or len(call.request) > LARGE_BYTES:
+            if self._end_of_wait is not None:
+                self._end_of_wait.cancel()
+            # What else comes in this turn of the loop is taken along: so bursts can grow.
+            self._end_of_wait = self._loop.call_soon(self._hand_over)
+        elif self._end_of_wait is None:
+            self._end_of_wait = self._loop.call_later(GATHER_S, self._hand_over)
         try:
             return await call.outcome
         except asyncio.CancelledError:
             call.cancelled = True
             raise
-        finally:
-            self._unanswered -= 1
 
     def _hand_over(self) -> None:
+        self._end_of_wait = None
         burst, self._arrived = self._arrived, []
+        self._expected = len(burst)
         self._take(burst)
 
 
