@@ -29,8 +29,11 @@ BOUNDS: dict[str, tuple[float, ...]] = {
         0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.25, 0.3, 0.5, 0.75,
     ),
 }  # fmt: skip
-# Exported, but not compared: what moves it moves the confidence.
-MARGIN_BOUNDS = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
+# What moves the margin moves the confidence: it is exported, but not compared.
+EXPORTED_BOUNDS = {
+    **BOUNDS,
+    "margin": (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999),
+}
 
 # With fewer images the index is mostly noise: about (buckets - 1) times (1 / window + 1 /
 # reference) for two samples of one population, here 0.013. Source: Yurdakul and Naranjo,
@@ -61,8 +64,9 @@ class Observed:
     ink: npt.NDArray[np.float64]
 
     def counts(self, bounds: Mapping[str, tuple[float, ...]] = BOUNDS) -> Counts:
-        """Images in each bucket of each feature that is compared."""
-        return {name: bucket_counts(getattr(self, name), bounds[name]) for name in BOUNDS}
+        """Images in each bucket of each feature that has bounds here."""
+        values = [getattr(self, name) for name in bounds]
+        return dict(zip(bounds, bucket_counts(values, list(bounds.values())), strict=True))
 
 
 def observe(pixels: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32]) -> Observed:
@@ -73,6 +77,7 @@ def observe(pixels: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32
         probabilities: float32[N, 10].
     """
     flat = pixels.reshape(len(pixels), -1)
+    probabilities = np.ascontiguousarray(probabilities)
     ordered = np.partition(probabilities, -2, axis=1)
     return Observed(
         digit=probabilities.argmax(axis=1).astype(np.uint8),
@@ -141,7 +146,7 @@ class Window:
 
         Args:
             observed: What was looked at of them.
-            counts: The same in the buckets of BOUNDS, if that was counted already.
+            counts: The same in the buckets of BOUNDS or more, if that was counted already.
         """
         now, images = self._clock(), len(observed.digit)
         if counts is None or self._reference.bounds != BOUNDS:

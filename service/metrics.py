@@ -16,6 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from grpc import StatusCode
 from prometheus_client import (
     CollectorRegistry,
@@ -31,9 +32,9 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from service.batcher import Batcher
-from service.histogram import BulkHistogram, MergedHistogram
+from service.histogram import BulkHistogram, MergedHistogram, observe_arrays
 from service.job import Batch, Refusal
-from service.quality import Quality, Seen, seen_in
+from service.quality import Quality, Seen
 from service.triton import TritonNames
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Metrics:
     ) -> None:
         self._lock, self._counting = threading.Lock(), threading.Lock()
         self._uncounted: list[_Answers] = []
-        self._uncounted_images = 0
+        self._uncounted_images = self._uncounted_calls = 0
         self.registry = CollectorRegistry()
         self.registry.register(_Before(self._count_answers))  # collected in this order
         ProcessCollector(registry=self.registry)
@@ -269,7 +270,8 @@ class Metrics:
 
     def started(self, count: int) -> None:
         """``count`` Classify calls arrived."""
-        self._classify_started.inc(count)
+        with self._lock:
+            self._uncounted_calls += count
 
     def handled(self, code: StatusCode, seconds: Sequence[float]) -> None:
         """Classify calls ended other than with OK, each after so long."""
@@ -285,14 +287,20 @@ class Metrics:
             self._triton.batch(batch, answered, now)
         if not batch.images or batch.error is not None:
             return
-        images = sum([call.count for call in answered])
+        if not batch.split and len(answered) == len(batch.parts):
+            assert batch.result is not None
+            images = batch.images
+            seen = [(batch.result, batch.pixels)]  # one object to hold, not one a call
+        else:
+            images = sum([call.count for call in answered])
+            seen = [(call.result, call.images) for call in answered]
         answers = _Answers(
             batch.images,
             batch.seconds,
             images,
             [call.started - call.enqueued for call in answered],
             [now - call.received for call in answered if call.is_rpc],
-            seen_in(batch, answered, images),
+            seen,
         )
         with self._lock:
             self._uncounted.append(answers)
@@ -313,17 +321,29 @@ class Metrics:
         """Counts what waits for it; ``_counting`` must be held."""
         with self._lock:
             uncounted, self._uncounted = self._uncounted, []
+            calls, self._uncounted_calls = self._uncounted_calls, 0
             self._uncounted_images = 0
+        self._classify_started.inc(calls)
         if not uncounted:
             return
         batch_images, seconds, images, queue_s, handling_s, seen = zip(*uncounted, strict=True)
-        self._batch_size.observe_array(np.array(batch_images, np.float64))
-        self._inference_seconds.observe_array(np.array(seconds))
+        handling = _array(chain.from_iterable(handling_s))
         self._images.inc(sum(images))
-        self._queue_seconds.observe_array(np.array([*chain.from_iterable(queue_s)]))
-        handling = np.array([*chain.from_iterable(handling_s)])
         self._classify_ok.inc(len(handling))
-        self._classify_handling.observe_array(handling)
+        observe_arrays(
+            (
+                self._batch_size,
+                self._inference_seconds,
+                self._queue_seconds,
+                self._classify_handling,
+            ),
+            (
+                _array(batch_images),
+                _array(seconds),
+                _array(chain.from_iterable(queue_s)),
+                handling,
+            ),
+        )
         self._quality.look_at([*chain.from_iterable(seen)])
 
     def dropped(self, refusals: Sequence[Refusal]) -> None:
@@ -389,3 +409,7 @@ class Metrics:
         if now - self._last_failure_log >= FAILURE_LOG_INTERVAL_S:
             self._last_failure_log = now
             logger.error("inference failed", exc_info=error)
+
+
+def _array(values: Iterable[float]) -> npt.NDArray[np.float64]:
+    return np.fromiter(values, np.float64)

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from service.drift import BOUNDS, MARGIN_BOUNDS, Reference, Window, observe
+from service.drift import BOUNDS, EXPORTED_BOUNDS, Reference, Window, observe
 from service.histogram import BulkHistogram
 from service.wire import IMAGE_BYTES, PREDICTION
 
-if TYPE_CHECKING:
-    from service.call import Call
-    from service.job import Batch
-
 # Predictions as bytes (``wire.PREDICTION``), and the pixels of the images they are of.
 Seen = tuple[bytes, bytes | memoryview]
-
-
-def seen_in(batch: Batch, answered: Sequence[Call], images: int) -> list[Seen]:
-    """What there is to look at of the calls that a batch answered.
-
-    Args:
-        batch: What ran.
-        answered: All of its calls, or fewer if callers have left.
-        images: In all of them.
-    """
-    if images == batch.images and not batch.split:  # one object to hold, not one a call
-        assert batch.result is not None
-        return [(batch.result, batch.pixels)]
-    return [(call.result, call.images) for call in answered]
 
 
 class Quality(Collector):
@@ -54,7 +35,9 @@ class Quality(Collector):
             "digits_confidence", "Probability of the digit answered.", BOUNDS["confidence"]
         )
         self._margin = BulkHistogram(
-            "digits_margin", "Probability of the digit answered over the next.", MARGIN_BOUNDS
+            "digits_margin",
+            "Probability of the digit answered over the next.",
+            EXPORTED_BOUNDS["margin"],
         )
         self._ink = BulkHistogram(
             "digits_ink_ratio", "Brightness of an image, of one bright all over.", BOUNDS["ink"]
@@ -89,12 +72,12 @@ class Quality(Collector):
         records = np.frombuffer(b"".join([result for result, _ in seen]), PREDICTION)
         pixels = np.frombuffer(b"".join([images for _, images in seen]), np.uint8)
         observed = observe(pixels.reshape(-1, IMAGE_BYTES), records["probabilities"])
-        counts = observed.counts()
+        counts = observed.counts(EXPORTED_BOUNDS)
         for counter, count in zip(self._predictions, counts["digit"].tolist(), strict=True):
             counter.inc(count)
         self._confidence.add(counts["confidence"].tolist(), float(observed.confidence.sum()))
+        self._margin.add(counts["margin"].tolist(), float(observed.margin.sum()))
         self._ink.add(counts["ink"].tolist(), float(observed.ink.sum()))
-        self._margin.observe_array(observed.margin)
         with self._lock:
             if self._window is not None:
                 self._window.add(observed, counts)
