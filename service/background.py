@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from service.scheduling import run_patiently
+
 T = TypeVar("T")
 
 
@@ -24,6 +26,7 @@ def in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
             future.set_result(result)  # type: ignore[arg-type]
 
     def run() -> None:
+        run_patiently()
         try:
             result = work()
         except Exception as error:

@@ -19,6 +19,7 @@ from operator import itemgetter
 from typing import Any
 
 from service.job import Batch, Job, Lane, Refusal
+from service.scheduling import run_patiently
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +215,7 @@ class Batcher:
         return bool(self._small.jobs or self._bulk.jobs)
 
     def _serve_slot(self) -> None:
+        run_patiently()
         while (batch := self._next_batch()) is not None:
             self.infer(batch)
             with self._condition:

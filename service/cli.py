@@ -103,6 +103,7 @@ def _serve(argv: list[str]) -> int:
         return 2
     try:
         from service.logs import configure_logging
+        from service.scheduling import run_promptly
         from service.server import serve
     except ImportError as error:
         print(
@@ -112,6 +113,7 @@ def _serve(argv: list[str]) -> int:
         )
         return 1
     configure_logging(config.log_format)
+    run_promptly()  # as every thread that is started from here on, unless it says otherwise
     code = serve(config, started)
     # A thread that is still inside onnxruntime would abort the interpreter's own shutdown.
     sys.stdout.flush()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from digits.files import pixels_claimed
 from service.images import MAX_REQUEST_PIXELS, Decoded, FileReader
 from service.job import Refusal
+from service.scheduling import run_patiently
 from service.status import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Decoder:
         return not self.thread.is_alive()
 
     def _serve(self) -> None:
+        run_patiently()
         while self._sort():
             lane = self._lane_in_turn()
             waiting = lane.calls[0]

@@ -10,6 +10,7 @@ from typing import TypeVar
 from digits.v1 import digits_pb2
 from service.classify import Classify
 from service.oip.messages import Infer, read_infer
+from service.scheduling import run_patiently
 
 # One value of typed contents takes some 50 ns to read, one parameter about 1 us. To read more than
 # this at a time, of one call or of a burst, would hold up the thread that all calls come by.
@@ -35,7 +36,7 @@ class Reader:
     def __init__(self, classify: Classify, max_images: int) -> None:
         self._classify = classify
         self._max_images = max_images
-        self._thread = ThreadPoolExecutor(1, "oip-reader")
+        self._thread = ThreadPoolExecutor(1, "oip-reader", initializer=run_patiently)
         self._lock = threading.Lock()
         self._waiting_bytes = 0
 

@@ -1,0 +1,60 @@
+"""Which threads the kernel lets run as soon as they have work, and which may wait a moment.
+
+Each thread asks for the length of the slices in which it gets its share of the cores. One that
+wakes and asks for shorter slices than the one that runs goes first; over time neither gets more
+than the other, nor more than other processes leave them. A thread that is started asks for what its
+starter does. Linux before 6.12 takes no notice. Source: docs.kernel.org/scheduler/sched-eevdf.html,
+man 2 sched_setattr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+
+# Numbers of the system calls sched_setattr and sched_getattr, for which C libraries have no names.
+_CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
+# struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
+_ATTRIBUTES = struct.Struct("=IIQiIQQQ")
+# The shortest that the kernel knows, and well beyond the length of a batch.
+PROMPT_S = 0.1e-3
+PATIENT_S = 10e-3
+
+
+def run_promptly() -> None:
+    """For threads that receive and answer calls, each in less time than a batch takes."""
+    ask_for_slices(PROMPT_S)
+
+
+def run_patiently() -> None:
+    """For threads that compute: those that receive and answer go first."""
+    ask_for_slices(PATIENT_S)
+
+
+def ask_for_slices(seconds: float) -> None:
+    """Asks the kernel to run this thread in slices of so long; what refuses or can not is left be.
+
+    A thread that somebody gave another policy than the normal ones keeps it.
+    """
+    numbers = _CALLS.get(platform.machine())
+    if numbers is None or not hasattr(os, "sched_getscheduler"):
+        return
+    policy = os.sched_getscheduler(0)
+    if policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
+        return
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, policy, 0, nice, 0, round(seconds * 1e9), 0, 0)
+    ctypes.CDLL(None).syscall(numbers[0], 0, attributes, 0)
+
+
+def slices_of(thread: int) -> float:
+    """The length of a thread's slices in seconds, by its id; 0 where the kernel does not tell."""
+    numbers = _CALLS.get(platform.machine())
+    if numbers is None:
+        return 0.0
+    attributes = ctypes.create_string_buffer(_ATTRIBUTES.size)
+    if ctypes.CDLL(None).syscall(numbers[1], thread, attributes, _ATTRIBUTES.size, 0):
+        return 0.0
+    return float(_ATTRIBUTES.unpack(attributes.raw)[5]) / 1e9
