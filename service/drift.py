@@ -69,18 +69,23 @@ class Observed:
         return dict(zip(bounds, bucket_counts(values, list(bounds.values())), strict=True))
 
 
-def observe(pixels: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32]) -> Observed:
+def observe(
+    pixels: npt.NDArray[np.uint8],
+    probabilities: npt.NDArray[np.float32],
+    digit: npt.NDArray[np.uint8] | None = None,
+) -> Observed:
     """Looks at images and their answers.
 
     Args:
         pixels: uint8[N, 784], or of any other shape with N first.
         probabilities: float32[N, 10].
+        digit: uint8[N], the most probable ones, where they are known already.
     """
     flat = pixels.reshape(len(pixels), -1)
     probabilities = np.ascontiguousarray(probabilities)
     ordered = np.partition(probabilities, -2, axis=1)
     return Observed(
-        digit=probabilities.argmax(axis=1).astype(np.uint8),
+        digit=probabilities.argmax(axis=1).astype(np.uint8) if digit is None else digit,
         confidence=ordered[:, -1],
         margin=ordered[:, -1] - ordered[:, -2],
         ink=flat.sum(axis=1, dtype=np.uint32) / (255.0 * flat.shape[1]),

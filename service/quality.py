@@ -71,7 +71,8 @@ class Quality(Collector):
             return
         records = np.frombuffer(b"".join([result for result, _ in seen]), PREDICTION)
         pixels = np.frombuffer(b"".join([images for _, images in seen]), np.uint8)
-        observed = observe(pixels.reshape(-1, IMAGE_BYTES), records["probabilities"])
+        pixels = pixels.reshape(-1, IMAGE_BYTES)
+        observed = observe(pixels, records["probabilities"], records["digit"])
         counts = observed.counts(EXPORTED_BOUNDS)
         for counter, count in zip(self._predictions, counts["digit"].tolist(), strict=True):
             counter.inc(count)

@@ -457,6 +457,31 @@ def test_job_beside_a_lone_one_is_woken_for_when_that_ends():
     assert (first.result, second.result) == (b"\2", b"\4")
 
 
+def test_what_comes_while_a_slot_answers_is_run_by_another():
+    bench, answering, answered, leave = Bench(), *(threading.Event() for _ in range(3))
+    complete = bench.batcher._complete
+
+    def slow(batch):
+        if not answering.is_set():
+            answering.set()
+            assert leave.wait(10)
+        complete(batch)
+        answered.set()
+
+    bench.batcher._complete = slow
+    bench.batcher.start()
+    # Two each: neither is a lone one, which would be answered right here.
+    early, late = [job(1), job(2)], [job(3), job(4)]
+    bench.submit(*early)
+    assert answering.wait(10)
+    bench.submit(*late)
+    assert answered.wait(10)
+    assert bench.answered == late
+    leave.set()
+    assert bench.batcher.stop(5)
+    assert bench.answered == late + early
+
+
 def test_stop_waits_for_a_lone_job():
     bench, entered, leave = Bench(), threading.Event(), threading.Event()
 
