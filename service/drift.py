@@ -65,8 +65,7 @@ class Observed:
 
     def counts(self, bounds: Mapping[str, tuple[float, ...]] = BOUNDS) -> Counts:
         """Images in each bucket of each feature that has bounds here."""
-        values = [getattr(self, name) for name in bounds]
-        return dict(zip(bounds, bucket_counts(values, list(bounds.values())), strict=True))
+        return {name: bucket_counts(getattr(self, name), bounds[name]) for name in bounds}
 
 
 def observe(

@@ -26,9 +26,6 @@ class BulkHistogram(Collector):
         documentation: Help text.
         buckets: Upper bounds, ascending, without infinity.
         labels: Constant labels.
-
-    Attributes:
-        bounds: The upper bounds.
     """
 
     def __init__(
@@ -40,19 +37,23 @@ class BulkHistogram(Collector):
     ) -> None:
         self._name = name
         self._documentation = documentation
-        self.bounds = tuple(buckets)
+        self._bounds = tuple(buckets)
         self._labels = labels or {}
-        self._counts = [0] * (len(self.bounds) + 1)
+        self._counts = [0] * (len(self._bounds) + 1)
         self._sum = 0.0
         self._lock = threading.Lock()
 
     def observe_many(self, values: Iterable[float]) -> None:
         """Adds a few observations."""
-        bounds, counts = self.bounds, self._counts
+        bounds, counts = self._bounds, self._counts
         with self._lock:
             for value in values:
                 counts[bisect_left(bounds, value)] += 1
                 self._sum += value
+
+    def observe_array(self, values: npt.NDArray[np.floating[Any]]) -> None:
+        """Adds observations by the hundred, for which numpy costs less."""
+        self.add(bucket_counts(values, self._bounds).tolist(), float(values.sum()))
 
     def add(self, counts: Sequence[int], total: float) -> None:
         """Adds observations that were counted elsewhere.
@@ -72,20 +73,11 @@ class BulkHistogram(Collector):
             counts, total = list(self._counts), self._sum
         family = HistogramMetricFamily(self._name, self._documentation, labels=list(self._labels))
         cumulative, running = [], 0
-        for bound, count in zip([*map(float, self.bounds), "+Inf"], counts, strict=True):
+        for bound, count in zip([*map(float, self._bounds), "+Inf"], counts, strict=True):
             running += count
             cumulative.append((str(bound), running))
         family.add_metric(list(self._labels.values()), cumulative, total)
         yield family
-
-
-def observe_arrays(
-    histograms: Sequence[BulkHistogram], values: Sequence[npt.NDArray[np.floating[Any]]]
-) -> None:
-    """Adds observations to each histogram: those by the hundred, for which numpy costs less."""
-    counts = bucket_counts(values, [histogram.bounds for histogram in histograms])
-    for histogram, own, observed in zip(histograms, counts, values, strict=True):
-        histogram.add(own.tolist(), float(observed.sum()))
 
 
 class MergedHistogram(Collector):

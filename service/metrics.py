@@ -32,7 +32,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from service.batcher import Batcher
-from service.histogram import BulkHistogram, MergedHistogram, observe_arrays
+from service.histogram import BulkHistogram, MergedHistogram
 from service.job import Batch, Refusal
 from service.quality import Quality, Seen
 from service.triton import TritonNames
@@ -328,22 +328,12 @@ class Metrics:
             return
         batch_images, seconds, images, queue_s, handling_s, seen = zip(*uncounted, strict=True)
         handling = _array(chain.from_iterable(handling_s))
+        self._batch_size.observe_many(batch_images)  # of a batch, not of a call: a few
+        self._inference_seconds.observe_many(seconds)
         self._images.inc(sum(images))
+        self._queue_seconds.observe_array(_array(chain.from_iterable(queue_s)))
         self._classify_ok.inc(len(handling))
-        observe_arrays(
-            (
-                self._batch_size,
-                self._inference_seconds,
-                self._queue_seconds,
-                self._classify_handling,
-            ),
-            (
-                _array(batch_images),
-                _array(seconds),
-                _array(chain.from_iterable(queue_s)),
-                handling,
-            ),
-        )
+        self._classify_handling.observe_array(handling)
         self._quality.look_at([*chain.from_iterable(seen)])
 
     def dropped(self, refusals: Sequence[Refusal]) -> None:
