@@ -5,26 +5,43 @@ Two servers would differ by more than that: each process has its own luck with m
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from service import cli
 from service.metrics import Metrics
 
 COUNT, COUNT_NOT = signal.SIGUSR1, signal.SIGUSR2
-HOT_PATH = {"started": Metrics.started, "batch": Metrics.batch}
 
 
-def _nothing(*_: object) -> None:
-    """Counts nothing."""
+class Switch:
+    """Whether methods do what they are for; patched in before anybody holds on to one of them."""
 
+    def __init__(self) -> None:
+        self._on = True
 
-def _switch(number: int, _frame: object) -> None:
-    for name, count in HOT_PATH.items():
-        setattr(Metrics, name, count if number == COUNT else _nothing)
+    def turn(self, number: int, _frame: object) -> None:
+        """On a signal."""
+        self._on = number == COUNT
+
+    def guard(self, method: Callable[..., None]) -> Callable[..., None]:
+        """The method where it is on, and nothing where it is off."""
+
+        @functools.wraps(method)
+        def guarded(*arguments: Any) -> None:
+            if self._on:
+                method(*arguments)
+
+        return guarded
 
 
 if __name__ == "__main__":
-    signal.signal(COUNT, _switch)
-    signal.signal(COUNT_NOT, _switch)
+    switch = Switch()
+    for name in ("started", "batch"):
+        setattr(Metrics, name, switch.guard(getattr(Metrics, name)))
+    signal.signal(COUNT, switch.turn)
+    signal.signal(COUNT_NOT, switch.turn)
     sys.exit(cli.main())

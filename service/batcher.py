@@ -1,8 +1,8 @@
 """Owns the queue: two lanes, one condition, N slots. Knows neither gRPC nor onnxruntime.
 
 Timer-free: a free slot takes everything that waits, up to a batch that takes about half a
-millisecond, or ``max_batch_size`` images of large requests. A second slot wakes only when that many
-wait, so small calls gather into larger batches behind one slot while bulk calls use every core.
+millisecond, or ``max_batch_size`` images of large requests. While one slot infers, a second wakes
+only when that many wait, so small calls gather into larger batches behind one slot while bulk calls use every core.
 
 Large requests wait in a lane of their own. While both lanes wait, each batch is half of one and
 half of the other: one caller with thousands of images does not stand before everybody else.
@@ -47,7 +47,7 @@ class Batcher:
         image_bytes: Bytes of one image.
         slots: Batches that may run at the same time.
         max_batch_size: Images in a batch at most, larger jobs are split and rejoined; and images
-            that must wait before a second slot wakes.
+            that must wait before a second slot wakes while one infers.
         max_queue_images: Images that may wait in each lane. A job that is larger is admitted to
             an empty one.
         max_queue_delay_s: How long a batch that is not full may wait for more, in seconds.

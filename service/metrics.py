@@ -115,7 +115,7 @@ class Metrics:
     ) -> None:
         self._lock, self._counting = threading.Lock(), threading.Lock()
         self._uncounted: list[_Answers] = []
-        self._uncounted_images = self._uncounted_calls = 0
+        self._uncounted_images = 0
         self.registry = CollectorRegistry()
         self.registry.register(_Before(self._count_answers))  # collected in this order
         ProcessCollector(registry=self.registry)
@@ -270,8 +270,7 @@ class Metrics:
 
     def started(self, count: int) -> None:
         """``count`` Classify calls arrived."""
-        with self._lock:
-            self._uncounted_calls += count
+        self._classify_started.inc(count)
 
     def handled(self, code: StatusCode, seconds: Sequence[float]) -> None:
         """Classify calls ended other than with OK, each after so long."""
@@ -321,9 +320,7 @@ class Metrics:
         """Counts what waits for it; ``_counting`` must be held."""
         with self._lock:
             uncounted, self._uncounted = self._uncounted, []
-            calls, self._uncounted_calls = self._uncounted_calls, 0
             self._uncounted_images = 0
-        self._classify_started.inc(calls)
         if not uncounted:
             return
         batch_images, seconds, images, queue_s, handling_s, seen = zip(*uncounted, strict=True)

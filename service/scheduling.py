@@ -9,13 +9,15 @@ man 2 sched_setattr.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import struct
+import sys
 
-# Numbers of the system calls sched_setattr and sched_getattr, for which C libraries have no names.
-_CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
+# Number of the system call sched_setattr, for which C libraries have no name.
+_CALLS = {"x86_64": 314, "aarch64": 274}
 # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 # The shortest that the kernel knows, and well beyond the length of a batch.
@@ -38,23 +40,16 @@ def ask_for_slices(seconds: float) -> None:
 
     A thread that somebody gave another policy than the normal ones keeps it.
     """
-    numbers = _CALLS.get(platform.machine())
-    if numbers is None or not hasattr(os, "sched_getscheduler"):
+    call = _CALLS.get(platform.machine()) if sys.platform == "linux" else None
+    if call is None:
         return
-    policy = os.sched_getscheduler(0)
-    if policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
-        return
+    with contextlib.suppress(OSError):
+        policy = os.sched_getscheduler(0)
+        if policy in (os.SCHED_OTHER, os.SCHED_BATCH):
+            _set_slices(call, policy, seconds)
+
+
+def _set_slices(call: int, policy: int, seconds: float) -> None:
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, policy, 0, nice, 0, round(seconds * 1e9), 0, 0)
-    ctypes.CDLL(None).syscall(numbers[0], 0, attributes, 0)
-
-
-def slices_of(thread: int) -> float:
-    """The length of a thread's slices in seconds, by its id; 0 where the kernel does not tell."""
-    numbers = _CALLS.get(platform.machine())
-    if numbers is None:
-        return 0.0
-    attributes = ctypes.create_string_buffer(_ATTRIBUTES.size)
-    if ctypes.CDLL(None).syscall(numbers[1], thread, attributes, _ATTRIBUTES.size, 0):
-        return 0.0
-    return float(_ATTRIBUTES.unpack(attributes.raw)[5]) / 1e9
+    ctypes.CDLL(None).syscall(call, 0, attributes, 0)

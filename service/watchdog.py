@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from service.artifact import ArtifactError
+from service.scheduling import run_patiently
 
 if TYPE_CHECKING:
     from service.classify import Classify
@@ -145,6 +146,7 @@ class GoldenCheck:
         self._thread.start()
 
     def _check(self, model: ServedModel) -> None:
+        run_patiently()
         golden = model.artifact.golden
         try:
             golden.check(model.engine.run(golden.images), model.artifact.precision)

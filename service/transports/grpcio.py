@@ -27,9 +27,11 @@ else:  # generic in the stubs, not at run time
 
 
 # The event loop brings calls one or two a turn, and a batch costs Python as much as a call costs
-# grpcio's wrapper. So calls are gathered, for this long at most.
+# grpcio's wrapper. While more than a few callers wait, calls are gathered, for this long at most
+# (uvloop rounds up to whole milliseconds).
+FEW_CALLS = 4
 GATHER_S = 2e-3
-# A request of more bytes than this is a burst by itself.
+# A request of more bytes than this ends the burst.
 LARGE_BYTES = 16 * IMAGE_BYTES
 
 
@@ -86,8 +88,8 @@ class Mailbox:
 class Gatherer:
     """Hands calls over in bursts: as many as last time, or what has come when the wait is over.
 
-    Callers that wait for an answer before they call again come back as many as were answered; one
-    alone is handed over at once.
+    Callers that wait for an answer before they call again come back as many as were answered. A few
+    callers do not wait for each other.
 
     Args:
         loop: The event loop.
@@ -100,29 +102,43 @@ class Gatherer:
         self._loop = loop
         self._take = hand_over
         self._arrived: list[Call] = []
-        self._expected = 1
-        self._end_of_wait: asyncio.Handle | None = None
+        self._unanswered = 0
+        self._last_burst = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._leaving = False
 
     async def answer(self, call: AsyncCall) -> bytes | Status:
         """What becomes of a call, which is part of the burst that is handed over soon."""
+        self._unanswered += 1
         self._arrived.append(call)
-        if len(self._arrived) == self._expected or len(call.request) > LARGE_BYTES:
-            if self._end_of_wait is not None:
-                self._end_of_wait.cancel()
-            # What else comes in this turn of the loop is taken along: so bursts can grow.
-            self._end_of_wait = self._loop.call_soon(self._hand_over)
-        elif self._end_of_wait is None:
-            self._end_of_wait = self._loop.call_later(GATHER_S, self._hand_over)
+        if not self._leaving:
+            if self._is_whole() or len(call.request) > LARGE_BYTES:
+                # What else comes in this turn of the loop is taken along: so bursts can grow.
+                self._leaving = True
+                self._loop.call_soon(self._hand_over)
+            elif self._timer is None:
+                self._timer = self._loop.call_later(GATHER_S, self._hand_over)
         try:
             return await call.outcome
         except asyncio.CancelledError:
             call.cancelled = True
             raise
+        finally:
+            self._unanswered -= 1
+
+    def _is_whole(self) -> bool:
+        """Whether nobody is waited for any more."""
+        if self._last_burst > FEW_CALLS:
+            return len(self._arrived) >= self._last_burst
+        return self._unanswered <= FEW_CALLS
 
     def _hand_over(self) -> None:
-        self._end_of_wait = None
+        self._leaving = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         burst, self._arrived = self._arrived, []
-        self._expected = len(burst)
+        self._last_burst = len(burst)
         self._take(burst)
 
 

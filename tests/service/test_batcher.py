@@ -482,6 +482,26 @@ def test_what_comes_while_a_slot_answers_is_run_by_another():
     assert bench.answered == late + early
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_waited_while_a_slot_inferred_is_run_after_its_answer(broken):
+    bench = GatedBench()
+    complete = bench.batcher._complete
+
+    def failing_at_first(batch):
+        complete(batch)
+        if broken and len(bench.answered) == 2:
+            raise RuntimeError("a bug")
+
+    bench.batcher._complete = failing_at_first
+    bench.batcher.submit([job(1), job(2)])
+    assert bench.running.acquire(timeout=30)
+    bench.batcher.submit([job(3), job(4)])  # fewer than a second slot wakes for
+    bench.gate.release(10)
+    bench.wait_for(4)
+    assert bench.sizes == [2, 2]
+    assert bench.batcher.stop(30)
+
+
 def test_stop_waits_for_a_lone_job():
     bench, entered, leave = Bench(), threading.Event(), threading.Event()
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from service.transports import grpcio
-from service.transports.grpcio import LARGE_BYTES, AsyncCall, Gatherer, Mailbox
+from service.transports.grpcio import FEW_CALLS, LARGE_BYTES, AsyncCall, Gatherer, Mailbox
 
 
 class Bench:
@@ -33,6 +33,16 @@ class Bench:
             self.tasks.append(asyncio.create_task(self.gatherer.answer(call)))
             await asyncio.sleep(0)
 
+    async def arrive_together(self, count: int) -> None:
+        """So many calls in one turn of the loop."""
+        for _ in range(count):
+            call = AsyncCall(self.mailbox, b"", received=time.monotonic(), deadline=None)
+            self.tasks.append(asyncio.create_task(self.gatherer.answer(call)))
+        await asyncio.sleep(0)
+
+    def large(self) -> AsyncCall:
+        return AsyncCall(self.mailbox, bytes(LARGE_BYTES + 1), received=0.0, deadline=None)
+
     async def handed_over(self, count: int) -> None:
         """Waits until there are so many bursts."""
         async with asyncio.timeout(30):
@@ -56,14 +66,20 @@ def waits_for_ever(monkeypatch):
     monkeypatch.setattr(grpcio, "GATHER_S", 3600.0)
 
 
+@pytest.fixture
+def waits(monkeypatch):
+    """A burst is handed over for what has come, or after a time that no loop's turn takes."""
+    monkeypatch.setattr(grpcio, "GATHER_S", 0.3)
+
+
 @pytest.mark.usefixtures("waits_for_ever")
-def test_a_lone_call_waits_for_nobody():
+def test_a_few_callers_wait_for_nobody():
     async def scenario():
         bench = Bench()
-        for number in range(1, 4):
+        for number in range(1, FEW_CALLS + 1):
             await bench.arrive(1)
             await bench.handed_over(number)
-        assert bench.sizes() == [1, 1, 1]
+        assert bench.sizes() == [1] * FEW_CALLS
         await bench.answer()
 
     asyncio.run(scenario())
@@ -73,12 +89,12 @@ def test_a_lone_call_waits_for_nobody():
 def test_as_many_as_last_time_are_handed_over_at_once():
     async def scenario():
         bench = Bench()
-        bench.gatherer._expected = 8
-        await bench.arrive(7)
-        assert bench.sizes() == []
-        await bench.arrive(1)
+        await bench.arrive_together(8)
         await bench.handed_over(1)
-        await bench.arrive(8)
+        await bench.answer()
+        await bench.arrive(7)
+        assert bench.sizes() == [8]
+        await bench.arrive(1)
         await bench.handed_over(2)
         assert bench.sizes() == [8, 8]
         await bench.answer()
@@ -87,14 +103,14 @@ def test_as_many_as_last_time_are_handed_over_at_once():
 
 
 @pytest.mark.usefixtures("waits_for_ever")
-def test_calls_that_arrive_together_make_the_next_burst_larger():
+def test_what_comes_in_the_same_turn_makes_a_burst_larger():
     async def scenario():
         bench = Bench()
-        calls = [AsyncCall(bench.mailbox, b"", received=0.0, deadline=None) for _ in range(5)]
-        bench.tasks = [asyncio.create_task(bench.gatherer.answer(call)) for call in calls]
-        await bench.handed_over(1)
-        assert bench.sizes() == [5]
-        await bench.answer()
+        for size in (5, 9):
+            await bench.arrive_together(size)
+            await bench.handed_over(len(bench.bursts) + 1)
+            await bench.answer()
+        assert bench.sizes() == [5, 9]
 
     asyncio.run(scenario())
 
@@ -103,40 +119,74 @@ def test_calls_that_arrive_together_make_the_next_burst_larger():
 def test_a_large_request_takes_along_what_waits():
     async def scenario():
         bench = Bench()
-        bench.gatherer._expected = 100
+        await bench.arrive_together(100)
+        await bench.handed_over(1)
         await bench.arrive(3)
         await bench.arrive(1, bytes(LARGE_BYTES + 1))
-        await bench.handed_over(1)
-        assert bench.sizes() == [4]
+        await bench.handed_over(2)
+        assert bench.sizes() == [100, 4]
         await bench.answer()
 
     asyncio.run(scenario())
 
 
+@pytest.mark.usefixtures("waits_for_ever")
+def test_large_requests_do_not_put_each_other_off():
+    async def scenario():
+        bench = Bench()
+        left_after = []
+        loop = asyncio.get_running_loop()
+
+        def arrive(left: int) -> None:
+            # Ahead of whatever is to happen in the next turn.
+            if left:
+                loop.call_soon(arrive, left - 1)
+            bench.tasks.append(asyncio.ensure_future(bench.gatherer.answer(bench.large())))
+            left_after.append(len(bench.bursts))
+
+        arrive(20)
+        await bench.handed_over(1)
+        assert len(left_after) < 20
+        async with asyncio.timeout(30):
+            while sum(bench.sizes()) < 21:
+                bench.came.clear()
+                await bench.came.wait()
+        await bench.answer()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("waits")
 def test_fewer_than_last_time_wait_no_longer_than_they_may(monkeypatch):
     async def scenario():
         bench = Bench()
-        bench.gatherer._expected = 100
-        await bench.arrive(2)
+        await bench.arrive_together(100)
         await bench.handed_over(1)
-        monkeypatch.setattr(grpcio, "GATHER_S", 3600.0)
-        await bench.arrive(2)  # as many as last time, now
+        await bench.answer()
+        await bench.arrive(FEW_CALLS + 2)
         await bench.handed_over(2)
-        assert bench.sizes() == [2, 2]
+        await bench.answer()
+        monkeypatch.setattr(grpcio, "GATHER_S", 3600.0)
+        await bench.arrive(FEW_CALLS + 2)  # as many as last time, now
+        await bench.handed_over(3)
+        assert bench.sizes() == [100, FEW_CALLS + 2, FEW_CALLS + 2]
         await bench.answer()
 
     asyncio.run(scenario())
 
 
+@pytest.mark.usefixtures("waits")
 def test_a_caller_that_leaves_while_its_burst_is_gathered_is_marked():
     async def scenario():
         bench = Bench()
-        bench.gatherer._expected = 3
-        await bench.arrive(2)
-        bench.tasks[0].cancel()
+        await bench.arrive_together(100)
         await bench.handed_over(1)
-        assert [call.cancelled for call in bench.bursts[0]] == [True, False]
-        bench.bursts[0][1].respond(b"answer")
-        assert await bench.tasks[1] == b"answer"
+        await bench.answer()
+        await bench.arrive(2)
+        bench.tasks[-2].cancel()
+        await bench.handed_over(2)
+        assert [call.cancelled for call in bench.bursts[1]] == [True, False]
+        bench.bursts[1][1].respond(b"answer")
+        assert await bench.tasks[-1] == b"answer"
 
     asyncio.run(scenario())

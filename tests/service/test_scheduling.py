@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import platform
+import struct
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from service import scheduling
-from service.scheduling import PATIENT_S, PROMPT_S, ask_for_slices, run_patiently, slices_of
+from service.scheduling import PATIENT_S, PROMPT_S, ask_for_slices, run_patiently
+
+# Numbers of the system call sched_getattr, for which C libraries have no name.
+SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
+
+
+def slices_of(thread: int) -> float:
+    """The length of a thread's slices in seconds, by its id; 0 where the kernel does not tell."""
+    call = SCHED_GETATTR.get(platform.machine()) if sys.platform == "linux" else None
+    attributes = ctypes.create_string_buffer(48)
+    if call is None or ctypes.CDLL(None).syscall(call, thread, attributes, 48, 0):
+        return 0.0
+    return struct.unpack("=IIQiIQQQ", attributes.raw)[5] / 1e9
 
 
 def in_thread(work):
@@ -55,7 +72,20 @@ def test_only_threads_that_compute_are_patient(server):
     assert slices.count(PATIENT_S) >= 2
 
 
-def test_where_nothing_is_known_of_the_machine_nothing_is_asked(monkeypatch):
-    monkeypatch.setattr(scheduling, "_CALLS", {})
+@pytest.mark.usefixtures("kernel_tells")
+@pytest.mark.parametrize("name", ["machine", "policy"])
+def test_another_machine_and_another_policy_are_left_alone(monkeypatch, name):
+    if name == "machine":
+        monkeypatch.setattr(scheduling, "_CALLS", {})
+    else:
+        monkeypatch.setattr(os, "sched_getscheduler", lambda _: os.SCHED_IDLE)
+    before = slices_of(0)
+    assert asked(PATIENT_S if before == PROMPT_S else PROMPT_S)[0] == before
+
+
+def test_a_system_that_does_not_tell_the_policy_is_left_alone(monkeypatch):
+    def unknown(_):
+        raise OSError(errno.ENOSYS, "Function not implemented")  # as musl's does
+
+    monkeypatch.setattr(os, "sched_getscheduler", unknown)
     run_patiently()
-    assert slices_of(0) == 0.0
