@@ -2,7 +2,8 @@
 
 Timer-free: a free slot takes everything that waits, up to a batch that takes about half a
 millisecond, or ``max_batch_size`` images of large requests. While one slot infers, a second wakes
-only when that many wait, so small calls gather into larger batches behind one slot while bulk calls use every core.
+only when that many wait, so small calls gather into larger batches behind one slot while bulk calls
+use every core.
 
 Large requests wait in a lane of their own. While both lanes wait, each batch is half of one and
 half of the other: one caller with thousands of images does not stand before everybody else.
