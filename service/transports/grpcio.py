@@ -115,6 +115,8 @@ class Gatherer:
             if self._is_whole() or len(call.request) > LARGE_BYTES:
                 # What else comes in this turn of the loop is taken along: so bursts can grow.
                 self._leaving = True
+                if self._timer is not None:
+                    self._timer.cancel()
                 self._loop.call_soon(self._hand_over)
             elif self._timer is None:
                 self._timer = self._loop.call_later(GATHER_S, self._hand_over)
@@ -133,10 +135,7 @@ class Gatherer:
         return self._unanswered <= FEW_CALLS
 
     def _hand_over(self) -> None:
-        self._leaving = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._leaving, self._timer = False, None
         burst, self._arrived = self._arrived, []
         self._last_burst = len(burst)
         self._take(burst)

@@ -190,3 +190,24 @@ def test_a_caller_that_leaves_while_its_burst_is_gathered_is_marked():
         assert await bench.tasks[-1] == b"answer"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("waits")
+def test_a_burst_that_is_whole_as_its_wait_ends_is_handed_over_once():
+    async def scenario():
+        bench = Bench()
+        await bench.arrive_together(6)
+        await bench.handed_over(1)
+        await bench.answer()
+        await bench.arrive(5)
+        time.sleep(grpcio.GATHER_S)  # noqa: ASYNC251 - the loop finds the last call and the end
+        await bench.arrive(2)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert bench.sizes() == [6, 6]
+        assert bench.gatherer._last_burst == 6
+        await bench.arrive(5)
+        await bench.handed_over(3)
+        await bench.answer()
+
+    asyncio.run(scenario())
