@@ -217,13 +217,24 @@ class Batcher:
 
     def _serve_slot(self) -> None:
         run_patiently()
-        while (batch := self._next_batch()) is not None:
-            self.infer(batch)
-            with self._condition:
-                self._running -= 1
-            # Whatever arrives meanwhile wakes another slot.
-            self.distribute(batch)
-            self._answer(batch)
+        while self._serve_batch():
+            pass
+
+    def _serve_batch(self) -> bool:
+        """Waits for a batch and runs it; False when stopped and drained.
+
+        A slot that waits holds nothing of its last batch: neither calls nor the model it ran on.
+        """
+        batch = self._next_batch()
+        if batch is None:
+            return False
+        self.infer(batch)
+        with self._condition:
+            self._running -= 1
+        # Whatever arrives meanwhile wakes another slot.
+        self.distribute(batch)
+        self._answer(batch)
+        return True
 
     def _answer(self, batch: Batch) -> None:
         try:

@@ -188,7 +188,7 @@ class Classify:
             call.refusal = result
             self.refuse([call])
         else:
-            self.fail(call, result.status())
+            self.fail(call, result)
 
     def _attach(self, call: Call, pixels: memoryview) -> None:
         count, rest = divmod(len(pixels), wire.IMAGE_BYTES)

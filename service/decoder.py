@@ -21,13 +21,13 @@ from digits.files import pixels_claimed
 from service.images import MAX_REQUEST_PIXELS, Decoded, FileReader
 from service.job import Refusal
 from service.scheduling import run_patiently
-from service.status import InvalidRequestError
+from service.status import InvalidRequestError, Status
 
 if TYPE_CHECKING:
     from service.call import Call
 
 # What became of a call's files.
-Outcome: TypeAlias = Decoded | Refusal | InvalidRequestError
+Outcome: TypeAlias = Decoded | Refusal | Status
 
 logger = logging.getLogger(__name__)
 
@@ -134,13 +134,17 @@ class Decoder:
     def _serve(self) -> None:
         run_patiently()
         while self._sort():
-            lane = self._lane_in_turn()
-            waiting = lane.calls[0]
-            outcome = self._try(self._decode_next, waiting, lane)
-            if outcome is not None:
-                lane.calls.popleft()
-                lane.pixels -= sum(waiting.costs)
-                self._end(waiting, outcome)
+            self._serve_file()
+
+    def _serve_file(self) -> None:
+        """Decodes the file whose turn it is; with the last one of a call, ends that."""
+        lane = self._lane_in_turn()
+        waiting = lane.calls[0]
+        outcome = self._try(self._decode_next, waiting, lane)
+        if outcome is not None:
+            lane.calls.popleft()
+            lane.pixels -= sum(waiting.costs)
+            self._end(waiting, outcome)
 
     def _sort(self) -> bool:
         """Puts what came into the lanes, and waits for it if they are empty; False at the end."""
@@ -199,7 +203,7 @@ class Decoder:
         try:
             waiting.reader.read(waiting.files[index], f"encoded.files[{index}]")
         except InvalidRequestError as error:
-            return error
+            return error.status()
         waiting.decoded += 1
         self._learn(cost, time.monotonic() - began)
         return None if waiting.costs else waiting.reader.decoded()

@@ -156,11 +156,9 @@ class Server:
             self._private = private
             await self._listen()
             http = asyncio.create_task(self._start_http())
-            model = await self._unless_stopped(in_daemon_thread(self._loader.load))
-            if model is None:
+            if not await self._serve_first():
                 logger.info("stopped while loading")
                 return 0
-            self._serve(model)
             await http
             watching = [asyncio.create_task(w) for w in (self._reload(), self._access.watch())]
             watchdog = self._watchdog()
@@ -170,6 +168,14 @@ class Server:
                 task.cancel()
             watchdog.stop()
             return await self._drain()
+
+    async def _serve_first(self) -> bool:
+        """Loads a model and serves it; False if a signal came before."""
+        model = await self._unless_stopped(in_daemon_thread(self._loader.load))
+        if model is None:
+            return False
+        self._serve(model)
+        return True
 
     def _open_inference(self) -> InferenceService:
         return InferenceService(

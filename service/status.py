@@ -41,6 +41,15 @@ REFUSALS: dict[Refusal, tuple[StatusCode, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Violation:
+    """What was wrong with a request: the field, what was expected, and what came."""
+
+    field: str
+    expected: str
+    got: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """How a call ends when it does not end well.
 
@@ -56,7 +65,7 @@ class Status:
     message: str
     details: bytes | None = None
     retry_after_s: float | None = None
-    violation: InvalidRequestError | None = None
+    violation: Violation | None = None
 
     @property
     def retry_after_ms(self) -> int:
@@ -86,7 +95,8 @@ class InvalidRequestError(ValueError):
         )
         details = error_details_pb2.BadRequest(field_violations=[violation])
         rich = _rich(self.code, str(self), details)
-        return replace(rich, violation=self)
+        # Not the error itself: its traceback leads back to the call, which may hold the status.
+        return replace(rich, violation=Violation(self.field, self.expected, self.got))
 
 
 class NotServedError(InvalidRequestError):

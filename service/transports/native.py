@@ -198,24 +198,30 @@ class NativeTransport:
         self._hand_over()  # what a thread that was relieved has left
         # That one ends after the burst that it has.
         while threading.current_thread() is self.thread:
-            events = self.front.recv_batch_details(MAX_BURST)
-            if events is None:
+            if not self._take():
                 return
-            now = time.monotonic()
-            bursts: list[list[NativeCall]] = [[] for _ in self._routes]
-            for kind, call_id, method, payload, _, details in events:
-                if kind == EVENT_CANCEL:
-                    departed = self.calls.get(call_id)
-                    if departed is not None:
-                        departed.cancelled = True
-                    continue
-                assert payload is not None
-                assert details is not None
-                call = self._routes[method].make(self, call_id, payload, now, details)
-                self.calls[call_id] = call
-                bursts[method].append(call)
-            self._arrived.extend(zip(self._routes, bursts, strict=True))
             self._hand_over()
+
+    def _take(self) -> bool:
+        """Waits for a burst and takes it over; False when the front is closed."""
+        events = self.front.recv_batch_details(MAX_BURST)
+        if events is None:
+            return False
+        now = time.monotonic()
+        bursts: list[list[NativeCall]] = [[] for _ in self._routes]
+        for kind, call_id, method, payload, _, details in events:
+            if kind == EVENT_CANCEL:
+                departed = self.calls.get(call_id)
+                if departed is not None:
+                    departed.cancelled = True
+                continue
+            assert payload is not None
+            assert details is not None
+            call = self._routes[method].make(self, call_id, payload, now, details)
+            self.calls[call_id] = call
+            bursts[method].append(call)
+        self._arrived.extend(zip(self._routes, bursts, strict=True))
+        return True
 
     def _hand_over(self) -> None:
         """Hands over what has arrived: as much of it as no other thread does."""

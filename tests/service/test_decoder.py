@@ -13,7 +13,7 @@ from service.call import Call
 from service.decoder import Decoder
 from service.images import Decoded
 from service.job import Refusal
-from service.status import InvalidRequestError
+from service.status import Status
 from tests.conftest import SAMPLES, wait_until
 from tests.presentations import saved
 
@@ -121,7 +121,7 @@ def test_what_waits_is_bounded_and_room_comes_back(decode, files, admitted):
     assert refused.retry_after_s == pytest.approx(admitted * len(files) * module.FILE_PIXELS / 1e6)
     decoder.start()
     wait_until(lambda: len(ended) == admitted, timeout_s=60)
-    assert all(isinstance(outcome, InvalidRequestError) for _, outcome in ended)
+    assert all(isinstance(outcome, Status) for _, outcome in ended)
     assert decoder.submit(call(), files) is None
 
 
@@ -129,7 +129,7 @@ def test_request_beyond_every_bound_is_admitted_when_nothing_waits(decode):
     decoder, ended = decode
     decoder.start()
     decoder.submit(one := call(), [DEAR] * 5)
-    assert isinstance(outcome_of(ended, one), InvalidRequestError)
+    assert isinstance(outcome_of(ended, one), Status)
     many = [SEVEN] * (module.MAX_WAITING_FILES + 1)
     one = call()
     one.cancelled = True
