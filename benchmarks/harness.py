@@ -83,10 +83,11 @@ class ServerProcess:
             raise BenchmarkError(f"/metrics has no {series}")
         return metrics[series]
 
-    def ok_calls(self, path: str = CLASSIFY_PATH) -> int:
-        """Calls of a unary method answered with OK, by the server's own count."""
+    def ok_calls(self, path: str = CLASSIFY_PATH, kind: str = "unary") -> int:
+        """Calls of a method answered with OK, by the server's own count."""
         service, _, method = path.strip("/").partition("/")
-        labels = f'grpc_code="OK",grpc_method="{method}",grpc_service="{service}",grpc_type="unary"'
+        labels = f'grpc_code="OK",grpc_method="{method}"'
+        labels += f',grpc_service="{service}",grpc_type="{kind}"'
         return int(self.counter(f"grpc_server_handled_total{{{labels}}}"))
 
 
@@ -236,7 +237,9 @@ class Run:
         headers: Of each call, besides those of gRPC.
         tls: Whether to call over TLS, without a look at the certificate.
         path: Of the method that is called.
+        kind: Whether that is ``unary`` or a ``bidi_stream``.
         encode: Makes its request of pixels uint8[N, 28, 28].
+        messages: How often a call sends that request.
     """
 
     images: int
@@ -247,7 +250,9 @@ class Run:
     headers: tuple[str, ...] = ()
     tls: bool = False
     path: str = CLASSIFY_PATH
+    kind: str = "unary"
     encode: Callable[[npt.NDArray[np.uint8]], bytes] = classify_request
+    messages: int = 1
 
 
 def h2load(server: ServerProcess, run: Run, *, latencies: bool = False) -> Load:
@@ -263,7 +268,7 @@ def h2load(server: ServerProcess, run: Run, *, latencies: bool = False) -> Load:
     connections = min(8, run.in_flight)
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder, "body"), Path(folder, "log")
-        body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
+        body.write_bytes((b"\0" + len(message).to_bytes(4, "big") + message) * run.messages)
         command = [h2load_program(), "-n", str(run.calls), "-c", str(connections)]
         command += ["-m", str(run.in_flight // connections), "-t", "1", "-d", str(body)]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
@@ -305,14 +310,12 @@ def duration_s(output: str) -> float:
 
 
 def _ok_calls(server: ServerProcess, run: Run) -> int:
-    return server.ok_calls(run.path) if server.http else 0
+    return server.ok_calls(run.path, run.kind) if server.http else 0
 
 
 def _count(server: ServerProcess, before: int, run: Run) -> int:
     give_up = time.monotonic() + 2  # a call is counted a moment after its answer left
-    while (
-        answered := server.ok_calls(run.path) - before
-    ) < run.calls and time.monotonic() < give_up:
+    while (answered := _ok_calls(server, run) - before) < run.calls and time.monotonic() < give_up:
         time.sleep(0.05)
     if answered != run.calls and run.all_ok:
         raise BenchmarkError(

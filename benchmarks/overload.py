@@ -14,38 +14,44 @@ from benchmarks.figures import Figure, medians
 from benchmarks.harness import CLASSIFY_PATH, Run, ServerProcess, h2load, running_server
 from digits.v1 import digits_pb2
 
-# Four times what keeps the server at its peak and its queue full.
-SATURATING, OVERLOAD = 2_048, 8_192
+# Calls in flight: what the peak is measured with, four times that, and four times what fills the
+# queue besides.
+PEAK, LOAD, FLOOD = 512, 2_048, 8_192
 PAUSE_S = 0.01
+TARGET = 0.9
 
 
 def measure(rounds: int, scale: float) -> list[Figure]:
-    """Goodput beside the peak, and how soon the rest is refused."""
+    """Goodput beside the peak, and how soon the rest is refused where some must be."""
     rows = []
     with running_server("--transport=native") as server:
         for _ in range(rounds):
-            calls = max(SATURATING, int(60_000 * scale))
-            peak = h2load(server, Run(1, 512, calls)).calls_per_s
+            calls = max(LOAD, int(60_000 * scale))
+            peak = h2load(server, Run(1, PEAK, calls)).calls_per_s
+            load = h2load(server, Run(1, LOAD, calls, all_ok=False)).calls_per_s
             with _Refusals(server) as refusals:
-                flood = h2load(server, Run(1, OVERLOAD, 4 * calls, all_ok=False))
+                flood = h2load(server, Run(1, FLOOD, 4 * calls, all_ok=False)).calls_per_s
             rows.append(
                 {
                     "peak_calls_per_s": peak,
-                    "goodput_calls_per_s": flood.calls_per_s,
+                    "load_calls_per_s": load,
+                    "flood_calls_per_s": flood,
                     "refused_p99_ms": refusals.p99_ms(),
                 }
             )
-    goodput = [row["goodput_calls_per_s"] / row["peak_calls_per_s"] for row in rows]
-    refused = [row["refused_p99_ms"] for row in rows]
     details = medians(rows)
-    return [
+    goodput = [
         Figure(
-            "goodput at 4 times the saturating load, over the peak", goodput, 0.9, details=details
-        ),
-        Figure(
-            "refused then with RESOURCE_EXHAUSTED, p99", refused, 50.0, at_least=False, unit="ms"
-        ),
+            f"goodput with {in_flight:,} calls in flight, over the peak with {PEAK}",
+            [row[f"{name}_calls_per_s"] / row["peak_calls_per_s"] for row in rows],
+            TARGET,
+            details=details,
+        )
+        for name, in_flight in (("load", LOAD), ("flood", FLOOD))
     ]
+    refused = [row["refused_p99_ms"] for row in rows]
+    name = f"refused with RESOURCE_EXHAUSTED then, with {FLOOD:,} in flight, p99"
+    return [*goodput, Figure(name, refused, 50.0, at_least=False, unit="ms")]
 
 
 class _Refusals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -60,10 +61,15 @@ class AsyncCall(Call):
 
 
 class Mailbox:
-    """Carries answers from any thread to the event loop: one wake-up a burst, not one a call."""
+    """Carries answers from any thread to the event loop: one wake-up a burst, not one a call.
+
+    Args:
+        loop: The event loop, on whose thread it is made.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._thread = threading.get_ident()
         self._answers: deque[tuple[AsyncCall, bytes | Status]] = deque()
         self._awake = False
 
@@ -71,6 +77,9 @@ class Mailbox:
         """Delivers soon; False if the caller has left."""
         if call.cancelled:
             return False
+        if threading.get_ident() == self._thread:  # a lone call was run here
+            _set(call, answer)
+            return True
         self._answers.append((call, answer))
         if not self._awake:
             self._awake = True
@@ -80,9 +89,12 @@ class Mailbox:
     def _deliver(self) -> None:
         self._awake = False  # first: an answer put from here on wakes the loop again
         while self._answers:
-            call, answer = self._answers.popleft()
-            if not call.outcome.done():
-                call.outcome.set_result(answer)
+            _set(*self._answers.popleft())
+
+
+def _set(call: AsyncCall, answer: bytes | Status) -> None:
+    if not call.outcome.done():
+        call.outcome.set_result(answer)
 
 
 class Gatherer:

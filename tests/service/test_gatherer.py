@@ -211,3 +211,18 @@ def test_a_burst_that_is_whole_as_its_wait_ends_is_handed_over_once():
         await bench.answer()
 
     asyncio.run(scenario())
+
+
+def test_answer_of_a_lone_call_needs_no_turn_of_the_loop_on_whose_thread_it_ran():
+    async def scenario():
+        bench = Bench()
+        calls = [
+            AsyncCall(bench.mailbox, b"", received=time.monotonic(), deadline=None)
+            for _ in range(2)
+        ]
+        assert calls[0].respond(b"answer")
+        assert calls[0].outcome.result() == b"answer"
+        assert await asyncio.to_thread(calls[1].respond, b"answer")
+        assert await calls[1].outcome == b"answer"
+
+    asyncio.run(scenario())
