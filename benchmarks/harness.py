@@ -229,7 +229,7 @@ class Run:
     """What the load generator does.
 
     Attributes:
-        images: Images per call.
+        images: Images per call, or per message of one.
         in_flight: Calls kept open, on up to 8 connections.
         calls: Calls in all.
         rate: Calls begun each second, over all connections; 0 begins one when another ended.

@@ -241,6 +241,8 @@ class Batcher:
             self._complete(batch)
         except Exception:
             logger.exception("answering a batch failed; this is a bug")
+        finally:
+            batch.error = None  # its traceback leads back to the batch
 
     def _next_batch(self) -> Batch | None:
         """Waits for work; None when stopped and drained."""

@@ -159,6 +159,7 @@ class Decoder:
             refusal = self._try(self._admit, waiting)
             if refusal is not None:
                 self._end(waiting, refusal)
+            del waiting
         return bool(self._small.calls or self._large.calls)
 
     def _admit(self, waiting: Waiting) -> Refusal | None:

@@ -146,6 +146,7 @@ class DigitClassifier:
                 yield stream_response(answer)
                 patience.moved()
                 window.sent()
+                del item, answer  # a stream may be silent for long
             stopped = await reader  # raises what ended the stream, if that was an error
         except asyncio.CancelledError:
             if not patience.ended:
@@ -155,8 +156,7 @@ class DigitClassifier:
         finally:
             patience.stop()
             reader.cancel()
-            for item in window.items:
-                item.cancelled = True
+            window.abandon()
         if stopped is not None:
             await context.abort(stopped.code, stopped.message)
 
@@ -198,6 +198,7 @@ class DigitClassifier:
                 item.caller = caller
                 await window.put(item)
                 self._classify.receive([item])
+                del message, item  # a stream may be silent for long
             return unavailable("the server is shutting down")
         finally:
             closing.cancel()

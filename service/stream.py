@@ -75,6 +75,12 @@ class Window:
         self._ended = True
         self._changed.set()
 
+    def abandon(self) -> None:
+        """Nobody waits for an answer any more."""
+        for item in self.items:
+            item.cancelled = True
+        self.items.clear()
+
     def _has_room(self, item: StreamItem) -> bool:
         return len(self.items) < STREAM_WINDOW and self._bytes + item.size <= self._max_bytes
 

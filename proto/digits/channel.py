@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,6 @@ def checked_timeout_s(timeout_s: float) -> float:
     Raises:
         ValueError: If it is no time that gRPC takes.
     """
-    if not 0 < timeout_s < MAX_TIMEOUT_S:
-        raise ValueError(f"timeout_s: expected 0 to {MAX_TIMEOUT_S:g} seconds, got {timeout_s}")
+    if not isinstance(timeout_s, Real) or not 0 < timeout_s < MAX_TIMEOUT_S:
+        raise ValueError(f"timeout_s: expected 0 to {MAX_TIMEOUT_S:g} seconds, got {timeout_s!r}")
     return timeout_s

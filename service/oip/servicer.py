@@ -130,6 +130,7 @@ class InferenceService:
             except LoadingError:
                 answer = unavailable("the model is loading")
             if isinstance(answer, Status):
+                del request  # the context keeps abort's error, and that this frame
                 await context.abort(answer.code, answer.message, trailing_metadata(answer))
             return answer.SerializeToString()
 
@@ -217,7 +218,10 @@ class InferenceService:
         reading = self.reader.aside(len(request), partial(self.reader.read, request))
         if reading is None:
             return None
-        return await asyncio.wrap_future(reading)
+        try:
+            return await asyncio.wrap_future(reading)
+        finally:
+            del reading  # an error that it holds leads back to this frame
 
     def _model_of(self, asked: Any) -> digits_pb2.ModelRef:
         """The model in service, if that is the one asked for."""

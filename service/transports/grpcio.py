@@ -74,12 +74,11 @@ class Mailbox:
         self._awake = False
 
     def put(self, call: AsyncCall, answer: bytes | Status) -> bool:
-        """Delivers soon; False if the caller has left."""
+        """Delivers, from another thread soon; False if the caller has left."""
         if call.cancelled:
             return False
-        if threading.get_ident() == self._thread:  # a lone call was run here
-            _set(call, answer)
-            return True
+        if threading.get_ident() == self._thread:  # it was run or refused right here
+            return _set(call, answer)
         self._answers.append((call, answer))
         if not self._awake:
             self._awake = True
@@ -92,9 +91,12 @@ class Mailbox:
             _set(*self._answers.popleft())
 
 
-def _set(call: AsyncCall, answer: bytes | Status) -> None:
-    if not call.outcome.done():
-        call.outcome.set_result(answer)
+def _set(call: AsyncCall, answer: bytes | Status) -> bool:
+    """False if the caller has left."""
+    if call.outcome.done():
+        return False
+    call.outcome.set_result(answer)
+    return True
 
 
 class Gatherer:
@@ -185,6 +187,7 @@ class ClassifyHandler:
         answer = await self._gatherer.answer(call)
         if isinstance(answer, bytes):
             return answer
+        del request, call  # the context keeps abort's error, and that this frame
         await context.abort(answer.code, answer.message, trailing_metadata(answer))
         raise AssertionError("abort raises; this is a bug")
 

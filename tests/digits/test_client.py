@@ -159,7 +159,7 @@ def test_large_calls_are_retried_too(reluctant):
     assert len(servicer.times) == 3
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e12])
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e12, "5"])
 def test_deadline_that_is_no_time_is_refused(timeout_s):
     with DigitClient() as client, pytest.raises(ValueError, match="timeout_s: expected"):
         client.classify(np.zeros((28, 28), np.uint8), timeout_s=timeout_s)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
+import queue
 import signal
 import threading
 import time
@@ -29,21 +31,28 @@ from service.classify import Classify
 from service.config import ServerConfig
 from service.job import Job
 from service.metrics import Metrics
+from service.oip.reader import SMALL_BYTES
 from service.server import Server
 from service.transports import CLASSIFY, limits_of
 from service.transports.native import NativeCall, NativeTransport, Route
-from tests.conftest import SAMPLES, wait_until
+from tests.conftest import REPOSITORY, SAMPLES, wait_until
+from tests.service.test_oip import infer
 from tests.service.test_reload import add_version
 
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+Code = grpc.StatusCode
 SEVEN = (SAMPLES / "7.png").read_bytes()
 
 
 @pytest.fixture(autouse=True)
-def _no_collector():
+def _nobody_else_holds_or_frees():
+    """The collector is off, and so is the log: pytest keeps what is logged, errors among it."""
+    logging.disable()
     gc.collect()
     gc.disable()
     yield
     gc.enable()
+    logging.disable(logging.NOTSET)
 
 
 class KeptCall(Call):
@@ -78,6 +87,8 @@ def files(*contents):
 def hot_path():
     class Engine:
         def run(self, images):
+            if (images == ord("!")).all():
+                raise RuntimeError("broken engine")
             return np.full((len(images), 10), 0.1, np.float32)
 
     made = partial(Batcher, slots=2, max_batch_size=4, max_queue_images=100)
@@ -97,14 +108,25 @@ def hot_path():
     [
         (pixels(784), bytes),
         (pixels(8 * 784), bytes),  # several batches
-        (pixels(783), grpc.StatusCode.INVALID_ARGUMENT),
-        (b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
-        (b"", grpc.StatusCode.INVALID_ARGUMENT),
+        (digits_pb2.ClassifyRequest(pixels=b"!" * 784).SerializeToString(), Code.INTERNAL),
+        (pixels(783), Code.INVALID_ARGUMENT),
+        (b"\xff\xff", Code.INVALID_ARGUMENT),
+        (b"", Code.INVALID_ARGUMENT),
         (files(SEVEN, SEVEN), bytes),
-        (files(SEVEN, SEVEN[:-60]), grpc.StatusCode.INVALID_ARGUMENT),
-        (files(SEVEN, b"nothing"), grpc.StatusCode.INVALID_ARGUMENT),
+        (files(SEVEN, SEVEN[:-60]), Code.INVALID_ARGUMENT),
+        (files(SEVEN, b"nothing"), Code.INVALID_ARGUMENT),
     ],
-    ids=["one", "split", "wrong size", "malformed", "empty", "files", "damaged", "no file"],
+    ids=[
+        "lone",
+        "split",
+        "failing",
+        "wrong size",
+        "malformed",
+        "empty",
+        "files",
+        "damaged",
+        "no file",
+    ],
 )
 def test_call_is_let_go_as_it_ends(hot_path, request_bytes, how):
     ended = []
@@ -154,37 +176,94 @@ def test_native_thread_that_waits_holds_no_call(tmp_path):
         refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
     )  # fmt: skip
     native.start()
-    with grpc.insecure_channel(f"127.0.0.1:{native.port}") as channel:
-        assert channel.unary_unary(CLASSIFY)(b"request", timeout=20) == b"answered"
-    wait_until(lambda: held[0]() is None, timeout_s=10)
-    native.close()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{native.port}") as channel:
+            assert channel.unary_unary(CLASSIFY)(b"request", timeout=20) == b"answered"
+        wait_until(lambda: held[0]() is None, timeout_s=10)
+    finally:
+        native.close()
 
 
-def test_model_is_let_go_when_another_serves(tmp_path):
-    for number in (1, 2):
-        add_version(tmp_path, number, "1")
-    promote(tmp_path, 1)
-    config = ServerConfig(
-        model_repository=str(tmp_path), grpc_port=0, http_port=0, transport="grpcio",
+async def while_serving(config, visit):
+    """Runs a server in this process, and beside it what looks at it; the server's exit code."""
+    server = Server(config, time.monotonic())
+    running = asyncio.create_task(server.run())
+    try:
+        await asyncio.to_thread(wait_until, lambda: server._classify.is_open)
+        await asyncio.to_thread(visit, server)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running
+    return running.result()
+
+
+def config_of(repository, transport):
+    return ServerConfig(
+        model_repository=str(repository), grpc_port=0, http_port=0, transport=transport,
         reload_interval_s=0.05,
     )  # fmt: skip
 
-    def version(server):
-        model = server._classify.model
-        return model and int(model.ref.version)
 
-    async def change():
-        server = Server(config, time.monotonic())
-        running = asyncio.create_task(server.run())
+def calls_alive():
+    return [type(one).__name__ for one in gc.get_objects() if issubclass(type(one), Call)]
+
+
+def stream_item(request_bytes):
+    request = digits_pb2.ClassifyRequest.FromString(request_bytes)
+    return digits_pb2.ClassifyStreamRequest(request=request).SerializeToString()
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_server_holds_no_call_that_has_ended_and_no_item_of_a_silent_stream(transport):
+    tensor = infer(np.zeros((50, 28, 28), np.uint8))
+    cut = infer(np.zeros((50, 28, 28), np.uint8))
+    cut.raw_input_contents[0] = cut.raw_input_contents[0][:-1]
+    assert len(cut.SerializeToString()) > SMALL_BYTES
+    unary = [(CLASSIFY, one) for one in (pixels(784), pixels(783), b"\xff", files(b"nothing"))]
+    unary += [(MODEL_INFER, one.SerializeToString()) for one in (tensor, cut)]
+    unary.append((MODEL_INFER, b"\xff"))
+    codes = []
+
+    def visit(server):
+        items = queue.SimpleQueue()
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            answers = channel.stream_stream(f"{CLASSIFY}Stream")(iter(items.get, None))
+            for item in (pixels(784), pixels(783), pixels(784)):
+                items.put(stream_item(item))
+                next(answers)
+            for method, request in unary:
+                call = channel.unary_unary(method).future(request, timeout=20)
+                codes.append(call.code())
+            wait_until(lambda: not calls_alive(), timeout_s=10)
+            items.put(None)
+            assert list(answers) == []
+
+    assert asyncio.run(while_serving(config_of(REPOSITORY, transport), visit)) == 0
+    bad = Code.INVALID_ARGUMENT
+    assert codes == [Code.OK, bad, bad, bad, Code.OK, bad, bad]
+
+
+def test_model_is_let_go_when_another_serves_and_after_looks_that_failed(tmp_path, monkeypatch):
+    repository, elsewhere, said = tmp_path / "digits", tmp_path / "elsewhere", []
+    monkeypatch.setattr("service.server.logger.error", lambda text, error: said.append(text))
+    for number in (1, 2):
+        add_version(repository, number, "1")
+    promote(repository, 1)
+
+    def visit(server):
         held = []
         for number in (1, 2, 1):
-            promote(tmp_path, number)
-            await asyncio.to_thread(wait_until, lambda number=number: version(server) == number)
-            held.append(weakref.ref(server._classify.model))
-        await asyncio.to_thread(
-            wait_until, lambda: [one() is None for one in held] == [True, True, False], 10
-        )
-        os.kill(os.getpid(), signal.SIGTERM)
-        return await running
+            promote(repository, number)
+            wait_until(lambda number=number: server._classify.model.ref.version == str(number))
+            model = server._classify.model
+            held.append([weakref.ref(part) for part in (model, model.engine)])
+            del model
+            said.clear()
+            repository.rename(elsewhere)
+            wait_until(lambda: said)
+            elsewhere.rename(repository)
+        for old in held[:2]:
+            wait_until(lambda old=old: [part() for part in old] == [None, None], timeout_s=10)
+        assert held[2][0]() is server._classify.model
 
-    assert asyncio.run(change()) == 0
+    assert asyncio.run(while_serving(config_of(repository, "grpcio"), visit)) == 0
