@@ -22,7 +22,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from service import memory, oip
+from service import oip
 from service.announce import announce
 from service.artifact import ArtifactError, KeyFileError
 from service.background import in_daemon_thread
@@ -38,6 +38,7 @@ from service.metrics import SERVICE, Metrics
 from service.model import ModelLoader, ServedModel
 from service.oip.servicer import InferenceService
 from service.private_folder import SOCKET, private_folder, remove
+from service.reload import Reloader
 from service.request_log import RequestLog
 from service.security.access import Access
 from service.security.rotation import CredentialError
@@ -86,7 +87,6 @@ class Server:
         self._started = started
         self._instances = config.instances or cpu_quota()
         self._stop = asyncio.Event()
-        self._hangup = asyncio.Event()
         self._serving = asyncio.Event()
         self._metrics = Metrics(
             triton_names=config.triton_metric_names,
@@ -118,6 +118,9 @@ class Server:
             metrics=self._metrics,
             listeners=self._listeners,
             rate_limit=self._access.rate_limit,
+        )
+        self._reloader = Reloader(
+            self._loader, self._classify, self._metrics, config.reload_interval_s
         )
         self._metrics.watch_queue(self._classify.batcher, config.max_queue_images)
         self._metrics.watch_readiness(self._is_ready)
@@ -160,7 +163,9 @@ class Server:
                 logger.info("stopped while loading")
                 return 0
             await http
-            watching = [asyncio.create_task(w) for w in (self._reload(), self._access.watch())]
+            watching = [
+                asyncio.create_task(watch) for watch in (self._reloader.run(), self._access.watch())
+            ]
             watchdog = self._watchdog()
             watchdog.start()
             await self._stop.wait()
@@ -193,7 +198,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reloader.look_now)
 
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
@@ -319,52 +324,6 @@ class Server:
             seconds=time.monotonic() - self._started,
         )
         self._serving.set()
-
-    async def _reload(self) -> None:
-        """Serves what the repository says, until cancelled. Whatever is wrong, something serves."""
-        said = ""
-        while True:
-            await self._until_next_look()
-            try:
-                if await self._serve_other():
-                    await in_daemon_thread(memory.give_back)
-            except (ArtifactError, DeviceError, KeyFileError) as error:
-                if str(error) != said:  # not again at every look
-                    logger.error("reload: %s; the present version goes on serving", error)
-                said = str(error)
-                continue
-            except Exception:  # ending here would end every later reload
-                logger.exception("reload failed; this is a bug")
-                continue
-            said = ""
-
-    async def _serve_other(self) -> bool:
-        """Serves another version if there should be one; True if so.
-
-        The old one is let go once the batches that it is in have run.
-
-        Raises:
-            ArtifactError: If the repository can not be read.
-            DeviceError: If the device can not serve.
-            KeyFileError: If the key for signatures can not be used.
-        """
-        look = partial(self._loader.load_other_than, self._classify.model)
-        model = await in_daemon_thread(look)
-        if model is None:
-            return False
-        self._classify.serve(model)
-        self._metrics.serving(model)
-        fields = {"version": model.ref.version, "sha256": model.ref.sha256}
-        logger.info("now serving another version", extra={"fields": fields})
-        return True
-
-    async def _until_next_look(self) -> None:
-        """Waits for SIGHUP or the interval."""
-        interval = self._config.reload_interval_s or None
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._hangup.wait(), interval)
-            self._hangup.clear()
-            self._loader.forget_refusals()
 
     def _watchdog(self) -> Watchdog:
         """Keeps the process from looking healthy while it can not answer."""

@@ -1,0 +1,87 @@
+"""Another version of the model comes into service while the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from functools import partial
+
+from service import memory
+from service.artifact import ArtifactError, KeyFileError
+from service.background import in_daemon_thread
+from service.classify import Classify
+from service.engine import DeviceError
+from service.metrics import Metrics
+from service.model import ModelLoader
+
+logger = logging.getLogger(__name__)
+
+
+class Reloader:
+    """Looks at the repository again and again. Whatever is wrong there, something serves.
+
+    Args:
+        loader: Knows which version should serve.
+        classify: Serves it.
+        metrics: Tell which one does.
+        interval_s: Seconds between looks; 0 looks only when asked to.
+    """
+
+    def __init__(
+        self, loader: ModelLoader, classify: Classify, metrics: Metrics, interval_s: float
+    ) -> None:
+        self._loader = loader
+        self._classify = classify
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._asked = asyncio.Event()
+
+    def look_now(self) -> None:
+        """Looks at once, at versions that were refused, too."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Serves what the repository says, until cancelled."""
+        said = ""
+        while True:
+            await self._until_next_look()
+            try:
+                if await self._serve_other():
+                    await in_daemon_thread(memory.give_back)
+            except (ArtifactError, DeviceError, KeyFileError) as error:
+                if str(error) != said:  # not again at every look
+                    logger.error("reload: %s; the present version goes on serving", error)
+                said = str(error)
+                continue
+            except Exception:  # ending here would end every later reload
+                logger.exception("reload failed; this is a bug")
+                continue
+            said = ""
+
+    async def _serve_other(self) -> bool:
+        """Serves another version if there should be one; True if so.
+
+        The old one is let go once the batches that it is in have run.
+
+        Raises:
+            ArtifactError: If the repository can not be read.
+            DeviceError: If the device can not serve.
+            KeyFileError: If the key for signatures can not be used.
+        """
+        look = partial(self._loader.load_other_than, self._classify.model)
+        model = await in_daemon_thread(look)
+        if model is None:
+            return False
+        self._classify.serve(model)
+        self._metrics.serving(model)
+        fields = {"version": model.ref.version, "sha256": model.ref.sha256}
+        logger.info("now serving another version", extra={"fields": fields})
+        return True
+
+    async def _until_next_look(self) -> None:
+        """Waits for the interval, or until asked."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._asked.wait(), self._interval_s or None)
+            self._asked.clear()
+            self._loader.forget_refusals()
