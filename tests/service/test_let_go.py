@@ -205,7 +205,7 @@ def config_of(repository, transport):
 
 
 def calls_alive():
-    return [type(one).__name__ for one in gc.get_objects() if issubclass(type(one), Call)]
+    return [one for one in gc.get_objects() if issubclass(type(one), Call)]
 
 
 def stream_item(request_bytes):
@@ -223,6 +223,7 @@ def test_server_holds_no_call_that_has_ended_and_no_item_of_a_silent_stream(tran
     unary += [(MODEL_INFER, one.SerializeToString()) for one in (tensor, cut)]
     unary.append((MODEL_INFER, b"\xff"))
     codes = []
+    others = {id(one): one for one in calls_alive()}  # of other tests
 
     def visit(server):
         items = queue.SimpleQueue()
@@ -234,7 +235,7 @@ def test_server_holds_no_call_that_has_ended_and_no_item_of_a_silent_stream(tran
             for method, request in unary:
                 call = channel.unary_unary(method).future(request, timeout=20)
                 codes.append(call.code())
-            wait_until(lambda: not calls_alive(), timeout_s=10)
+            wait_until(lambda: all(id(one) in others for one in calls_alive()), timeout_s=10)
             items.put(None)
             assert list(answers) == []
 
