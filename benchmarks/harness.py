@@ -83,12 +83,14 @@ class ServerProcess:
             raise BenchmarkError(f"/metrics has no {series}")
         return metrics[series]
 
-    def ok_calls(self, path: str = CLASSIFY_PATH, kind: str = "unary") -> int:
+    def ok_calls(self, path: str = CLASSIFY_PATH) -> int:
         """Calls of a method answered with OK, by the server's own count."""
         service, _, method = path.strip("/").partition("/")
-        labels = f'grpc_code="OK",grpc_method="{method}"'
-        labels += f',grpc_service="{service}",grpc_type="{kind}"'
-        return int(self.counter(f"grpc_server_handled_total{{{labels}}}"))
+        labels = f'grpc_code="OK",grpc_method="{method}",grpc_service="{service}",grpc_type='
+        for series, count in self.metrics().items():
+            if series.startswith(f"grpc_server_handled_total{{{labels}"):
+                return int(count)
+        raise BenchmarkError(f"/metrics has no calls of {path}")
 
 
 @contextlib.contextmanager
@@ -237,7 +239,6 @@ class Run:
         headers: Of each call, besides those of gRPC.
         tls: Whether to call over TLS, without a look at the certificate.
         path: Of the method that is called.
-        kind: Whether that is ``unary`` or a ``bidi_stream``.
         encode: Makes its request of pixels uint8[N, 28, 28].
         messages: How often a call sends that request.
     """
@@ -250,7 +251,6 @@ class Run:
     headers: tuple[str, ...] = ()
     tls: bool = False
     path: str = CLASSIFY_PATH
-    kind: str = "unary"
     encode: Callable[[npt.NDArray[np.uint8]], bytes] = classify_request
     messages: int = 1
 
@@ -310,18 +310,24 @@ def duration_s(output: str) -> float:
 
 
 def _ok_calls(server: ServerProcess, run: Run) -> int:
-    return server.ok_calls(run.path, run.kind) if server.http else 0
+    return server.ok_calls(run.path) if server.http else 0
 
 
 def _count(server: ServerProcess, before: int, run: Run) -> int:
-    give_up = time.monotonic() + 2  # a call is counted a moment after its answer left
-    while (answered := _ok_calls(server, run) - before) < run.calls and time.monotonic() < give_up:
-        time.sleep(0.05)
+    answered = settled(lambda: _ok_calls(server, run) - before, run.calls)
     if answered != run.calls and run.all_ok:
         raise BenchmarkError(
             f"expected {run.calls} calls answered with OK, the server counts {answered}"
         )
     return answered
+
+
+def settled(count: Callable[[], int], expected: int) -> int:
+    """A count once it is as expected, or after two seconds: it follows what left a moment later."""
+    give_up = time.monotonic() + 2
+    while (counted := count()) < expected and time.monotonic() < give_up:
+        time.sleep(0.05)
+    return counted
 
 
 def machine() -> dict[str, str]:

@@ -122,7 +122,7 @@ class Report:
         if fonts:
             makers["letters, handwriting fonts"] = lambda r: p.letter(r, fonts)
         kept = np.concatenate(list(self._scores.values()))
-        plain = self._scores["unchanged"]
+        plain = self._score(*present("unchanged", digits))  # all of them, whatever the limit
         thresholds = [float(np.quantile(plain, 1 - share)) for share in KEPT]
         shares = " | ".join(
             f"{share:.1%} kept, from {t:.3f}" for share, t in zip(KEPT, thresholds, strict=True)

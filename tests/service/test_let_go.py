@@ -33,9 +33,9 @@ from service.job import Job
 from service.metrics import Metrics
 from service.oip.reader import SMALL_BYTES
 from service.server import Server
-from service.transports import CLASSIFY, limits_of
-from service.transports.native import NativeCall, NativeTransport, Route
+from service.transports import CLASSIFY
 from tests.conftest import REPOSITORY, SAMPLES, wait_until
+from tests.service.test_native import native_on
 from tests.service.test_oip import infer
 from tests.service.test_reload import add_version
 
@@ -170,11 +170,7 @@ def test_native_thread_that_waits_holds_no_call(tmp_path):
             held.append(weakref.ref(call))
             call.respond(b"answered")
 
-    native = NativeTransport(
-        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"),
-        routes=[Route(CLASSIFY, NativeCall, Metrics().started, list, receive)],
-        refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
-    )  # fmt: skip
+    native = native_on(tmp_path, {CLASSIFY: receive})
     native.start()
     try:
         with grpc.insecure_channel(f"127.0.0.1:{native.port}") as channel:

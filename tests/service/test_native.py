@@ -13,6 +13,16 @@ from service.transports import CLASSIFY, limits_of
 from service.transports.native import NativeCall, NativeTransport, Route
 
 
+def native_on(folder, receivers):
+    """A transport that is not started yet, from the path of each method to what takes its calls."""
+    count = Metrics().started
+    return NativeTransport(
+        "127.0.0.1", 0, fallback=str(folder / "nobody"),
+        routes=[Route(path, NativeCall, count, list, take) for path, take in receivers.items()],
+        refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
+    )  # fmt: skip
+
+
 @pytest.fixture
 def transport(tmp_path):
     """A transport whose receiver fails on the first call, and answers the next ones."""
@@ -24,11 +34,7 @@ def transport(tmp_path):
         for call in calls:
             call.respond(b"answered")
 
-    native = NativeTransport(
-        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"),
-        routes=[Route(CLASSIFY, NativeCall, Metrics().started, list, receive)],
-        refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
-    )  # fmt: skip
+    native = native_on(tmp_path, {CLASSIFY: receive})
     native.start()
     yield native
     native.close()
@@ -54,21 +60,14 @@ def test_each_method_s_calls_reach_their_own_receiver(tmp_path):
 
         return receive
 
-    count = Metrics().started
-    native = NativeTransport(
-        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"),
-        routes=[
-            Route(f"/a.Service/{name}", NativeCall, count, list, answering(name.encode()))
-            for name in ("First", "Second", "Third")
-        ],
-        refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
-    )  # fmt: skip
+    names = ("First", "Second", "Third")
+    native = native_on(tmp_path, {f"/a.Service/{name}": answering(name.encode()) for name in names})
     native.start()
     try:
         with grpc.insecure_channel(f"127.0.0.1:{native.port}") as channel:
             futures = [
                 (name, channel.unary_unary(f"/a.Service/{name}").future(b"", timeout=20))
-                for name in ("First", "Second", "Third") * 20
+                for name in names * 20
             ]
             assert all(future.result() == name.encode() for name, future in futures)
     finally:
@@ -107,15 +106,7 @@ def test_what_a_relieved_thread_has_left_is_handed_over(tmp_path):
         for call in calls:
             call.respond(b"answered")
 
-    count = Metrics().started
-    native = NativeTransport(
-        "127.0.0.1", 0, fallback=str(tmp_path / "nobody"),
-        routes=[
-            Route("/a.Service/Stuck", NativeCall, count, list, get_stuck),
-            Route("/a.Service/Free", NativeCall, count, list, answer),
-        ],
-        refuse=lambda call, status: call.fail(status), limits=limits_of(ServerConfig()),
-    )  # fmt: skip
+    native = native_on(tmp_path, {"/a.Service/Stuck": get_stuck, "/a.Service/Free": answer})
     native.front = Together(native.front)
     native.start()
     with grpc.insecure_channel(f"127.0.0.1:{native.port}") as channel:
