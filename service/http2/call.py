@@ -1,0 +1,191 @@
+"""One RPC on HTTP/2: the stream of one request, assembled into messages and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from service.http2.connection import Stream
+from service.http2.messages import (
+    INVALID_ARGUMENT,
+    PREFIX_BYTES,
+    RESOURCE_EXHAUSTED,
+    GrpcError,
+    Metadata,
+    RequestInfo,
+    compressed,
+    decompressed,
+    status_trailers,
+    too_large,
+)
+
+if TYPE_CHECKING:
+    from service.http2.link import Link
+
+
+class Call(Stream):
+    """One RPC. Methods without an underscore are for handlers, and may be called from any thread.
+
+    After the first end nothing is sent; a method that comes too late returns False.
+
+    Attributes:
+        received: Monotonic seconds at which the request was whole; of a stream, its headers.
+        deadline: Monotonic seconds after which nobody waits for the answer, or None.
+        message: The request of a unary call.
+        cancelled: Whether the caller has left.
+        caller: Whose token the call shows; set by ``Hooks.admit``.
+        state: Whatever the method wants to remember.
+    """
+
+    received: float  # type: ignore[assignment]
+    deadline: float | None = None
+    message = b""
+    cancelled = False
+    caller = ""
+    state: Any = None
+    info: RequestInfo
+    link: Link
+    # What receives the messages of a stream.
+    receiver: Any = None
+    # Of a message that has not come whole: its bytes so far, with the prefix, and how many there
+    # are; how many it has in all (0 until the prefix is there).
+    parts: list[bytes] | None = None
+    held = 0
+    expected = 0
+    reserved = 0
+    messages = 0  # that came of a unary call
+    # What a stream that flow control holds back had left when it was last seen to move.
+    blocked_bytes = 0
+    blocked_since = 0.0
+    # Of a stream: whole messages that wait for ``resume``; whether one was sent back; the head.
+    waiting: list[bytes] | None = None
+    paused = False
+    half_closed = False
+    began_answer = False
+    watched = False
+
+    @property
+    def path(self) -> str:
+        """Of the method."""
+        return self.info.path
+
+    @property
+    def metadata(self) -> Metadata:
+        """The caller's; names in lower case, values of names in -bin decoded."""
+        return self.info.metadata
+
+    @property
+    def peer(self) -> str:
+        """The caller's address, as gRPC spells it."""
+        return self.link.peer
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of messages that the caller's connection has not taken yet."""
+        return self.pending_bytes + (self.link.backlog_bytes if self.watched else 0)
+
+    def respond(self, message: bytes) -> bool:
+        """Sends the one response and ends the call with OK."""
+        return self.link.respond([(self, message)])[0]
+
+    @staticmethod
+    def respond_all(answers: Sequence[tuple[Call, bytes]]) -> list[bool]:
+        """Answers many calls, with one write a connection.
+
+        Returns:
+            For each whether its caller was still there.
+        """
+        by_link: dict[Link, list[tuple[Call, bytes]]] = {}
+        for answer in answers:
+            link = answer[0].link
+            group = by_link.get(link)
+            if group is None:
+                by_link[link] = [answer]
+            else:
+                group.append(answer)
+        if len(by_link) == 1:
+            return answers[0][0].link.respond(answers)
+        sent: dict[Call, bool] = {}
+        for link, group in by_link.items():
+            arrived = link.respond(group)
+            for (call, _), reached in zip(group, arrived, strict=True):
+                sent[call] = reached
+        return [sent[call] for call, _ in answers]
+
+    def send(self, message: bytes) -> bool:
+        """Sends one message of a stream of responses."""
+        return self.link.send(self, compressed(message, self.info.encoding))
+
+    def end(self, code: int = 0, message: str = "", trailers: Metadata = ()) -> bool:
+        """Ends the call with a status.
+
+        Args:
+            code: gRPC status code.
+            message: For people.
+            trailers: Trailing metadata; values of names in -bin are bytes, not encoded.
+        """
+        return self.link.end(self, status_trailers(code, message, tuple(trailers)))
+
+    def pause(self) -> None:
+        """Takes no further message until ``resume``; flow control makes the caller wait."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Takes messages again."""
+        if self.paused:
+            self.link.resume(self)
+
+    # For ``Link``, with its lock held.
+
+    def take(self, data: bytes) -> list[bytes]:
+        """Adds what came to what is held; the messages that are whole by that.
+
+        Raises:
+            GrpcError: If a message is too large or damaged.
+        """
+        if self.parts is None:
+            self.parts = []
+        self.parts.append(data)
+        self.held += len(data)
+        whole: list[bytes] = []
+        while self.held >= PREFIX_BYTES:
+            if not self.expected:
+                self._expect()
+            if self.held < self.expected:
+                break
+            whole.append(self._cut())
+        return whole
+
+    def _expect(self) -> None:
+        """Reads the prefix of the next message."""
+        assert self.parts is not None
+        if len(self.parts[0]) < PREFIX_BYTES:
+            self.parts = [b"".join(self.parts)]
+        prefix = self.parts[0]
+        if prefix[0] > 1:
+            raise GrpcError(INVALID_ARGUMENT, "request: expected a gRPC message, got another")
+        length = int.from_bytes(prefix[1:PREFIX_BYTES], "big")
+        limit = self.info.route.max_message_bytes
+        if length > limit:  # compressed ones are not longer than what they expand to, or nearly so
+            raise GrpcError(RESOURCE_EXHAUSTED, too_large(length, limit))
+        self.expected = PREFIX_BYTES + length
+
+    def _cut(self) -> bytes:
+        """Takes the first message out of what is held."""
+        assert self.parts is not None
+        data = b"".join(self.parts) if len(self.parts) > 1 else self.parts[0]
+        size, self.expected = self.expected, 0
+        rest = data[size:]
+        self.parts, self.held = ([rest] if rest else None), len(rest)
+        body = data[PREFIX_BYTES:size]
+        if data[0]:
+            body = decompressed(body, self.info.encoding, self.info.route.max_message_bytes)
+        return body
+
+    def release(self) -> int:
+        """Drops what is held; how many bytes that was."""
+        held, self.parts, self.held, self.expected = self.held, None, 0, 0
+        if self.waiting:
+            held += sum([len(message) for message in self.waiting])
+            self.waiting = None
+        return held
