@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from service.http2.connection import Stream
 from service.http2.messages import (
     INVALID_ARGUMENT,
     PREFIX_BYTES,
@@ -18,6 +18,7 @@ from service.http2.messages import (
     status_trailers,
     too_large,
 )
+from service.http2.sending import Stream
 
 if TYPE_CHECKING:
     from service.http2.link import Link
@@ -37,7 +38,7 @@ class Call(Stream):
         state: Whatever the method wants to remember.
     """
 
-    received: float  # type: ignore[assignment]
+    received: float
     deadline: float | None = None
     message = b""
     cancelled = False
@@ -58,7 +59,7 @@ class Call(Stream):
     blocked_bytes = 0
     blocked_since = 0.0
     # Of a stream: whole messages that wait for ``resume``; whether one was sent back; the head.
-    waiting: list[bytes] | None = None
+    waiting: deque[bytes]
     paused = False
     half_closed = False
     began_answer = False
@@ -185,7 +186,7 @@ class Call(Stream):
     def release(self) -> int:
         """Drops what is held; how many bytes that was."""
         held, self.parts, self.held, self.expected = self.held, None, 0, 0
-        if self.waiting:
+        if self.receiver is not None:
             held += sum([len(message) for message in self.waiting])
-            self.waiting = None
+            self.waiting.clear()
         return held

@@ -1,7 +1,7 @@
 """One HTTP/2 connection of a server, without I/O: bytes in, events out; answers in, bytes out.
 
-``Connection.receive`` takes what came from the peer and returns what happened; ``take_output`` gives
-what is to be sent. Not thread-safe. Source of every rule: RFC 9113.
+``Connection.receive`` takes what came from the peer and returns what happened; ``take_output``
+gives what is to be sent. Not thread-safe. Source of every rule: RFC 9113.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.http2 import frames
-from service.http2.flood import FloodGauge
 from service.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW,
@@ -33,6 +32,7 @@ from service.http2.frames import (
     settings_payload,
 )
 from service.http2.headers import Head, HeaderDecoder, trailers_problem
+from service.http2.sending import DATA, END, REQUEST, RESET, Event, Sender, Stream
 
 # Streams that were reset here and of which the peer may still be sending: their frames are ignored.
 MAX_RESET_REMEMBERED = 4096
@@ -45,46 +45,6 @@ TINY_BYTES = 64
 # The payload of the PING that tells when the peer has seen the first GOAWAY.
 DRAIN_PING = b"goodbye\0"
 
-# Kinds of events: a request's headers came (the event's data is None), a part of its body, the end
-# of the stream from the peer, its reset by either side; everything that was queued was let out.
-REQUEST, DATA, END, RESET, FLUSHED = range(5)
-# Kind, stream, bytes of a DATA event.
-Event = tuple[int, Any, bytes]
-
-
-class Stream:
-    """One request and its answer. The layer above may derive its own class from it.
-
-    What few streams need has its default on the class, so that making one stays cheap.
-
-    Attributes:
-        id: Stream identifier.
-        head: The request's headers.
-        receive_window: Bytes that the peer may still send.
-        send_extra: What WINDOW_UPDATE has added to the peer's initial window, less what was sent.
-        body_bytes: Of its request so far.
-        remote_closed: The peer has ended its side.
-        local_closed: This side has ended, or will when ``pending`` is empty.
-        closed: Nothing is sent or received any more.
-        pending: What waits for the peer's flow control: body, then perhaps trailers; None when
-            nothing ever did.
-        pending_bytes: Of body.
-    """
-
-    receive_window = DEFAULT_WINDOW
-    send_extra = 0
-    body_bytes = 0
-    remote_closed = False
-    local_closed = False
-    closed = False
-    pending: deque[memoryview] | None = None
-    pending_trailers: bytes | None = None
-    pending_bytes = 0
-
-    def __init__(self, stream_id: int, head: Head) -> None:
-        self.id = stream_id
-        self.head = head
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionLimits:
@@ -92,8 +52,8 @@ class ConnectionLimits:
 
     Attributes:
         streams: Requests at the same time (SETTINGS_MAX_CONCURRENT_STREAMS).
-        window_bytes: Of the whole connection (flow control). To be no less than what all streams
-            may send at the same time, or they wait for each other.
+        window_bytes: On their way on the whole connection (flow control). What is here already does
+            not count: windows of streams bound that, and streams do not wait for each other.
         header_list_bytes: Of one request's headers, as announced; requests with more have to be
             refused by the layer above.
         header_block_bytes: Encoded headers of one request; and four times that, expanded: more ends
@@ -101,12 +61,12 @@ class ConnectionLimits:
     """
 
     streams: int = 256
-    window_bytes: int = 2**25
+    window_bytes: int = 2**24
     header_list_bytes: int = 2**14
     header_block_bytes: int = 2**14
 
 
-class Connection:
+class Connection(Sender):
     """The server's side of one connection.
 
     Args:
@@ -118,44 +78,35 @@ class Connection:
         last_stream_id: The highest that the peer has begun.
         closed: The connection has ended with GOAWAY; there may be output left.
         error: Why it has, where that was the peer's fault.
-        pending_bytes: Of bodies, of all streams, that wait for the peer's flow control.
-        answered_ping: Counts acknowledged pings.
     """
 
     def __init__(
         self, limits: ConnectionLimits, make_stream: Callable[[int, Head], Any] = Stream
     ) -> None:
+        super().__init__()
         self.streams: dict[int, Any] = {}
         self.last_stream_id = 0
         self.closed = False
         self.error: Http2Error | None = None
-        self.pending_bytes = 0
-        self.answered_pings = 0
         self._limits = limits
         self._make_stream = make_stream
         self._decoder = HeaderDecoder(4 * limits.header_block_bytes)
-        self._flood = FloodGauge()
         self._buffer = b""
         self._greeted = False  # the preface came
         self._settled = False  # and the SETTINGS behind it
         self._receive_window = limits.window_bytes
         self._unacknowledged = 0
-        self._send_window = DEFAULT_WINDOW
-        self._peer_window = DEFAULT_WINDOW
-        self._peer_frame_bytes = DEFAULT_FRAME_BYTES
         # HEADERS whose block goes on in CONTINUATION frames: stream, flags, parts of the block.
         self._unfinished: tuple[int, int, list[bytes]] | None = None
         self._reset: dict[int, None] = {}
         self._gaps: deque[tuple[int, int]] = deque(maxlen=MAX_GAPS_REMEMBERED)
-        self._blocked: dict[int, Any] = {}
         self._refuse_after = MAX_STREAM_ID
-        self._draining = False
-        self._events: list[Event] = []
+        self._draining = self._peer_leaves = False
         settings = {
             Setting.MAX_CONCURRENT_STREAMS: limits.streams,
             Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
         }
-        self._out: list[bytes | memoryview] = [
+        self._out += [
             frame(frames.SETTINGS, 0, 0, settings_payload(settings)),
             _window_update(0, limits.window_bytes - DEFAULT_WINDOW),
         ]
@@ -177,16 +128,6 @@ class Connection:
     def is_greeted(self) -> bool:
         """Whether the peer's preface and first SETTINGS have come."""
         return self._settled
-
-    @property
-    def blocked(self) -> list[Any]:
-        """Streams whose answers wait for the peer's flow control."""
-        return list(self._blocked.values())
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether the peer was asked to go."""
-        return self._draining
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """What the peer's bytes mean.
@@ -214,14 +155,9 @@ class Connection:
     def _receive(self, data: bytes) -> None:
         position, size = 0, len(data)
         if not self._greeted:
-            if data[:24] != PREFACE[: min(size, 24)]:
-                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "expected the preface of HTTP/2")
-            if size < len(PREFACE):
-                self._buffer = data
-                return
-            self._greeted, position = True, len(PREFACE)
+            position = self._greet(data)
         unpack, handlers = FRAME_HEADER.unpack_from, self._handlers
-        while size - position >= FRAME_HEADER_BYTES:
+        while self._greeted and size - position >= FRAME_HEADER_BYTES:
             high, low, kind, flags, stream_id = unpack(data, position)
             length = high << 16 | low
             if length > DEFAULT_FRAME_BYTES:
@@ -244,6 +180,13 @@ class Connection:
             if self._flood.is_spent:  # not to work through the rest of a flood
                 break
         self._buffer = data[position:]
+
+    def _greet(self, data: bytes) -> int:
+        """Where the frames begin: behind the preface, once that has come."""
+        if data[: len(PREFACE)] != PREFACE[: len(data)]:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "expected the preface of HTTP/2")
+        self._greeted = len(data) >= len(PREFACE)
+        return len(PREFACE) if self._greeted else 0
 
     def _settle(self, kind: int, flags: int) -> None:
         if kind != frames.SETTINGS or flags & frames.ACK:
@@ -425,9 +368,7 @@ class Connection:
         if key == Setting.INITIAL_WINDOW_SIZE:
             largest = max([s.send_extra for s in self.streams.values()], default=0)
             if value > MAX_WINDOW or value + largest > MAX_WINDOW:
-                raise Http2Error(
-                    ErrorCode.FLOW_CONTROL_ERROR, "an initial window that is too large"
-                )
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "an initial window that is too big")
             self._peer_window = value
             self._flush_blocked()
         elif key == Setting.MAX_FRAME_SIZE:
@@ -449,7 +390,6 @@ class Connection:
             self._flood.nuisance()
             self._out.append(frame(frames.PING, frames.ACK, 0, payload))
             return
-        self.answered_pings += 1
         if payload == DRAIN_PING and self._draining:
             self.refuse_new()
 
@@ -460,7 +400,7 @@ class Connection:
         if len(payload) < 8:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY of less than 8 bytes")
         self._flood.nuisance()
-        self._draining = True
+        self._peer_leaves = True
 
     def _on_window_update(self, _: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -487,86 +427,6 @@ class Connection:
             stream.send_extra += increment
             if stream.pending_bytes:
                 self._go_on(stream)
-
-    # Answers
-
-    def respond(self, stream: Any, head: bytes, body: bytes, trailers: bytes) -> bool:
-        """Answers a request with one piece of body, all at once; False if it is closed already.
-
-        Args:
-            stream: Of the request.
-            head: Encoded headers.
-            body: With whatever prefix it needs.
-            trailers: Encoded trailers.
-        """
-        if stream.closed:
-            return False
-        size = len(body)
-        fits = (
-            size <= self._peer_frame_bytes
-            and size <= self._send_window
-            and size <= self._peer_window + stream.send_extra
-        )
-        if not fits:
-            self.send_headers(stream, head)
-            self.send_data(stream, body)
-            return self.send_trailers(stream, trailers)
-        self._send_window -= size
-        stream.send_extra -= size
-        stream_id, pack = stream.id, FRAME_HEADER.pack
-        self._out += (
-            pack(0, len(head), 1, END_HEADERS, stream_id),
-            head,
-            pack(size >> 16, size & 0xFFFF, 0, 0, stream_id),
-            body,
-            pack(0, len(trailers), 1, END_HEADERS | END_STREAM, stream_id),
-            trailers,
-        )
-        self._flood.useful()
-        self._end_local(stream)
-        return True
-
-    def send_headers(self, stream: Any, block: bytes, *, end: bool = False) -> bool:
-        """Begins an answer; with ``end`` that is all of it. False if the stream is closed."""
-        if stream.closed:
-            return False
-        self._out += self._header_frames(stream.id, block, END_STREAM if end else 0)
-        self._flood.useful()
-        if end:
-            self._end_local(stream)
-        return True
-
-    def send_data(self, stream: Any, body: bytes, *, end: bool = False) -> bool:
-        """Sends a piece of an answer, as soon as flow control lets it; False if it is closed.
-
-        Args:
-            stream: Of the request.
-            body: The piece, not empty.
-            end: Whether it is the last, and no trailers follow.
-        """
-        if stream.closed:
-            return False
-        if stream.pending is None:
-            stream.pending = deque()
-        stream.pending.append(memoryview(body))
-        stream.pending_bytes += len(body)
-        stream.local_closed = end
-        self.pending_bytes += len(body)
-        self._flood.useful()
-        self._flush(stream)
-        return True
-
-    def send_trailers(self, stream: Any, block: bytes) -> bool:
-        """Ends an answer, behind what waits of it; False if the stream is closed."""
-        if stream.closed:
-            return False
-        stream.local_closed = True
-        if stream.pending_bytes:
-            stream.pending_trailers = block
-        else:
-            self._out += self._header_frames(stream.id, block, END_STREAM)
-            self._end_local(stream)
-        return True
 
     def grant(self, stream: Any, increment: int) -> None:
         """Lets the peer send more of a request."""
@@ -604,9 +464,9 @@ class Connection:
             self._out.append(_goaway(self.last_stream_id, ErrorCode.NO_ERROR))
 
     @property
-    def refuses_new(self) -> bool:
-        """Whether ``refuse_new`` was called: what is open now is all there will be."""
-        return self._refuse_after != MAX_STREAM_ID
+    def is_finished(self) -> bool:
+        """Whether no further stream will be opened: either side has said so for good."""
+        return self._refuse_after != MAX_STREAM_ID or self._peer_leaves
 
     def close(self, code: ErrorCode, message: str = "") -> list[Event]:
         """Ends the connection; returns the RESET events of its streams."""
@@ -614,70 +474,6 @@ class Connection:
             self._close(code, message)
         events, self._events = self._events, []
         return events
-
-    def take_output(self) -> bytes:
-        """What is to be sent now."""
-        out, self._out = self._out, []
-        return b"".join(out)
-
-    @property
-    def has_output(self) -> bool:
-        """Whether ``take_output`` would return anything."""
-        return bool(self._out)
-
-    def _header_frames(self, stream_id: int, block: bytes, flags: int) -> list[bytes]:
-        size = self._peer_frame_bytes
-        if len(block) <= size:
-            return [frame(frames.HEADERS, flags | END_HEADERS, stream_id, block)]
-        parts = [block[first : first + size] for first in range(0, len(block), size)]
-        out = [frame(frames.HEADERS, flags, stream_id, parts[0])]
-        out += [frame(frames.CONTINUATION, 0, stream_id, part) for part in parts[1:-1]]
-        return [*out, frame(frames.CONTINUATION, END_HEADERS, stream_id, parts[-1])]
-
-    def _flush(self, stream: Any) -> None:
-        """Sends what flow control lets out of a stream."""
-        pending, stream_id = stream.pending, stream.id
-        while pending:
-            window = min(self._send_window, self._peer_window + stream.send_extra)
-            body = pending[0]
-            size = min(len(body), window, self._peer_frame_bytes)
-            if size <= 0 and body:
-                self._blocked[stream_id] = stream
-                return
-            self._send_window -= size
-            stream.send_extra -= size
-            stream.pending_bytes -= size
-            self.pending_bytes -= size
-            if size == len(body):
-                pending.popleft()
-            else:
-                pending[0] = body[size:]
-                body = body[:size]
-            is_last = stream.local_closed and not pending and stream.pending_trailers is None
-            flags = END_STREAM if is_last else 0
-            self._out += (
-                FRAME_HEADER.pack(size >> 16, size & 0xFFFF, frames.DATA, flags, stream_id),
-                body,
-            )
-        self._blocked.pop(stream_id, None)
-        if stream.pending_trailers is not None:
-            self._out += self._header_frames(stream_id, stream.pending_trailers, END_STREAM)
-        if stream.local_closed:
-            self._end_local(stream)
-
-    def _flush_blocked(self) -> None:
-        """Goes on with streams that waited for a window, the one that waited longest first."""
-        for stream in list(self._blocked.values()):
-            if self._send_window <= 0:
-                return
-            self._blocked.pop(stream.id)  # behind the others, if it must wait again
-            self._go_on(stream)
-
-    def _go_on(self, stream: Any) -> None:
-        """Sends more of a stream that had to wait."""
-        self._flush(stream)
-        if not stream.pending_bytes:
-            self._events.append((FLUSHED, stream, b""))
 
     def _end_local(self, stream: Any) -> None:
         """This side has ended; a peer that goes on sending is told not to. Source: section 8.1."""

@@ -7,17 +7,17 @@ from service.http2.frames import ErrorCode, Http2Error
 # Frames that ask for nothing, in one go, and each second on top of that.
 BURST = 1_000.0
 PER_SECOND = 50.0
-# What an answer, or a message of one, makes up for: callers acknowledge SETTINGS, measure round-trip
-# times with PING, open windows and cancel calls in proportion to what they are sent.
+# What an answer, or a message of one, makes up for: callers measure round-trip times with PING,
+# open windows and cancel calls in proportion to what they are sent.
 PER_ANSWER = 4.0
 
 
 class FloodGauge:
     """A bucket of allowance: nuisances take from it, time and useful work give back.
 
-    Rapid resets, PING, SETTINGS, PRIORITY, empty and tiny DATA, tiny WINDOW_UPDATE, frames of unknown
-    type and refused requests are all one kind of nuisance: each costs this side about as much as it
-    costs its sender, and asks for nothing. Source: RFC 9113, section 10.5; CVE-2023-44487.
+    Rapid resets, PING, SETTINGS, PRIORITY, empty and tiny DATA, tiny WINDOW_UPDATE, frames of
+    unknown type and refused requests are all one kind of nuisance: each costs this side about as
+    much as its sender, and asks for nothing. Source: RFC 9113, section 10.5; CVE-2023-44487.
     """
 
     def __init__(self) -> None:

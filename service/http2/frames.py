@@ -27,7 +27,7 @@ MAX_FRAME_BYTES = 2**24 - 1
     GOAWAY,
     WINDOW_UPDATE,
     CONTINUATION,
-) = range(10)  # noqa: E501 - one line, as in the table of section 6
+) = range(10)
 
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4

@@ -1,5 +1,4 @@
-"""What callers are held to. Those that a server's settings decide are given; the rest are constants
-of the field, each with its reason."""
+"""What callers are held to."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ class Limits:
             or the new one is closed.
         streams: Calls of one connection at the same time; the caller's library makes more wait.
         metadata_bytes: Of one call, counted as HTTP/2 counts a header list.
-        reserved_bytes: Requests of more than 64 KiB on one connection whose bytes may be on their way
-            at the same time; the others wait for their turn (flow control), one always goes on. With
-            64 KiB for each other stream it bounds what a connection can make the server hold.
+        reserved_bytes: Of requests of more than 64 KiB that one connection may send at the same
+            time; others wait for their turn (flow control), one always goes on. With 64 KiB for
+            each other call it bounds what a connection can make the server hold.
         held_bytes: Of requests that have not come whole, of all connections together: over it, the
             connection that holds the most loses the call that holds the most.
         unread_bytes: Answers that one connection has not taken: over it, its new calls are refused;
@@ -29,8 +28,8 @@ class Limits:
         idle_s: After which a connection without a call is asked to go.
         keepalive_s: Of silence, after which a caller is pinged.
         keepalive_timeout_s: For the answer to that.
-        connection_age_s: After which a connection is asked to go, give or take a tenth, so that load
-            spreads over new servers; 0 never.
+        connection_age_s: After which a connection is asked to go, give or take a tenth, so that
+            load spreads over new servers; 0 never.
         connection_grace_s: What its calls get then.
     """
 

@@ -73,7 +73,7 @@ class RequestInfo:
         http_status: The HTTP status to refuse it with, for it is no gRPC; None where it is.
         error: How else to end it, or None.
         response_head: Encoded headers of its answer.
-        route: Whatever answers its path; None for an unknown one.
+        route: What answers its path; None for an unknown one.
     """
 
     __slots__ = (
@@ -83,7 +83,7 @@ class RequestInfo:
 
     def __init__(self, head: Head, routes: dict[str, Any], max_list_bytes: int) -> None:
         self.path = head.path.decode("latin-1")
-        self.route = routes.get(self.path)
+        self.route: Any = routes.get(self.path)
         self.metadata: Metadata = ()
         self.timeout_s: float | None = None
         self.encoding = "identity"

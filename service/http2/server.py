@@ -15,11 +15,11 @@ import os
 import select
 import socket
 import ssl
-import stat
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from service.http2.call import Call
@@ -76,9 +76,6 @@ class Server:
         self.routes = dict(routes)
         self.hooks = hooks
         self.limits = limits or Limits()
-        self.largest_window = sum(
-            sorted(getattr(route, "window_bytes", 0) for route in self.routes.values())[-1:]
-        )
         self.is_stopping = False
         self._path = host.removeprefix(UNIX) if host.startswith(UNIX) else ""
         self._listeners = {sock.fileno(): sock for sock in _listen(host, port)}
@@ -295,10 +292,14 @@ class Server:
     def _relieve_memory(self) -> None:
         work = Work()
         while self._held > self.limits.held_bytes and self._links:
-            largest = max(self._links.values(), key=lambda link: link.held_bytes)
-            if not largest.held_bytes:
+            largest = max(self._links.values(), key=lambda link: link.intake.held_bytes)
+            if not largest.intake.held_bytes:
                 break
-            largest.drop_largest(work)
+            with largest.lock:
+                dropped = largest.intake.drop_largest(work)
+                largest.flush()
+            if not dropped:
+                largest.abandon(ErrorCode.ENHANCE_YOUR_CALM, "too many unfinished requests")
         work.do()
 
     def _accept(self, listener: socket.socket, now: float) -> None:
@@ -354,19 +355,17 @@ class Server:
         except OSError:  # the caller has left
             sock.close()
             return
-        link = self._adopt(sock, tls, peer, now)
-        work = Work()
-        link.take(b"", now, work)  # what came behind the handshake
-        work.do()
+        self._adopt(sock, tls, peer, now)
 
-    def _adopt(self, sock: socket.socket, tls: TlsStream | None, peer: str, now: float) -> Link:
+    def _adopt(self, sock: socket.socket, tls: TlsStream | None, peer: str, now: float) -> None:
         link = Link(self, sock, peer, tls, now)
         self._links[sock.fileno()] = link
         self._epoll.register(sock.fileno(), READABLE)
-        link.start()
+        work = Work()
+        link.take(b"", now, work)  # what came behind a handshake; sends the first frames
+        work.do()
         if self.is_stopping:
             link.drain(now)
-        return link
 
     def _begin_drain(self) -> None:
         self.is_stopping = True
@@ -386,7 +385,7 @@ class Server:
             listener.close()
         if self._path:
             with contextlib.suppress(OSError):
-                os.unlink(self._path)
+                Path(self._path).unlink()
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
@@ -412,8 +411,8 @@ def _listen(host: str, port: int) -> list[socket.socket]:
 
 def _listen_unix(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):  # left by a process that is gone
-            os.unlink(path)
+        if Path(path).is_socket():  # left by a process that is gone
+            Path(path).unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import socket
@@ -77,10 +78,8 @@ class TlsStream:
 
     def farewell(self) -> bytes:
         """What tells the peer that nothing follows."""
-        try:
+        with contextlib.suppress(ssl.SSLError):  # it wants the peer's, which nobody waits for
             self._tls.unwrap()
-        except ssl.SSLError:  # it wants the peer's, which nobody waits for
-            pass
         return self.take_output()
 
 
@@ -144,7 +143,7 @@ class Handshakes:
             for descriptor, _ in self._epoll.poll(min(0.5, self._timeout_s / 4)):
                 pending = self._pending.get(descriptor)
                 if pending is not None:
-                    self._go_on(descriptor, pending)
+                    self._go_on(pending)
             now = time.monotonic()
             if now - looked > self._timeout_s / 4:
                 looked = now
@@ -156,7 +155,7 @@ class Handshakes:
             self._drop(pending)
         self._epoll.close()
 
-    def _go_on(self, descriptor: int, pending: _Pending) -> None:
+    def _go_on(self, pending: _Pending) -> None:
         try:
             data = pending.sock.recv(READ_BYTES)
             done = bool(data) and pending.tls.handshake(data)

@@ -1,0 +1,304 @@
+"""The requests of one connection: refused by their headers, or assembled and handed over.
+
+Everything here runs on the loop's thread with the link's lock held, unless a method says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from service.http2.call import Call
+from service.http2.connection import Connection
+from service.http2.frames import DEFAULT_WINDOW
+from service.http2.messages import (
+    CANCELLED,
+    DEADLINE_EXCEEDED,
+    INVALID_ARGUMENT,
+    PREFIX_BYTES,
+    RESOURCE_EXHAUSTED,
+    RESPONSE_HEAD,
+    UNAVAILABLE,
+    GrpcError,
+    RequestInfo,
+    http_refusal,
+    status_trailers,
+)
+from service.http2.sending import END, FLUSHED, REQUEST, RESET, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from service.http2.link import Link
+    from service.http2.server import Server
+    from service.http2.work import Work
+
+# While the server stops: for a request to come whole.
+DRAIN_PATIENCE_S = 3.0
+
+
+class Intake:
+    """Takes events of a connection, and finds calls for the loop to hand over.
+
+    Args:
+        link: The connection's socket and answers.
+        connection: Its protocol.
+        server: Knows routes, hooks and limits.
+
+    Attributes:
+        held_bytes: Of requests that have not come whole, or that a stream has not taken.
+    """
+
+    def __init__(self, link: Link, connection: Connection, server: Server) -> None:
+        self.held_bytes = 0
+        self._link = link
+        self._connection = connection
+        self._server = server
+        # Unary calls whose request has not come whole, the oldest first.
+        self._arriving: dict[int, Call] = {}
+        # Bytes of requests whose callers may send all of them; calls that wait for that.
+        self._reserved = 0
+        self._unreserved: deque[Call] = deque()
+
+    def take(self, events: Iterable[Event], now: float, work: Work) -> None:
+        """Does what events ask for."""
+        for kind, call, body in events:
+            if kind == REQUEST:
+                self._on_request(call, now, work)
+            elif kind == RESET:
+                self._on_reset(call, work)
+            elif kind == FLUSHED:
+                self._link.tell_sent(work)
+            elif call.closed:
+                continue
+            elif call.id in self._arriving:
+                self._on_unary(call, body, now, work, ended=kind == END)
+            elif call.receiver is not None:
+                self._on_stream(call, body, work, ended=kind == END)
+
+    def _on_request(self, call: Call, now: float, work: Work) -> None:
+        head, server = call.head, self._server
+        info = head.info
+        if info is None:
+            info = head.info = RequestInfo(head, server.routes, server.limits.metadata_bytes)
+        call.info, call.link, call.received = info, self._link, now
+        if info.timeout_s is not None:
+            call.deadline = now + info.timeout_s
+        if info.http_status is not None:
+            fields, body = http_refusal(info.http_status)
+            self._connection.send_headers(call, fields)
+            self._connection.send_data(call, body, end=True)
+        elif info.error is not None:
+            self._refuse(call, info.error, work)
+        elif self._link.unread_bytes > server.limits.unread_bytes:
+            message = "the answers on this connection are not being read; retry later"
+            self._refuse(call, GrpcError(RESOURCE_EXHAUSTED, message), work)
+        elif server.hooks is not None and not server.hooks.admit(call):
+            pass  # it was ended
+        elif info.route.is_unary:
+            self._arriving[call.id] = call
+        else:
+            self._open_stream(call, work)
+
+    def _refuse(self, call: Call, error: GrpcError, work: Work) -> None:
+        """Ends a call that no handler has seen."""
+        trailers = status_trailers(error.code, error.message, tuple(error.trailers))
+        self._connection.send_headers(call, RESPONSE_HEAD + trailers, end=True)
+        self.forget(call)
+        if call.info.route is not None and self._server.hooks is not None:
+            work.add_step(self._server.hooks.refused, call, error.code, error.message)
+
+    def _on_reset(self, call: Call, work: Work) -> None:
+        call.cancelled = True
+        if self._arriving.get(call.id) is call and self._server.hooks is not None:
+            work.add_step(self._server.hooks.refused, call, CANCELLED, "the caller left")
+        elif call.receiver is not None:
+            work.add_step(cancel, call)
+        self.forget(call)
+
+    def _on_unary(self, call: Call, body: bytes, now: float, work: Work, *, ended: bool) -> None:
+        if (
+            ended
+            and call.parts is None
+            and not call.messages
+            and len(body) >= PREFIX_BYTES
+            and not body[0]
+            and int.from_bytes(body[1:PREFIX_BYTES], "big") == len(body) - PREFIX_BYTES
+            and len(body) - PREFIX_BYTES <= call.info.route.max_message_bytes
+        ):
+            call.message = body[PREFIX_BYTES:]
+        elif not self._collect(call, body, work, ended=ended):
+            return
+        self._arriving.pop(call.id, None)
+        call.received = now
+        work.add_call(call)
+
+    def _collect(self, call: Call, body: bytes, work: Work, *, ended: bool) -> bool:
+        """Adds to a request that comes in parts; True if that makes it whole."""
+        before = call.held
+        try:
+            whole = call.take(body) if body else []
+            call.messages += len(whole)
+            if call.messages > 1 or (call.messages and call.held):
+                raise GrpcError(INVALID_ARGUMENT, "request: expected 1 message, got more")
+            if whole:
+                call.message = whole[0]
+            if ended and not call.messages:
+                got = "a part of one" if call.held else "none"
+                raise GrpcError(INVALID_ARGUMENT, f"request: expected 1 message, got {got}")
+        except GrpcError as error:
+            self._hold(call.held - before)
+            self._refuse(call, error, work)
+            return False
+        self._hold(call.held - before)
+        if not ended:
+            self._reserve(call)
+            return False
+        self._release(call)
+        return True
+
+    # Room for what is not whole
+
+    def _hold(self, size: int) -> None:
+        if size:
+            self.held_bytes += size
+            self._server.hold(size)
+
+    def _reserve(self, call: Call) -> None:
+        """Opens a call's window for the rest of its message, once it is its turn."""
+        rest = call.expected - call.held
+        if rest <= call.receive_window or call.reserved:
+            return
+        if self._reserved and self._reserved + call.expected > self._server.limits.reserved_bytes:
+            if call not in self._unreserved:
+                self._unreserved.append(call)
+            return
+        call.reserved = call.expected
+        self._reserved += call.reserved
+        self._connection.grant(call, rest - call.receive_window)
+
+    def _release(self, call: Call) -> None:
+        """A call holds nothing any more; others may have waited for that."""
+        self._hold(-call.release())
+        if call.reserved:
+            self._reserved -= call.reserved
+            call.reserved = 0
+            for _ in range(len(self._unreserved)):
+                waiting = self._unreserved.popleft()
+                if not waiting.closed:
+                    self._reserve(waiting)
+
+    def forget(self, call: Call) -> None:
+        """A call has ended."""
+        self._arriving.pop(call.id, None)
+        self._release(call)
+
+    def drop_largest(self, work: Work) -> bool:
+        """Ends the unary call that holds the most; False if none holds anything."""
+        held = max(self._arriving.values(), key=lambda call: call.held, default=None)
+        if held is None or not held.held:
+            return False
+        message = "the server holds too many unfinished requests; retry later"
+        self._refuse(held, GrpcError(RESOURCE_EXHAUSTED, message), work)
+        return True
+
+    def look(self, now: float, draining_since: float | None, work: Work) -> None:
+        """Ends calls whose request does not come whole in time.
+
+        Args:
+            now: Monotonic seconds.
+            draining_since: When the server began to stop; None while it does not.
+            work: What is to be done about it.
+        """
+        patience = self._server.limits.request_s
+        code, message = DEADLINE_EXCEEDED, f"the request did not come within {patience:g} s"
+        if draining_since is not None:
+            patience, code = DRAIN_PATIENCE_S, UNAVAILABLE
+            message = "the server is shutting down, and the request has not come whole"
+        for call in list(self._arriving.values()):
+            if now - (draining_since or call.received) > patience:
+                self._refuse(call, GrpcError(code, message), work)
+
+    # Streams of messages
+
+    def _open_stream(self, call: Call, work: Work) -> None:
+        call.receiver, call.waiting = OPENING, deque()
+        self._connection.grant(call, call.info.route.window_bytes - DEFAULT_WINDOW)
+        if call.deadline is not None:
+            self._server.add_deadline(call)
+        work.add_step(self._open, call)
+
+    def _open(self, call: Call) -> None:
+        """Without the lock."""
+        call.receiver = call.info.route.open(call)
+        if call.cancelled:
+            cancel(call)
+
+    def _on_stream(self, call: Call, body: bytes, work: Work, *, ended: bool) -> None:
+        before = call.held
+        try:
+            whole = call.take(body) if body else []
+            if ended and call.held:
+                raise GrpcError(INVALID_ARGUMENT, "request: expected a message, got a part of one")
+        except GrpcError as error:
+            self._hold(call.held - before)
+            call.cancelled = True
+            self._link.end_locked(call, status_trailers(error.code, error.message, ()))
+            work.add_step(_fail, call, error.code, error.message)
+            return
+        call.waiting += whole
+        self._hold(call.held - before + sum([len(message) for message in whole]))
+        if not ended and call.expected > call.receive_window + call.held:
+            self._connection.grant(call, call.expected - call.held - call.receive_window)
+        call.half_closed = ended
+        if whole or ended:
+            work.add_step(self.deliver, call)
+
+    def deliver(self, call: Call) -> None:
+        """Gives a stream's receiver what waits, until it pauses. Without the lock."""
+        while (
+            not (call.paused or call.closed) and (message := self._next_message(call)) is not None
+        ):
+            call.receiver.message(message)
+        if call.half_closed and not (call.waiting or call.paused or call.closed):
+            call.half_closed = False
+            call.receiver.half_closed()
+
+    def _next_message(self, call: Call) -> bytes | None:
+        """Takes a message that waits, and lets the caller send as much again. Without the lock."""
+        with self._link.lock:
+            if not call.waiting or call.receiver is None:
+                return None
+            message = call.waiting.popleft()
+            self._hold(-len(message))
+            window = call.info.route.window_bytes
+            if call.receive_window < window // 2 and not call.remote_closed:
+                self._connection.grant(call, window - call.receive_window)
+                self._link.flush()
+            return message
+
+
+class Opening:
+    """Stands for a receiver that is being made: what is told to it is told later, or never."""
+
+    def cancelled(self) -> None:
+        """The call ends before it has one; ``Intake._open`` tells it."""
+
+    def sent(self) -> None:
+        """Nothing was."""
+
+
+OPENING = Opening()
+
+
+def cancel(call: Call) -> None:
+    """Tells a stream's receiver that its caller has left."""
+    receiver, call.receiver = call.receiver, None
+    if receiver is not None:
+        receiver.cancelled()
+
+
+def _fail(call: Call, code: int, message: str) -> None:
+    receiver, call.receiver = call.receiver, None
+    if receiver is not None:
+        receiver.failed(code, message)
