@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # While the server stops: for a request to come whole.
 DRAIN_PATIENCE_S = 3.0
+# Of the body of a request that is no gRPC, before it is answered.
+MAX_IGNORED_BYTES = 2**14
 
 
 class Intake:
@@ -85,9 +87,7 @@ class Intake:
         if info.timeout_s is not None:
             call.deadline = now + info.timeout_s
         if info.http_status is not None:
-            fields, body = http_refusal(info.http_status)
-            self._connection.send_headers(call, fields)
-            self._connection.send_data(call, body, end=True)
+            self._arriving[call.id] = call  # answered at its end: it may yet be malformed
         elif info.error is not None:
             self._refuse(call, info.error, work)
         elif self._link.unread_bytes > server.limits.unread_bytes:
@@ -100,18 +100,29 @@ class Intake:
         else:
             self._open_stream(call, work)
 
+    def _refuse_http(self, call: Call, status: int) -> None:
+        """Ends a request that is no gRPC."""
+        fields, body = http_refusal(status)
+        self._connection.send_headers(call, fields)
+        self._connection.send_data(call, body, end=True)
+        self.forget(call)
+
     def _refuse(self, call: Call, error: GrpcError, work: Work) -> None:
         """Ends a call that no handler has seen."""
         trailers = status_trailers(error.code, error.message, tuple(error.trailers))
         self._connection.send_headers(call, RESPONSE_HEAD + trailers, end=True)
         self.forget(call)
-        if call.info.route is not None and self._server.hooks is not None:
-            work.add_step(self._server.hooks.refused, call, error.code, error.message)
+        self._tell_refused(call, error.code, error.message, work)
+
+    def _tell_refused(self, call: Call, code: int, message: str, work: Work) -> None:
+        known = call.info.route is not None and call.info.http_status is None
+        if known and self._server.hooks is not None:
+            work.add_step(self._server.hooks.refused, call, code, message)
 
     def _on_reset(self, call: Call, work: Work) -> None:
         call.cancelled = True
-        if self._arriving.get(call.id) is call and self._server.hooks is not None:
-            work.add_step(self._server.hooks.refused, call, CANCELLED, "the caller left")
+        if self._arriving.get(call.id) is call:
+            self._tell_refused(call, CANCELLED, "the caller left", work)
         elif call.receiver is not None:
             work.add_step(cancel, call)
         self.forget(call)
@@ -121,12 +132,17 @@ class Intake:
             ended
             and call.parts is None
             and not call.messages
+            and call.info.http_status is None
             and len(body) >= PREFIX_BYTES
             and not body[0]
             and int.from_bytes(body[1:PREFIX_BYTES], "big") == len(body) - PREFIX_BYTES
             and len(body) - PREFIX_BYTES <= call.info.route.max_message_bytes
         ):
             call.message = body[PREFIX_BYTES:]
+        elif call.info.http_status is not None:
+            if ended or call.body_bytes > MAX_IGNORED_BYTES:
+                self._refuse_http(call, call.info.http_status)
+            return
         elif not self._collect(call, body, work, ended=ended):
             return
         self._arriving.pop(call.id, None)

@@ -211,7 +211,10 @@ class Link:
         """Sends what there is; the lock must be held."""
         data = self._connection.take_output() if self._connection.has_output else b""
         if self._tls is not None:
-            data = self._tls.encrypt(data)
+            try:
+                data = self._tls.encrypt(data)
+            except ssl.SSLError:  # either side has ended it
+                return
         if not data or self.is_closed:
             return
         sent = 0
