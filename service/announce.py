@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
 
+from service.addresses import socket_address
 from service.config import ServerConfig
-from service.model import ServedModel
 from service.security.access import Access
-from service.transports import socket_address
+from service.serving.model import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ def announce(
     grpc_port: int,
     http_port: int,
     instances: int,
+    batch_images: int,
     transport: str,
     access: Access,
     seconds: float,
@@ -33,18 +35,20 @@ def announce(
         grpc_port: The port really bound.
         http_port: The port really bound.
         instances: Inferences at the same time.
-        transport: What carries Classify, and why.
+        batch_images: Images in a batch of small requests, as measured at warm-up.
+        transport: What carries RPCs.
         access: Who may call.
         seconds: From the start of the process to SERVING.
     """
     address = socket_address(_reachable(config.host), grpc_port)
     http = socket_address(_reachable(config.http_host or config.host), http_port)
     fields = {
-        "model": f"{model.ref.name} version {model.ref.version}",
-        "sha256": model.ref.sha256,
-        "precision": model.ref.precision,
-        "provider": f"{model.ref.execution_provider} ({model.engine.reason})",
+        "model": f"{model.name} version {model.version}",
+        "sha256": model.sha256,
+        "precision": model.precision,
+        "provider": f"{model.provider} ({model.engine.reason})",
         "inference": f"{instances} x {config.intra_op_threads} thread(s)",
+        "batch": f"{batch_images} images",
         "transport": transport,
         "access": access.summary(),
         "grpc": address,
@@ -56,7 +60,8 @@ def announce(
         logger.info("SERVING", extra={"fields": fields})
     else:
         logger.info("SERVING")
-        print("\n".join(f"{key:>12}  {value}" for key, value in fields.items()), flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads, or it is closed
+            print("\n".join(f"{key:>12}  {value}" for key, value in fields.items()), flush=True)
 
 
 def _reachable(host: str) -> str:

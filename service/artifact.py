@@ -6,6 +6,7 @@ SHA-256 of every other one, and a detached signature may stand beside it. See do
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import io
@@ -40,6 +41,12 @@ MAX_GOLDEN_BYTES = 4 * 2**20
 # Kernels differ between CPUs (AVX2, AVX-512) in the last bits; far below what a caller can see.
 # In int8 such a bit can round an activation to the next integer.
 GOLDEN_TOLERANCE = {"fp32": 1e-5, "int8": 0.02}
+# Reading fails with one of these because of the file. All other errors, such as of too many open
+# files, of the disk or of a network volume, say nothing about the version.
+ERRORS_OF_A_FILE = (
+    errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 MANIFEST_FIELDS = (
     "name", "version", "precision", "files", "labels", "input", "opset", "training", "dataset",
     "accuracy", "parity", "tools", "source_commit", "created",
@@ -135,6 +142,7 @@ def load_artifact(folder: Path, public_key: Path | None = None) -> Artifact:
     Raises:
         ArtifactError: Naming the first thing that does not hold.
         KeyFileError: If the key itself can not be used.
+        OSError: If a file can not be read for a reason that is not its own.
     """
     signed = _read(folder / MANIFEST)
     if public_key is not None:
@@ -241,7 +249,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path.name}: {error.strerror}") from None
+        if error.errno in ERRORS_OF_A_FILE:
+            raise ArtifactError(f"{path.name}: {error.strerror}") from None
+        raise
 
 
 def model_opset(model: bytes) -> int:
@@ -306,7 +316,8 @@ def read_golden(data: bytes) -> Golden:
             # A member that is no array comes as its bytes.
             loaded = {name: np.asarray(arrays[name]) for name in expected}
         count = len(loaded["labels"])
-    except Exception as error:  # numpy and zipfile raise many types on damaged files
+    # numpy and zipfile raise many types on damaged files, MemoryError for too large a shape.
+    except Exception as error:
         raise ArtifactError(f"{GOLDEN}: unreadable: {error}") from None
     for name, (dtype, shape) in expected.items():
         array = loaded[name]

@@ -20,7 +20,6 @@ usage: digits COMMAND ...
   digits info                    tell which model a server serves
   digits health                  ask a server for its health, for scripts and probes
   digits top                     watch a running server in the terminal
-  digits tune                    find this machine's best settings, write them as an env file
 
 Each explains itself: digits COMMAND --help. Exit status: 0 done, 1 failed, 2 misused; digits
 health has its own.
@@ -32,10 +31,9 @@ COMMANDS = {
     "info": ("service.info_command", "info"),
     "health": ("service.health_command", "health"),
     "top": ("service.top", "top"),
-    "tune": ("service.tune", "tune"),
 }
 # What a command needs beyond the bare install.
-EXTRAS = {"top": "top", "tune": "cpu"}
+EXTRAS = {"top": "top"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Every setting of the server, declared once: default, bounds, help, flag, variable, README row.
 
-Precedence: default < env file < environment variable < flag. Unknown names are errors; all errors
+Precedence: default < environment variable < flag. Unknown names are errors; all errors
 are reported together.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 ENV_PREFIX = "DIGITS_"
@@ -75,19 +74,15 @@ class ServerConfig:
         choices=("auto", "cpu", "cuda"),
     )
     transport: str = _setting(
-        "auto",
-        "what carries Classify; auto is native when it is installed, host is loopback and there is "
-        "no TLS",
-        choices=("auto", "native", "grpcio"),
+        "http2",
+        "what carries RPCs; grpcio is for trusted callers: it bounds calls, not their bytes",
+        choices=("http2", "grpcio"),
     )
     max_batch_size: int = _setting(
         64,
-        "images in one batch at most; as many must wait before a second inference starts",
+        "images in one batch at most; the server takes fewer where a batch would take too long",
         minimum=1,
         maximum=4096,
-    )
-    max_queue_delay_ms: float = _setting(
-        0.0, "how long a batch that is not full may wait for more", minimum=0, maximum=10_000
     )
     max_queue_images: int = _setting(
         2048, "images that may wait; more are refused", minimum=1, maximum=1_000_000
@@ -109,35 +104,23 @@ class ServerConfig:
     )
     max_connections: int = _setting(
         0,
-        "grpcio connections at the same time; 0 takes half of the file descriptors, 10,000 at most",
+        "connections at the same time; 0 takes half of the file descriptors, 10,000 at most",
         minimum=0,
-        maximum=1_000_000,
-    )
-    max_calls_per_connection: int = _setting(
-        1024,
-        "calls of one connection at the same time; its caller makes more of them wait",
-        minimum=1,
         maximum=1_000_000,
     )
     keepalive_s: float = _setting(
         60.0,
-        "seconds of silence after which a caller is asked whether it still lives",
+        "idle seconds before the server sends a keepalive ping",
         minimum=1,
         maximum=86_400,
     )
     keepalive_timeout_s: float = _setting(
-        20.0, "seconds for its answer, or the connection is closed", minimum=0.1, maximum=3600
-    )
-    min_ping_interval_s: float = _setting(
-        5.0,
-        "seconds that a caller must leave between its own pings, or grpcio sends it away",
-        minimum=0.1,
-        maximum=86_400,
+        20.0, "seconds for the answer to it, or the connection is closed", minimum=0.1, maximum=3600
     )
     max_connection_age_s: float = _setting(
         0.0,
         "seconds after which a connection is asked to go, so that load spreads over new servers; "
-        "0 never asks; needs grpcio",
+        "0 never asks",
         minimum=0,
         maximum=86_400,
     )
@@ -178,7 +161,7 @@ class ServerConfig:
         "apply",
     )
     tls_cert: str = _setting(
-        "", "PEM file of the certificate chain; with it the gRPC port speaks TLS, on grpcio"
+        "", "PEM file of the certificate chain; with it the gRPC port speaks TLS"
     )
     tls_key: str = _setting("", "PEM file of its private key, unencrypted")
     tls_client_ca: str = _setting(
@@ -195,18 +178,9 @@ class ServerConfig:
         maximum=1_000_000_000,
     )
     log_format: str = _setting("text", "form of the log lines", choices=("text", "json"))
-    triton_metric_names: bool = _setting(
-        False, "export nv_inference_* as well, for autoscalers and dashboards made for Triton"
-    )
     reflection: bool = _setting(True, "serve gRPC reflection")
-    channelz: bool = _setting(
-        False, "serve channelz: who is connected, and what became of their calls; needs grpcio"
-    )
     oip: bool = _setting(
         True, "serve the Open Inference Protocol (KServe, Triton's clients) on the gRPC port"
-    )
-    env_file: str = _setting(
-        "", "file of such variables, one NAME=VALUE a line; digits tune writes one"
     )
 
     @property
@@ -239,8 +213,6 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
     errors: list[str] = []
     # Field name -> (where it was said, text), the stronger source last.
     given = {**_read_variables(environ, errors), **_read_flags(argv, errors)}
-    if given.get("env_file", ("", ""))[1]:
-        given = {**_read_env_file(Path(given["env_file"][1]), errors), **given}
     values: dict[str, Any] = {}
     for setting in settings:
         if setting.name in given:
@@ -270,10 +242,6 @@ def _contradictions(config: ServerConfig) -> list[str]:
             "--tls-client-ca: expected neither --http-classify nor --playground beside it, got "
             "one, and the HTTP port asks nobody for a certificate"
         )
-    if config.tls_cert and config.transport == "native":
-        errors.append(
-            "--transport: expected auto or grpcio beside --tls-cert, got native, which has no TLS"
-        )
     if config.rate_limit_images_per_s and not config.auth_token_file:
         errors.append(
             "--rate-limit-images-per-s: expected --auth-token-file, to tell callers by, got none"
@@ -281,38 +249,17 @@ def _contradictions(config: ServerConfig) -> list[str]:
     return errors
 
 
-def _read_variables(
-    environ: Mapping[str, str], errors: list[str], where: str = ""
-) -> dict[str, tuple[str, str]]:
+def _read_variables(environ: Mapping[str, str], errors: list[str]) -> dict[str, tuple[str, str]]:
     by_variable = {variable_name(s): s for s in fields(ServerConfig)}
     given = {}
     for name in sorted(environ):
         if not name.startswith(ENV_PREFIX) or name in FOREIGN_VARIABLES:
             continue
         if name in by_variable:
-            given[by_variable[name].name] = (where + name, environ[name])
+            given[by_variable[name].name] = (name, environ[name])
         else:
-            errors.append(f"{where}{name}: unknown variable{_kubernetes_hint(environ[name])}")
+            errors.append(f"{name}: unknown variable{_kubernetes_hint(environ[name])}")
     return given
-
-
-def _read_env_file(path: Path, errors: list[str]) -> dict[str, tuple[str, str]]:
-    """Variables of a file as ``docker --env-file`` takes it: no quotes, ``#`` begins a comment."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        errors.append(f"--env-file: {path}: {getattr(error, 'strerror', None) or error}")
-        return {}
-    environ = {}
-    for number, line in enumerate(lines, start=1):
-        name, equals, value = line.strip().partition("=")
-        if not name or name.startswith("#"):
-            continue
-        if not equals or not name.startswith(ENV_PREFIX):
-            errors.append(f"{path}:{number}: expected DIGITS_NAME=VALUE, got {line.strip()!r}")
-        else:
-            environ[name] = value
-    return _read_variables(environ, errors, where=f"{path}: ")
 
 
 def _kubernetes_hint(value: str) -> str:

@@ -7,13 +7,11 @@ error.
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,27 +29,17 @@ from prometheus_client import (
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from service.batcher import Batcher
 from service.histogram import BulkHistogram, MergedHistogram
-from service.job import Batch, Refusal
 from service.quality import Quality, Seen
-from service.triton import TritonNames
-
-if TYPE_CHECKING:
-    from service.call import Call
-    from service.model import ServedModel
-
-logger = logging.getLogger(__name__)
+from service.rpc.call import Call
+from service.rpc.recorder import Method
+from service.serving.batch import Batch
+from service.serving.batcher import Batcher
+from service.serving.model import ServedModel
+from service.serving.request import Refusal, Request
 
 # Their creation times would double the number of series; process_start_time_seconds says when.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-SERVICE = "digits.v1.DigitClassifierService"
-# Methods of the service, with the grpc_type label that go-grpc-middleware gives them.
-METHODS = {"Classify": "unary", "ClassifyStream": "bidi_stream", "GetModel": "unary"}
-# Those of every service whose calls each are one request: ``digits top``, alerts and dashboard look
-# at these. A stream carries many, and what becomes of them is in the metrics of requests.
-INFERENCE_METHODS = ("Classify", "ModelInfer")
 
 # Seconds: 50 us to the 20 s of a long deadline, about 1-2.5-5 a decade.
 LATENCY_BUCKETS = (
@@ -63,8 +51,6 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 HTTP_STATUSES = (200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503, 504)
 # Images that wait to be counted: numpy costs as much for one of them as for a hundred.
 BULK_IMAGES = 1024
-# One failing model must not fill the log.
-FAILURE_LOG_INTERVAL_S = 1.0
 
 
 class _Answers(NamedTuple):
@@ -73,9 +59,8 @@ class _Answers(NamedTuple):
     Attributes:
         batch_images: Images in the batch.
         seconds: Of inference.
-        images: In the calls that were answered with OK.
+        images: In the requests that have their result by it.
         queue_s: What each of these waited.
-        handling_s: What each took from arrival to answer, if it is an RPC of its own.
         seen: What they were answered.
     """
 
@@ -83,7 +68,6 @@ class _Answers(NamedTuple):
     seconds: float
     images: int
     queue_s: list[float]
-    handling_s: list[float]
     seen: list[Seen]
 
 
@@ -102,37 +86,30 @@ class _Before(Collector):
 class Metrics:
     """Every metric of the server, in a registry of its own.
 
+    A listener of the recorder (``RpcListener``) and of the core (``BatchListener``).
+
     Args:
-        triton_names: Whether to export Triton's ``nv_inference_*`` as well.
-        services: Methods of services beside our own, as ``METHODS`` tells them, by service.
+        methods: Every method there is.
     """
 
-    def __init__(
-        self,
-        *,
-        triton_names: bool = False,
-        services: Mapping[str, Mapping[str, str]] | None = None,
-    ) -> None:
+    def __init__(self, methods: Iterable[Method]) -> None:
         self._lock, self._counting = threading.Lock(), threading.Lock()
         self._uncounted: list[_Answers] = []
         self._uncounted_images = 0
+        self._unhandled: list[tuple[Method, list[float]]] = []
+        self._unhandled_calls = 0
         self.registry = CollectorRegistry()
-        self.registry.register(_Before(self._count_answers))  # collected in this order
+        self.registry.register(_Before(self._count))  # collected in this order
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self._rpc_metrics({SERVICE: METHODS, **(services or {})})
+        self._rpc_metrics(list(methods))
         self._batch_metrics()
         self._http_metrics()
         self._model_metrics()
         self._quality = Quality(self.registry)
-        self._triton: TritonNames | None = None
-        if triton_names:
-            self._triton = TritonNames()
-            self.registry.register(self._triton)
-        self._last_failure_log = -FAILURE_LOG_INTERVAL_S
 
-    def _rpc_metrics(self, services: Mapping[str, Mapping[str, str]]) -> None:
+    def _rpc_metrics(self, methods: Sequence[Method]) -> None:
         labels = ["grpc_type", "grpc_service", "grpc_method"]
         started = Counter(
             "grpc_server_started_total", "RPCs begun.", labels, registry=self.registry
@@ -146,27 +123,33 @@ class Metrics:
         self._started = {}
         self._handled = {}
         self._handling = {}
-        rpcs = [(name, *rpc) for name, methods in services.items() for rpc in methods.items()]
-        for service, method, kind in rpcs:
-            values = (kind, service, method)
-            self._started[service, method] = started.labels(*values)
+        for method in methods:
+            values = (method.kind, method.service, method.name)
+            self._started[method] = started.labels(*values)
             for code in StatusCode:
-                self._handled[service, method, code] = handled.labels(*values, code.name)
-            self._handling[service, method] = BulkHistogram(
+                self._handled[method, code] = handled.labels(*values, code.name)
+            self._handling[method] = BulkHistogram(
                 "grpc_server_handling_seconds",
                 "Seconds from arrival to answer.",
                 LATENCY_BUCKETS,
                 dict(zip(labels, values, strict=True)),
             )
         self.registry.register(MergedHistogram(list(self._handling.values())))
-        self._classify_started = self._started[SERVICE, "Classify"]
-        self._classify_ok = self._handled[SERVICE, "Classify", StatusCode.OK]
-        self._classify_handling = self._handling[SERVICE, "Classify"]
 
     def _batch_metrics(self) -> None:
         self._images = Counter("digits_images_total", "Images answered.", registry=self.registry)
         self._queue_images = Gauge(
             "digits_queue_images", "Images that wait for a batch.", registry=self.registry
+        )
+        self._batch_target = Gauge(
+            "digits_batch_target_images",
+            "Images that a batch of small requests takes at most, as the batcher decided.",
+            registry=self.registry,
+        )
+        self._image_cost = Gauge(
+            "digits_image_cost_seconds",
+            "Seconds that an image adds to such a batch, as measured.",
+            registry=self.registry,
         )
         self._queue_limit = Gauge(
             "digits_queue_limit_images",
@@ -188,7 +171,11 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
-        self._dropped = {refusal: dropped.labels(refusal.value) for refusal in Refusal}
+        self._dropped: dict[Refusal, Counter] = {
+            refusal: dropped.labels(refusal.value)
+            for refusal in Refusal
+            if refusal is not Refusal.INVALID
+        }
 
     def _http_metrics(self) -> None:
         self._http_requests = Counter(
@@ -213,7 +200,7 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
-        self._loads = {result: loads.labels(result) for result in ("loaded", "refused")}
+        self._loads = {result: loads.labels(result) for result in ("loaded", "refused", "failed")}
         golden_checks = Counter(
             "digits_golden_checks_total",
             "Checks of the golden digits on the engine in service.",
@@ -253,7 +240,7 @@ class Metrics:
         )
 
     def watch_queue(self, batcher: Batcher, limit: int) -> None:
-        """Reads the queue's length from the batcher at each scrape.
+        """Reads the queue's length and the batcher's decisions at each scrape.
 
         Args:
             batcher: Owns the queue.
@@ -261,57 +248,66 @@ class Metrics:
         """
         self._queue_images.set_function(lambda: batcher.queued_images)
         self._queue_limit.set(limit)
-        if self._triton is not None:
-            self._triton.watch_queue(lambda: batcher.queued_jobs)
+        self._batch_target.set_function(lambda: batcher.batch_images)
+        self._image_cost.set_function(lambda: batcher.image_cost_s)
 
     def watch_readiness(self, is_ready: Callable[[], bool]) -> None:
         """Asks at each scrape."""
         self._ready.set_function(is_ready)
 
-    def started(self, count: int) -> None:
-        """``count`` Classify calls arrived."""
-        self._classify_started.inc(count)
+    def began(self, method: Method, count: int) -> None:
+        """See ``RpcListener``."""
+        self._started[method].inc(count)
 
-    def handled(self, code: StatusCode, seconds: Sequence[float]) -> None:
-        """Classify calls ended other than with OK, each after so long."""
-        self._handled[SERVICE, "Classify", code].inc(len(seconds))
-        self._classify_handling.observe_many(seconds)
+    def ended(
+        self, method: Method, calls: Sequence[Call], code: StatusCode, message: str, now: float
+    ) -> None:
+        """See ``RpcListener``."""
+        del message
+        seconds = [now - call.received for call in calls]
+        if code is not StatusCode.OK:
+            self._handled[method, code].inc(len(seconds))
+            self._handling[method].observe_many(seconds)
+            return
+        with self._lock:
+            self._unhandled.append((method, seconds))
+            self._unhandled_calls += len(seconds)
+            enough = self._unhandled_calls >= BULK_IMAGES
+        self._count_if(enough)
 
-    def batch(self, batch: Batch, answered: Sequence[Call], now: float) -> None:
-        """A batch ran, and by it these calls, or items of streams, were answered with OK.
+    def batch(self, batch: Batch) -> None:
+        """See ``BatchListener``.
 
         What is to be counted waits until there is enough of it, or until somebody looks.
         """
-        if self._triton is not None:
-            self._triton.batch(batch, answered, now)
-        if not batch.images or batch.error is not None:
+        predictions = batch.predictions
+        if predictions is None:
             return
-        if not batch.split and len(answered) == len(batch.parts):
-            assert batch.result is not None
+        finished = batch.finished
+        if not batch.split and len(finished) == len(batch.parts):
             images = batch.images
-            seen = [(batch.result, batch.pixels)]  # one object to hold, not one a call
+            seen: list[Seen] = [
+                (predictions.probabilities, [request.images for request in finished])
+            ]
         else:
-            images = sum([call.count for call in answered])
-            seen = [(call.result, call.images) for call in answered]
-        answers = _Answers(
-            batch.images,
-            batch.seconds,
-            images,
-            [call.started - call.enqueued for call in answered],
-            [now - call.received for call in answered if call.is_rpc],
-            seen,
-        )
+            images = sum([request.count for request in finished])
+            seen = [(_probabilities(request), [request.images]) for request in finished]
+        queue_s = [request.started - request.enqueued for request in finished]
+        answers = _Answers(batch.images, batch.seconds, images, queue_s, seen)
         with self._lock:
             self._uncounted.append(answers)
             self._uncounted_images += max(batch.images, images)  # the rest ran in other batches
             enough = self._uncounted_images >= BULK_IMAGES
+        self._count_if(enough)
+
+    def _count_if(self, enough: bool) -> None:
         if enough and self._counting.acquire(blocking=False):  # else somebody is at it
             try:
                 self._count_waiting()
             finally:
                 self._counting.release()
 
-    def _count_answers(self) -> None:
+    def _count(self) -> None:
         """Returns when everything is counted that came before."""
         with self._counting:
             self._count_waiting()
@@ -320,38 +316,31 @@ class Metrics:
         """Counts what waits for it; ``_counting`` must be held."""
         with self._lock:
             uncounted, self._uncounted = self._uncounted, []
-            self._uncounted_images = 0
+            unhandled, self._unhandled = self._unhandled, []
+            self._uncounted_images = self._unhandled_calls = 0
+        by_method: dict[Method, list[float]] = {}
+        for method, seconds in unhandled:
+            by_method.setdefault(method, []).extend(seconds)
+        for method, seconds in by_method.items():
+            self._handled[method, StatusCode.OK].inc(len(seconds))
+            self._handling[method].observe_array(np.array(seconds))
         if not uncounted:
             return
-        batch_images, seconds, images, queue_s, handling_s, seen = zip(*uncounted, strict=True)
-        handling = _array(chain.from_iterable(handling_s))
+        batch_images, batch_seconds, images, queue_s, seen = zip(*uncounted, strict=True)
         self._batch_size.observe_many(batch_images)  # of a batch, not of a call: a few
-        self._inference_seconds.observe_many(seconds)
+        self._inference_seconds.observe_many(batch_seconds)
         self._images.inc(sum(images))
         self._queue_seconds.observe_array(_array(chain.from_iterable(queue_s)))
-        self._classify_ok.inc(len(handling))
-        self._classify_handling.observe_array(handling)
         self._quality.look_at([*chain.from_iterable(seen)])
+
+    def refused(self, requests: Sequence[Request]) -> None:
+        """See ``BatchListener``."""
+        self.dropped([request.refusal for request in requests if request.refusal is not None])
 
     def dropped(self, refusals: Sequence[Refusal]) -> None:
         """Requests got no prediction, not for what was in them."""
         for refusal, count in Counts(refusals).items():
             self._dropped[refusal].inc(count)
-        if self._triton is not None:
-            self._triton.dropped(refusals)
-
-    def knows(self, service: str, method: str) -> bool:
-        """Whether RPCs of this name are counted."""
-        return (service, method) in self._started
-
-    def rpc_started(self, service: str, method: str, count: int = 1) -> None:
-        """RPCs other than Classify began."""
-        self._started[service, method].inc(count)
-
-    def rpc_handled(self, service: str, method: str, code: StatusCode, seconds: float) -> None:
-        """An RPC other than Classify ended."""
-        self._handled[service, method, code].inc()
-        self._handling[service, method].observe_many((seconds,))
 
     def http_request(self, status: int) -> None:
         """A request for /v1/classify was answered with this HTTP status."""
@@ -360,18 +349,13 @@ class Metrics:
     def serving(self, model: ServedModel) -> None:
         """``model`` answers from now on."""
         self._model_info.clear()
-        ref = model.ref
-        self._model_info.labels(ref.version, ref.sha256, ref.precision, ref.execution_provider).set(
-            1
-        )
+        self._model_info.labels(model.version, model.sha256, model.precision, model.provider).set(1)
         self._device_fallback.set(model.engine.fell_back)
-        self._count_answers()  # by the reference that they belong to
+        self._count()  # by the reference that they belong to
         self._quality.compare_with(model.artifact.reference)
-        if self._triton is not None:
-            self._triton.serving(ref.name, ref.version)
 
     def model_load(self, result: str) -> None:
-        """A version was ``loaded`` or ``refused``."""
+        """A version was ``loaded`` or ``refused``, or loading it ``failed`` and is tried again."""
         self._loads[result].inc()
 
     def golden_check(self, *, passed: bool) -> None:
@@ -390,12 +374,11 @@ class Metrics:
         """What carries Classify was decided."""
         self._transport.info({"transport": name})
 
-    def log_failure(self, error: Exception) -> None:
-        """Logs why inference failed, at most once a second."""
-        now = time.monotonic()
-        if now - self._last_failure_log >= FAILURE_LOG_INTERVAL_S:
-            self._last_failure_log = now
-            logger.error("inference failed", exc_info=error)
+
+def _probabilities(request: Request) -> npt.NDArray[np.float32]:
+    """Of one request."""
+    assert request.result is not None
+    return request.result.probabilities[request.first : request.first + request.count]
 
 
 def _array(values: Iterable[float]) -> npt.NDArray[np.float64]:

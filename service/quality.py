@@ -6,16 +6,17 @@ import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from service.drift import BOUNDS, EXPORTED_BOUNDS, Reference, Window, observe
 from service.histogram import BulkHistogram
-from service.wire import IMAGE_BYTES, PREDICTION
+from service.serving.request import IMAGE_BYTES
 
-# Predictions as bytes (``wire.PREDICTION``), and the pixels of the images they are of.
-Seen = tuple[bytes, bytes | memoryview]
+# Probabilities float32[N, 10], and the pixels of the images they are of, in one or several pieces.
+Seen = tuple[npt.NDArray[np.float32], Sequence[bytes | memoryview]]
 
 
 class Quality(Collector):
@@ -69,10 +70,10 @@ class Quality(Collector):
         """Counts what was answered, best by the hundred: numpy costs as much for one image."""
         if not seen:
             return
-        records = np.frombuffer(b"".join([result for result, _ in seen]), PREDICTION)
-        pixels = np.frombuffer(b"".join([images for _, images in seen]), np.uint8)
-        pixels = pixels.reshape(-1, IMAGE_BYTES)
-        observed = observe(pixels, records["probabilities"], records["digit"])
+        probabilities = np.concatenate([probabilities for probabilities, _ in seen])
+        pieces = [piece for _, images in seen for piece in images]
+        pixels = np.frombuffer(b"".join(pieces), np.uint8).reshape(-1, IMAGE_BYTES)
+        observed = observe(pixels, probabilities, probabilities.argmax(axis=1))
         counts = observed.counts(EXPORTED_BOUNDS)
         for counter, count in zip(self._predictions, counts["digit"].tolist(), strict=True):
             counter.inc(count)

@@ -10,10 +10,10 @@ from functools import partial
 from service import memory
 from service.artifact import ArtifactError, KeyFileError
 from service.background import in_daemon_thread
-from service.classify import Classify
-from service.engine import DeviceError
 from service.metrics import Metrics
-from service.model import ModelLoader
+from service.serving.engine import DeviceError
+from service.serving.gate import Gate
+from service.serving.loader import ModelLoader
 
 logger = logging.getLogger(__name__)
 
@@ -23,16 +23,16 @@ class Reloader:
 
     Args:
         loader: Knows which version should serve.
-        classify: Serves it.
+        gate: Serves it.
         metrics: Tell which one does.
         interval_s: Seconds between looks; 0 looks only when asked to.
     """
 
     def __init__(
-        self, loader: ModelLoader, classify: Classify, metrics: Metrics, interval_s: float
+        self, loader: ModelLoader, gate: Gate, metrics: Metrics, interval_s: float
     ) -> None:
         self._loader = loader
-        self._classify = classify
+        self._gate = gate
         self._metrics = metrics
         self._interval_s = interval_s
         self._asked = asyncio.Event()
@@ -69,13 +69,13 @@ class Reloader:
             DeviceError: If the device can not serve.
             KeyFileError: If the key for signatures can not be used.
         """
-        look = partial(self._loader.load_other_than, self._classify.model)
+        look = partial(self._loader.load_other_than, self._gate.model)
         model = await in_daemon_thread(look)
         if model is None:
             return False
-        self._classify.serve(model)
+        self._gate.serve(model)
         self._metrics.serving(model)
-        fields = {"version": model.ref.version, "sha256": model.ref.sha256}
+        fields = {"version": model.version, "sha256": model.sha256}
         logger.info("now serving another version", extra={"fields": fields})
         return True
 

@@ -21,13 +21,13 @@ def versions(repository: Path) -> list[Path]:
     Raises:
         ArtifactError: If the repository can not be read.
     """
-    if not repository.is_dir():
-        raise ArtifactError(f"model_repository: {repository} is not a folder")
     try:
-        entries = list(repository.iterdir())
+        if not repository.is_dir():
+            raise ArtifactError(f"model_repository: {repository} is not a folder")
+        entries = repository.iterdir()
+        numbered = [path for path in entries if path.name.isdecimal() and path.is_dir()]
     except OSError as error:
         raise ArtifactError(f"model_repository: {repository}: {error.strerror}") from None
-    numbered = [path for path in entries if path.name.isdecimal() and path.is_dir()]
     return sorted(numbered, key=lambda path: int(path.name), reverse=True)
 
 

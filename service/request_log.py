@@ -9,14 +9,14 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from grpc import StatusCode
 
-if TYPE_CHECKING:
-    from service.call import Call
-    from service.job import Batch
+from service.rpc.call import Call
+from service.rpc.recorder import Method
+from service.serving.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -38,46 +38,26 @@ class RequestLog:
     def __init__(self, lines_per_s: float) -> None:
         self._well, self._badly = Allowance(lines_per_s), Allowance(lines_per_s)
 
-    def answered(self, calls: Sequence[Call], batch: Batch, now: float) -> None:  # noqa: ARG002
-        """See ``RpcListener.answered``."""
-        rpcs = [call for call in calls if call.is_rpc]
-        lines, passed_over = self._well.take(len(rpcs), now)
-        for call in rpcs[:lines]:
-            times = {
-                "queue_ms": _ms(call.started - call.enqueued),
-                "inference_ms": _ms(call.inference_s),
-                "batch_images": call.batch_images,
-                "passed_over": passed_over,
-            }
-            _write("Classify", StatusCode.OK, call, now, times)
+    def began(self, method: Method, count: int) -> None:
+        """See ``RpcListener``."""
 
-    def failed(self, calls: Sequence[Call], code: StatusCode, message: str, now: float) -> None:
-        """See ``RpcListener.failed``."""
-        lines, passed_over = self._badly.take(len(calls), now)
-        for call in calls[:lines]:
-            _write("Classify", code, call, now, {"error": message, "passed_over": passed_over})
-
-    def rpc(
-        self,
-        service: str,  # noqa: ARG002 - the method's name tells it
-        method: str,
-        code: StatusCode,
-        *,
-        peer: str,
-        metadata: Iterable[Any],
-        began: float,
-        now: float,
+    def ended(
+        self, method: Method, calls: Sequence[Call], code: StatusCode, message: str, now: float
     ) -> None:
-        """See ``RpcListener.rpc``."""
-        lines, passed_over = (self._well if code is StatusCode.OK else self._badly).take(1, now)
-        if lines:
+        """See ``RpcListener``."""
+        allowance = self._well if code is StatusCode.OK else self._badly
+        lines, passed_over = allowance.take(len(calls), now)
+        for call in calls[:lines]:
             fields = {
-                "request_id": request_id(metadata),
-                "peer": peer,
-                "total_ms": _ms(now - began),
+                "request_id": request_id(call.metadata),
+                "peer": call.peer,
+                **({"caller": call.caller} if call.caller else {}),
+                "total_ms": _ms(now - call.received),
+                **_details(call.state),
+                **({"error": message} if message else {}),
                 "passed_over": passed_over,
             }
-            logger.info("%s %s", method, code.name, extra={"fields": fields})
+            logger.info("%s %s", method.name, code.name, extra={"fields": fields})
 
 
 class Allowance:
@@ -107,18 +87,18 @@ class Allowance:
             return granted, passed_over
 
 
-def _write(
-    method: str, code: StatusCode, call: Call, now: float, more: Mapping[str, object]
-) -> None:
-    fields = {
-        "request_id": request_id(call.metadata),
-        "peer": call.peer,
-        **({"caller": call.caller} if call.caller else {}),
-        "images": call.count,
-        "total_ms": _ms(now - call.received),
-        **more,
+def _details(state: object) -> dict[str, object]:
+    """What is known of a call that came as far as the core."""
+    if not isinstance(state, Request):
+        return {}
+    if state.result is None:
+        return {"images": state.count}
+    return {
+        "images": state.count,
+        "queue_ms": _ms(state.started - state.enqueued),
+        "inference_ms": _ms(state.inference_s),
+        "batch_images": state.batch_images,
     }
-    logger.info("%s %s", method, code.name, extra={"fields": fields})
 
 
 def request_id(metadata: Iterable[Any]) -> str:

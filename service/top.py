@@ -20,9 +20,10 @@ from rich.text import Text
 
 from digits.client import DigitClient, DigitError
 from service.connection import CALL_ERRORS, add_connection_flags, connect, explained
-from service.metrics import INFERENCE_METHODS
 from service.scrape import Change, Scrape, ScrapeError, scrape
 
+# Methods whose calls each are one request.
+INFERENCE_METHODS = ("Classify", "ModelInfer")
 DEFAULT_URL = "http://127.0.0.1:8080/metrics"
 SPARKS = "▁▂▃▄▅▆▇█"
 HISTORY = 24

@@ -1,7 +1,6 @@
 """Traces: a span for each RPC, over OTLP.
 
-OpenTelemetry's own instrumentation of gRPC sits in grpcio's interceptors, where a call of the
-native transport never comes by, and where it would cost every call a context. The spans here are
+OpenTelemetry's own instrumentation of gRPC sits in grpcio's interceptors. The spans here are
 made when a call has ended, from the times that were taken anyway, and carry the same attributes:
 https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
 """
@@ -11,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import time
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from grpc import StatusCode
 
 from service.background import in_daemon_thread
-from service.metrics import SERVICE
+from service.rpc.call import Call, Metadata
+from service.rpc.recorder import Method
+from service.serving.request import Request
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
-
-    from service.call import Call
-    from service.job import Batch
 
 SERVICE_NAME = "digits-serving"
 # What the collector gets for the last spans when the server stops.
@@ -90,81 +88,55 @@ class Tracing:
         flushing = in_daemon_thread(self._provider.force_flush)
         await asyncio.wait({flushing}, timeout=FLUSH_S)
 
-    def answered(self, calls: Sequence[Call], batch: Batch, now: float) -> None:
-        """See ``RpcListener.answered``."""
-        clock = _WallClock()
-        for call in calls:
-            if call.is_rpc:
-                span = self._begin_classify(call, clock)
-                if span.is_recording():
-                    span.set_attribute("digits.images", call.count)
-                    span.set_attribute("digits.model.version", batch.source.ref.version)
-                    self._add_stages(span, call, clock, now)
-                _end(span, StatusCode.OK, clock(now))
+    def began(self, method: Method, count: int) -> None:
+        """See ``RpcListener``."""
 
-    def failed(self, calls: Sequence[Call], code: StatusCode, message: str, now: float) -> None:
-        """See ``RpcListener.failed``."""
-        clock = _WallClock()
-        for call in calls:
-            span = self._begin_classify(call, clock)
-            span.set_attribute("digits.images", call.count)
-            self._end_badly(span, code, message)
-            _end(span, code, clock(now))
-
-    def rpc(
-        self,
-        service: str,
-        method: str,
-        code: StatusCode,
-        *,
-        peer: str,
-        metadata: Iterable[Any],
-        began: float,
-        now: float,
+    def ended(
+        self, method: Method, calls: Sequence[Call], code: StatusCode, message: str, now: float
     ) -> None:
-        """See ``RpcListener.rpc``."""
+        """See ``RpcListener``."""
         clock = _WallClock()
-        span = self._begin(service, method, peer, metadata, clock(began))
-        self._end_badly(span, code, "")
-        _end(span, code, clock(now))
+        for call in calls:
+            span = self._begin(method, call.peer, call.metadata, clock(call.received))
+            request = call.state
+            if isinstance(request, Request) and span.is_recording():
+                self._describe(span, request, clock, now)
+            if code in SERVER_FAULTS:
+                span.set_status(self._trace.StatusCode.ERROR, message)
+            span.set_attribute("rpc.grpc.status_code", code.value[0])
+            span.end(clock(now))
 
-    def _begin_classify(self, call: Call, clock: _WallClock) -> Span:
-        start_ns = clock(call.received)
-        return self._begin(SERVICE, "Classify", call.peer, call.metadata, start_ns)
-
-    def _begin(
-        self, service: str, method: str, peer: str, metadata: Iterable[Any], start_ns: int
-    ) -> Span:
+    def _begin(self, method: Method, peer: str, metadata: Metadata, start_ns: int) -> Span:
         """A span under the caller's, if the caller sent one."""
         # Baggage is used nowhere, and OpenTelemetry writes a malformed one into the log, whole.
         carrier = {
             key: value for key, value, *_ in metadata if key != "baggage" and isinstance(value, str)
         }
         return self._tracer.start_span(
-            f"{service}/{method}",
+            f"{method.service}/{method.name}",
             context=self._extract(carrier),
             kind=self._trace.SpanKind.SERVER,
             attributes={
                 "rpc.system": "grpc",
-                "rpc.service": service,
-                "rpc.method": method,
+                "rpc.service": method.service,
+                "rpc.method": method.name,
                 "network.peer.address": peer,
             },
             start_time=start_ns,
         )
 
-    def _add_stages(self, span: Span, call: Call, clock: _WallClock, now: float) -> None:
+    def _describe(self, span: Span, request: Request, clock: _WallClock, now: float) -> None:
         """The wait in the queue, and the batches that the call was in, with their inference."""
-        self._child(span, "queue", clock(call.enqueued), clock(call.started))
-        batch = self._child(
-            span,
-            "batch",
-            clock(call.started),
-            clock(now),
-            {"digits.batch.images": call.batch_images},
-        )
+        span.set_attribute("digits.images", request.count)
+        if request.result is None:
+            return
+        span.set_attribute("digits.model.version", request.result.model.version)
+        started = clock(request.started)
+        self._child(span, "queue", clock(request.enqueued), started)
+        size = {"digits.batch.images": request.batch_images}
+        batch = self._child(span, "batch", started, clock(now), size)
         # Of a request that was split the inferences add up; they began with the first batch.
-        self._child(batch, "inference", clock(call.started), clock(call.started + call.inference_s))
+        self._child(batch, "inference", started, clock(request.started + request.inference_s))
 
     def _child(
         self,
@@ -178,15 +150,6 @@ class Tracing:
         span = self._tracer.start_span(name, context, attributes=attributes, start_time=start_ns)
         span.end(end_ns)
         return span
-
-    def _end_badly(self, span: Span, code: StatusCode, message: str) -> None:
-        if code in SERVER_FAULTS:
-            span.set_status(self._trace.StatusCode.ERROR, message)
-
-
-def _end(span: Span, code: StatusCode, end_ns: int) -> None:
-    span.set_attribute("rpc.grpc.status_code", code.value[0])
-    span.end(end_ns)
 
 
 class _WallClock:

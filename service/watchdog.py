@@ -12,9 +12,9 @@ from service.artifact import ArtifactError
 from service.scheduling import run_patiently
 
 if TYPE_CHECKING:
-    from service.classify import Classify
     from service.metrics import Metrics
-    from service.model import ServedModel
+    from service.serving.gate import Gate
+    from service.serving.model import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Watchdog:
     golden digits that are no longer answered as the artifact says.
 
     Args:
-        classify: What serves; a model must be in service.
+        gate: What serves; a model must be in service.
         threads: Tells the threads that must be alive.
         report: Called from the thread.
         metrics: Told of stalls and golden checks.
@@ -47,7 +47,7 @@ class Watchdog:
 
     def __init__(
         self,
-        classify: Classify,
+        gate: Gate,
         threads: Callable[[], Iterable[threading.Thread]],
         report: Report,
         metrics: Metrics,
@@ -55,14 +55,14 @@ class Watchdog:
         stall_timeout_s: float,
         golden_interval_s: float,
     ) -> None:
-        self._classify = classify
+        self._gate = gate
         self._threads = threads
         self._report = report
         self._metrics = metrics
         self._stall_timeout_s = stall_timeout_s
         self._said = ""
         self._stopped = threading.Event()
-        self._golden = GoldenCheck(classify, metrics, golden_interval_s)
+        self._golden = GoldenCheck(gate, metrics, golden_interval_s)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
@@ -91,7 +91,7 @@ class Watchdog:
         self._golden.follow()
 
     def _stuck(self) -> str:
-        began = min(self._classify.batcher.oldest_inference_began, self._golden.running_since)
+        began = min(self._gate.batcher.oldest_inference_began, self._golden.running_since)
         if time.monotonic() - began <= self._stall_timeout_s:
             return ""
         return f"an inference has not returned within {self._stall_timeout_s:g} s"
@@ -107,7 +107,7 @@ class GoldenCheck:
     Each check has a thread of its own, because it may not come back.
 
     Args:
-        classify: What serves.
+        gate: What serves.
         metrics: Counts the checks.
         interval_s: Seconds between two checks; 0 for none.
 
@@ -115,8 +115,8 @@ class GoldenCheck:
         wrong: What the last check that ended found; empty if all was well.
     """
 
-    def __init__(self, classify: Classify, metrics: Metrics, interval_s: float) -> None:
-        self._classify = classify
+    def __init__(self, gate: Gate, metrics: Metrics, interval_s: float) -> None:
+        self._gate = gate
         self._metrics = metrics
         self._interval_s = interval_s
         self._began = time.monotonic()
@@ -132,14 +132,14 @@ class GoldenCheck:
 
     def follow(self) -> None:
         """Begins a check if one is due and none runs."""
-        model = self._classify.model
+        model = self._gate.model
         # What another model got wrong says nothing of the one that took its place.
         if model is None or not self._interval_s or self.running_since < float("inf"):
             return
-        exchanged = bool(self.wrong) and model.ref.version != self._checked
+        exchanged = bool(self.wrong) and model.version != self._checked
         if not exchanged and time.monotonic() < self._began + self._interval_s:
             return
-        self._checked, self._began = model.ref.version, time.monotonic()
+        self._checked, self._began = model.version, time.monotonic()
         self._thread = threading.Thread(
             target=self._check, args=(model,), name="golden-check", daemon=True
         )
@@ -149,7 +149,7 @@ class GoldenCheck:
         run_patiently()
         golden = model.artifact.golden
         try:
-            golden.check(model.engine.run(golden.images), model.artifact.precision)
+            golden.check(model.engine.run(golden.images), model.precision)
         except ArtifactError as error:
             logger.error("golden check failed: %s", error)
         except Exception:  # onnxruntime raises many types

@@ -55,23 +55,36 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     """An image whose header was read and found harmless; its pixels are not decoded yet.
 
     Raises:
-        PictureError: If it is no such file, too large, or, inside the block, damaged.
+        PictureError: If it is no such file, damaged, or too large.
+    """
+    if data.startswith(PNG_SIGNATURE) and _has_too_many_chunks(data):
+        raise PictureError(f"a PNG of at most {MAX_CHUNKS:,} chunks", "more")
+    with _reading():
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            got = f"{len(data)} bytes of something else"
+            raise PictureError("a PNG, JPEG, WebP or BMP file", got) from None
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            expected = f"an image of at most {MAX_PIXELS:,} pixels"
+            raise PictureError(expected, f"{image.width}x{image.height}")
+        if isinstance(image, JpegImageFile) and data.count(START_OF_SCAN) > MAX_SCANS:
+            scans = f"{data.count(START_OF_SCAN)} scans"
+            raise PictureError(f"a JPEG of at most {MAX_SCANS} scans", scans)
+        yield image
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Around what Pillow does with a file's content, and around nothing else.
+
+    Raises:
+        PictureError: In place of what Pillow raises on a damaged file.
     """
     try:
-        if data.startswith(PNG_SIGNATURE) and _has_too_many_chunks(data):
-            raise PictureError(f"a PNG of at most {MAX_CHUNKS:,} chunks", "more")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                expected = f"an image of at most {MAX_PIXELS:,} pixels"
-                raise PictureError(expected, f"{image.width}x{image.height}")
-            if isinstance(image, JpegImageFile) and data.count(START_OF_SCAN) > MAX_SCANS:
-                scans = f"{data.count(START_OF_SCAN)} scans"
-                raise PictureError(f"a JPEG of at most {MAX_SCANS} scans", scans)
-            yield image
-    except UnidentifiedImageError:
-        got = f"{len(data)} bytes of something else"
-        raise PictureError("a PNG, JPEG, WebP or BMP file", got) from None
-    except PictureError:
+        yield
+    except (PictureError, MemoryError):
         raise
     except Exception:  # Pillow raises many types on damaged files
         raise PictureError("a readable image file", "a damaged one") from None
@@ -116,6 +129,22 @@ def grey(image: Image.Image) -> npt.NDArray[Any]:
     """Grey levels [h, w] of 0 to 255 of an image in any mode, upright.
 
     A JPEG's come smaller where it is much larger than needed.
+
+    Raises:
+        PictureError: If the file that the image is of is damaged.
+    """
+    with _reading():
+        image = _upright(image)
+    if image.mode in ("L", "RGBA"):
+        return np.asarray(_on_paper(image).convert("L") if image.mode == "RGBA" else image)
+    return levels(np.asarray(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Decodes an image and turns it upright.
+
+    Returns:
+        Grey levels, an RGBA image if it has transparency, or grey values of another range.
     """
     if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB", "YCbCr"):
         image.draft("L", (JPEG_SIDE, JPEG_SIDE))
@@ -124,12 +153,12 @@ def grey(image: Image.Image) -> npt.NDArray[Any]:
     if turn is not None:
         image = image.transpose(turn)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return levels(np.asarray(image))
+        return image
     if image.has_transparency_data:
-        image = _on_paper(image.convert("RGBA"))
+        return image.convert("RGBA")
     if image.mode == "CMYK":
         image = image.convert("RGB")
-    return np.asarray(image.convert("L"))
+    return image.convert("L")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,23 +9,24 @@ from __future__ import annotations
 import asyncio
 import importlib
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from service.addresses import socket_address
 from service.background import in_daemon_thread
-from service.transports import TransportError, socket_address
+from service.rpc.call import TransportError
 
 if TYPE_CHECKING:
     from aiohttp.web import AppRunner
 
-    from service.call import Call
-    from service.status import Status
+    from service.rpc.status import Status
+    from service.serving.gate import Gate
 
-    Metadata = Iterable[tuple[str, str]]
+    Metadata = Sequence[tuple[str, str | bytes]]
 
 # Connections that the kernel holds until they are accepted: room for a burst of probes and tabs.
 BACKLOG = 512
@@ -40,7 +41,7 @@ class Offer:
         is_ready: What /healthz tells: 200 if true, else 503.
         is_alive: What /livez tells: 200 if true, else 503.
         describe: The facts on the status page, by name.
-        classify: Takes bursts of calls: serves POST /v1/classify by it; None is without.
+        classify: The way into the core: serves POST /v1/classify by it; None is without.
         refusal: How to answer one of its requests by its metadata, before its body is read, or None
             to read it; None where everybody may call.
         count: Is told the HTTP status of each of its answers.
@@ -52,7 +53,7 @@ class Offer:
     is_ready: Callable[[], bool]
     is_alive: Callable[[], bool] = lambda: True
     describe: Callable[[], Mapping[str, str]]
-    classify: Callable[[Sequence[Call]], None] | None = None
+    classify: Gate | None = None
     refusal: Callable[[Metadata], Status | None] | None = None
     count: Callable[[int], None] = lambda _: None
     requests_per_s: float = 20.0

@@ -12,10 +12,10 @@ from grpc import StatusCode
 from service.http import Offer, pages
 from service.http.classify import ClassifyHandler
 from service.http.connections import Connections
-from service.http.errors import HTTP_STATUS, error_response, harden, status_response
+from service.http.errors import HTTP_STATUS, error_response, harden, invalid_response
 from service.http.metrics import MetricsHandler
 from service.http.requests import MAX_BODY_BYTES
-from service.status import InvalidRequestError
+from service.serving.request import InvalidInputError
 
 __all__ = ["Connections", "make_runner"]  # what the port is made of
 
@@ -60,8 +60,8 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     """Errors in the one form, whoever raised them."""
     try:
         return await handler(request)
-    except InvalidRequestError as error:
-        return status_response(error.status())
+    except InvalidInputError as error:
+        return invalid_response(error.violation)
     except web.HTTPMethodNotAllowed as error:
         expected = " or ".join(sorted(error.allowed_methods))
         message = f"method: expected {expected}, got {error.method}"

@@ -13,13 +13,13 @@ from google.protobuf.json_format import MessageToDict
 from grpc import StatusCode
 
 from digits.v1 import digits_pb2
-from service import wire
-from service.call import Call
-from service.http.errors import error_response, status_response
-from service.http.limits import RateLimiter
-from service.http.requests import read_request
-from service.status import Status
-from service.transports.grpcio import AsyncCall, Mailbox
+from service.http.errors import error_response, invalid_response, status_response
+from service.http.requests import Images, read_request
+from service.rpc import codec
+from service.rpc.status import Status, refusal_status
+from service.security.rate_limit import TokenBuckets
+from service.serving.gate import Gate
+from service.serving.request import IMAGE_BYTES, InvalidInputError, Refusal, Request
 
 if TYPE_CHECKING:
     from service.http import Metadata
@@ -36,32 +36,57 @@ SHOWN_HEADERS = frozenset({"Authorization"})
 EXPIRED = Status(StatusCode.DEADLINE_EXCEEDED, f"no answer within {DEADLINE_S:g} s")
 
 
-class HttpCall(AsyncCall):
-    """A request of the HTTP port, which is not an RPC."""
+class Waiting:
+    """A request of the HTTP port that waits for the core: the origin of its ``Request``.
 
-    is_rpc = False
+    Attributes:
+        cancelled: Nobody waits any more.
+        caller: Whose token it shows: this port asks for one, and has no rate of its own for it.
+        ended: Resolves to the request, once the core has ended it.
+    """
+
+    caller = ""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[Request] = self._loop.create_future()
+
+    def end(self, request: Request) -> None:
+        """The core has ended the request. From any thread."""
+        self._loop.call_soon_threadsafe(self._set, request)
+
+    def _set(self, request: Request) -> None:
+        if not self.ended.done():
+            self.ended.set_result(request)
+
+
+def _reply(requests: Sequence[Request]) -> None:
+    """See ``Reply``."""
+    for request in requests:
+        waiting: Waiting = request.origin  # type: ignore[assignment] # a request here has one
+        waiting.end(request)
 
 
 class ClassifyHandler:
     """Reads a request, feeds the queue, and answers in JSON. Lives on the event loop.
 
     Args:
-        receive: Takes bursts of calls.
+        gate: The way into the core.
         refusal: See ``Offer``.
         requests_per_s: What one address may send.
     """
 
     def __init__(
         self,
-        receive: Callable[[Sequence[Call]], None],
+        gate: Gate,
         *,
         refusal: Callable[[Metadata], Status | None] | None,
         requests_per_s: float,
     ) -> None:
-        self._receive = receive
+        self._gate = gate
         self._refusal = refusal
-        self._mailbox = Mailbox(asyncio.get_running_loop())
-        self._limiter = RateLimiter(requests_per_s)
+        self._buckets = TokenBuckets(requests_per_s)
         self._at_once = 0
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -69,43 +94,48 @@ class ClassifyHandler:
         if _is_from_elsewhere(request.headers):
             # A page from elsewhere may not spend what a visitor's browser can reach.
             raise web.HTTPForbidden(text="origin: expected a page of this server, got another")
-        wait_s = self._limiter.take(request.remote or "")
-        if wait_s > 0:
-            return _exhausted("too many requests from this address", wait_s)
+        # The token first: nobody without one may use up what an address may ask for.
         refused = self._refusal and self._refusal(_metadata(request))
         if refused:
             return status_response(refused)
+        wait_s = self._buckets.take(request.remote or "", 1, time.monotonic())
+        if wait_s > 0:
+            return _exhausted("too many requests from this address", wait_s)
         if self._at_once >= MAX_AT_ONCE:
             return _exhausted(f"{MAX_AT_ONCE} requests are being answered", BUSY_RETRY_AFTER_S)
         self._at_once += 1
         try:
-            message = await _read_in_time(request)
-            return await self._classify(message, request)
+            return await self._classify(await _read_in_time(request))
         finally:
             self._at_once -= 1
 
-    async def _classify(self, message: bytes, request: web.Request) -> web.Response:
-        now = time.monotonic()
-        call = HttpCall(
-            self._mailbox,
-            message,
-            received=now,
-            deadline=now + DEADLINE_S,
-            metadata=_metadata(request),
-            peer=f"http:{request.remote}",
-        )
-        has_files = wire.sole_field(message) is None
-        self._receive([call])
+    async def _classify(self, images: Images) -> web.Response:
+        waiting = Waiting()
         try:
+            self._submit(images, waiting)
             async with asyncio.timeout(DEADLINE_S):
-                answer = await call.outcome
+                ended = await waiting.ended
+        except InvalidInputError as error:
+            return invalid_response(error.violation)
         except TimeoutError:
-            answer = EXPIRED
+            return status_response(EXPIRED)
         finally:
-            call.cancelled = True  # of no effect once it is answered
-        if isinstance(answer, Status):
-            return status_response(answer)
-        return web.json_response(_as_json(answer, call.images if has_files else None))
+            waiting.cancelled = True  # of no effect once it is answered
+        if ended.refusal is Refusal.INVALID and ended.violation is not None:
+            return invalid_response(ended.violation)
+        if ended.result is None:
+            return status_response(refusal_status(ended))
+        return web.json_response(_as_json(ended, with_pixels=bool(images.files)))
+
+    def _submit(self, images: Images, waiting: Waiting) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        if images.files:
+            self._gate.check_count("encoded.files", len(images.files))
+            request = Request(b"", len(images.files), deadline, _reply, waiting)
+            self._gate.submit_pictures(request, images.files)
+        else:
+            count = self._gate.count_images("pixels", len(images.pixels))
+            self._gate.submit([Request(images.pixels, count, deadline, _reply, waiting)])
 
 
 def _is_from_elsewhere(headers: Mapping[str, str]) -> bool:
@@ -120,11 +150,11 @@ def _is_from_elsewhere(headers: Mapping[str, str]) -> bool:
     return origin is not None and origin.partition("://")[2] != headers.get("Host")
 
 
-def _metadata(request: web.Request) -> list[tuple[str, str]]:
+def _metadata(request: web.Request) -> list[tuple[str, str | bytes]]:
     return [(k.lower(), v) for k, v in request.headers.items() if k in SHOWN_HEADERS]
 
 
-async def _read_in_time(request: web.Request) -> bytes:
+async def _read_in_time(request: web.Request) -> Images:
     try:
         async with asyncio.timeout(BODY_S):
             return await read_request(request)
@@ -133,22 +163,21 @@ async def _read_in_time(request: web.Request) -> bytes:
         raise web.HTTPRequestTimeout(text=text) from None
 
 
-def _as_json(response: bytes, pixels: memoryview | None) -> dict[str, Any]:
+def _as_json(request: Request, *, with_pixels: bool) -> dict[str, Any]:
     """ClassifyResponse as JSON.
 
     Args:
-        response: Serialised ClassifyResponse.
-        pixels: What the network saw, 784 bytes an image, added to each prediction as base64 where
-            that was made from files.
+        request: Has its result.
+        with_pixels: Add what the network saw to each prediction, 784 bytes as base64.
     """
-    message = digits_pb2.ClassifyResponse.FromString(response)
+    message = digits_pb2.ClassifyResponse.FromString(codec.encode_response(request))
     answer: dict[str, Any] = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    if pixels is not None:
+    if with_pixels:
         for index, prediction in enumerate(answer["predictions"]):
-            first = index * wire.IMAGE_BYTES
-            image = pixels[first : first + wire.IMAGE_BYTES]
+            first = index * IMAGE_BYTES
+            image = request.images[first : first + IMAGE_BYTES]
             prediction["pixels"] = base64.b64encode(image).decode()
     return answer
 

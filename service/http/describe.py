@@ -8,25 +8,25 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from service.classify import Classify
+    from service.serving.gate import Gate
 
 STARTED = time.monotonic()
 
 
-def describe(classify: Classify, transport: str) -> dict[str, str]:
+def describe(gate: Gate, transport: str) -> dict[str, str]:
     """What runs here and which model serves, by name, in the order of the page."""
     facts = {
         "version": importlib.metadata.version("digits-serving"),
         "uptime": str(timedelta(seconds=int(time.monotonic() - STARTED))),
         "transport": transport,
     }
-    if classify.model is None:
+    model = gate.model
+    if model is None:
         return {**facts, "model": "loading"}
-    ref = classify.model.ref
     return {
         **facts,
-        "model": f"{ref.name}, version {ref.version}",
-        "precision": ref.precision,
-        "runs on": ref.execution_provider,
-        "sha256": ref.sha256,
+        "model": f"{model.name}, version {model.version}",
+        "precision": model.precision,
+        "runs on": model.provider,
+        "sha256": model.sha256,
     }

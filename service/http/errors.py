@@ -10,7 +10,8 @@ from typing import Any
 from aiohttp import web
 from grpc import StatusCode
 
-from service.status import Status
+from service.rpc.status import Status
+from service.serving.request import Violation
 
 # Source: google/rpc/code.proto, which names the HTTP status of each code.
 HTTP_STATUS: dict[StatusCode, int] = {
@@ -45,21 +46,19 @@ def harden(response: web.StreamResponse) -> None:
 
 def status_response(status: Status) -> web.Response:
     """The answer to a call that ended with a gRPC status other than OK."""
-    violation = status.violation
-    details: dict[str, Any] = {}
-    if violation is not None:
-        details = {
-            "field": violation.field,
-            "expected": violation.expected,
-            "got": violation.got,
-        }
     return error_response(
         HTTP_STATUS.get(status.code, 500),
         status.message,
         code=status.code.name,
         retry_after_s=status.retry_after_s,
-        details=details,
     )
+
+
+def invalid_response(violation: Violation) -> web.Response:
+    """The answer to a request that no retry can help."""
+    details = {"field": violation.field, "expected": violation.expected, "got": violation.got}
+    code = StatusCode.INVALID_ARGUMENT
+    return error_response(HTTP_STATUS[code], str(violation), code=code.name, details=details)
 
 
 def error_response(

@@ -1,17 +1,15 @@
-"""HTTP bodies to ClassifyRequest: its JSON form, image files of a form, or one image file."""
+"""HTTP bodies to pixels or files: ClassifyRequest as JSON, a form of files, or one image file."""
 
 from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from aiohttp import BodyPartReader, web
 
-from digits.v1 import digits_pb2
-from service import wire
-from service.status import InvalidRequestError
+from service.serving.request import IMAGE_BYTES, IMAGE_SIDE, InvalidInputError
 
 # A photo of a phone. Read whole into memory, like a message of gRPC.
 MAX_BODY_BYTES = 4 * 2**20
@@ -22,11 +20,24 @@ MAX_IMAGES = 64
 EXPECTED_TYPES = "application/json, multipart/form-data or image/*"
 
 
-async def read_request(request: web.Request) -> bytes:
-    """A serialised ClassifyRequest from an HTTP request.
+@dataclass(frozen=True)
+class Images:
+    """What a request holds: one of the two.
+
+    Attributes:
+        pixels: 784 bytes an image.
+        files: Image files.
+    """
+
+    pixels: bytes = b""
+    files: tuple[bytes, ...] = ()
+
+
+async def read_request(request: web.Request) -> Images:
+    """The images of an HTTP request.
 
     Raises:
-        InvalidRequestError: If the body is not what its content type says.
+        InvalidInputError: If the body is not what its content type says.
         web.HTTPException: If there is too much of it, or its content type is none of ours.
     """
     kind = request.content_type
@@ -42,15 +53,15 @@ async def read_request(request: web.Request) -> bytes:
         raise too_large(limit)
     try:
         if kind == "multipart/form-data":
-            return _encoded(await _form_files(request))
+            return Images(files=tuple(await _form_files(request)))
         body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise too_large(limit) from None
     except web.RequestPayloadError:
-        raise InvalidRequestError("body", "a body in HTTP's framing", "a broken one") from None
+        raise InvalidInputError("body", "a body in HTTP's framing", "a broken one") from None
     if len(body) > limit:  # its length was not declared
         raise too_large(limit)
-    return _from_json(body) if is_json else _encoded([body])
+    return _from_json(body) if is_json else Images(files=(body,))
 
 
 def too_large(limit: int) -> web.HTTPRequestEntityTooLarge:
@@ -67,83 +78,87 @@ async def _form_files(request: web.Request) -> list[bytes]:
         async for part in await request.multipart():
             _check_count("encoded.files", len(files) + 1)
             if not isinstance(part, BodyPartReader) or part.filename is None:
-                raise InvalidRequestError("body", "a form of files only", "another field")
+                raise InvalidInputError("body", "a form of files only", "another field")
             files.append(bytes(await part.read()))
             size += len(files[-1])
             if size > MAX_BODY_BYTES:
                 raise too_large(MAX_BODY_BYTES)
-    except (InvalidRequestError, web.HTTPException):
+    except (InvalidInputError, web.HTTPException):
         raise
     except Exception:  # the reader raises many types on malformed forms
-        raise InvalidRequestError("body", "multipart/form-data", "a malformed form") from None
+        raise InvalidInputError("body", "multipart/form-data", "a malformed form") from None
     return files
 
 
-def _from_json(body: bytes) -> bytes:
+def _from_json(body: bytes) -> Images:
     """The proto3 JSON mapping of ClassifyRequest; pixels may be numbers as well as base64."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
-        raise InvalidRequestError("body", "JSON", "something else") from None
+        raise InvalidInputError("body", "JSON", "something else") from None
     if not isinstance(message, dict) or len(message) != 1:
         expected = 'an object with either "pixels" or "encoded"'
-        raise InvalidRequestError("body", expected, _named(message))
+        raise InvalidInputError("body", expected, _named(message))
     field, value = next(iter(message.items()))
     if field == "pixels":
-        return wire.as_field_1(_pixels(value))
+        return Images(pixels=_pixels(value))
     if field != "encoded":
-        raise InvalidRequestError("body", '"pixels" or "encoded"', "another field")
+        raise InvalidInputError("body", '"pixels" or "encoded"', "another field")
     files = value.get("files") if isinstance(value, dict) and len(value) == 1 else None
     if not isinstance(files, list):
-        raise InvalidRequestError("encoded", 'an object with a list "files"', _named(value))
+        raise InvalidInputError("encoded", 'an object with a list "files"', _named(value))
     _check_count("encoded.files", len(files))
-    return _encoded([_decoded(f"encoded.files[{i}]", text) for i, text in enumerate(files)])
+    return Images(
+        files=tuple(_decoded(f"encoded.files[{i}]", text) for i, text in enumerate(files))
+    )
 
 
 def _pixels(value: Any) -> bytes:
     """Raw pixels from base64, or from rows of numbers of one image or of several."""
     pixels = _decoded("pixels", value) if isinstance(value, str) else _numbers(value)
     # What is not a multiple is refused with every other request of the kind.
-    _check_count("pixels", max(1, len(pixels) // wire.IMAGE_BYTES))
+    _check_count("pixels", max(1, len(pixels) // IMAGE_BYTES))
     return pixels
 
 
 def _numbers(value: Any) -> bytes:
+    """Rows of numbers, each of them looked at: what a list holds may be anything, of any size."""
     expected = "images of 28 rows of 28 whole numbers from 0 to 255, or base64"
     if not isinstance(value, list):
-        raise InvalidRequestError("pixels", expected, _named(value))
-    try:
-        array = np.array(value)
-    except (ValueError, OverflowError):
-        raise InvalidRequestError("pixels", expected, "lists of unequal length") from None
-    shape = "x".join(map(str, array.shape))
-    if array.shape[-2:] != (28, 28) or array.ndim > 3:
-        raise InvalidRequestError("pixels", expected, f"{shape} values")
-    if array.dtype.kind not in "iu":
-        raise InvalidRequestError("pixels", expected, "values of another kind")
-    if array.min() < 0 or array.max() > 255:
-        raise InvalidRequestError("pixels", expected, f"{array.min()} to {array.max()}")
-    return array.astype(np.uint8).tobytes()
+        raise InvalidInputError("pixels", expected, _named(value))
+    is_one = bool(value) and _is_row(value[0])
+    images = [value] if is_one else value
+    _check_count("pixels", len(images))
+    pixels = bytearray()
+    for image in images:
+        if not isinstance(image, list) or len(image) != IMAGE_SIDE:
+            raise InvalidInputError("pixels", expected, "something else")
+        for row in image:
+            if not _is_row(row) or len(row) != IMAGE_SIDE:
+                raise InvalidInputError("pixels", expected, "something else")
+            if min(row) < 0 or max(row) > 255:
+                raise InvalidInputError("pixels", expected, "a number out of bounds")
+            pixels += bytes(row)
+    return bytes(pixels)
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value is a list of whole numbers."""
+    return isinstance(value, list) and all(type(number) is int for number in value)
 
 
 def _decoded(field: str, text: Any) -> bytes:
     if not isinstance(text, str):
-        raise InvalidRequestError(field, "base64", _named(text))
+        raise InvalidInputError(field, "base64", _named(text))
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
-        raise InvalidRequestError(field, "base64", "something else") from None
-
-
-def _encoded(files: list[bytes]) -> bytes:
-    return digits_pb2.ClassifyRequest(
-        encoded=digits_pb2.EncodedImages(files=files)
-    ).SerializeToString()
+        raise InvalidInputError(field, "base64", "something else") from None
 
 
 def _check_count(field: str, count: int) -> None:
     if not 1 <= count <= MAX_IMAGES:
-        raise InvalidRequestError(field, f"1 to {MAX_IMAGES} images over HTTP", str(count))
+        raise InvalidInputError(field, f"1 to {MAX_IMAGES} images over HTTP", str(count))
 
 
 def _named(value: Any) -> str:

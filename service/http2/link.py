@@ -160,6 +160,7 @@ class Link:
                 body = prefixed(message) if plain else compressed(message, info.encoding)
                 sent.append(respond(call, info.response_head, body, OK_TRAILERS))
             self.flush()
+        self._leave_soon()
         return sent
 
     def send(self, call: Call, body: bytes) -> bool:
@@ -184,6 +185,7 @@ class Link:
                 return False
             self.end_locked(call, trailers)
             self.flush()
+        self._leave_soon()
         return True
 
     def end_locked(self, call: Call, trailers: bytes) -> None:
@@ -194,6 +196,11 @@ class Link:
             self._connection.send_headers(call, RESPONSE_HEAD + trailers, end=True)
         self._watched.discard(call)
         self.intake.forget(call)
+
+    def _leave_soon(self) -> None:
+        """Where the connection is to go, its last answer is what was waited for."""
+        if self._draining is not None and not self._connection.streams:
+            self._server.call_soon(self.look_at_end)
 
     def expire(self, call: Call, work: Work) -> None:
         """A stream's deadline has passed."""
@@ -325,6 +332,10 @@ class Link:
         if is_old and now - self._draining > limits.connection_grace_s:
             self.abandon(ErrorCode.NO_ERROR, "the connection is too old")
         self._note_idle(now)
+
+    def look_at_end(self) -> None:
+        """Closes the connection if nothing is left to do on it."""
+        self._note_idle(self._heard)
 
     def drain(self, now: float) -> None:
         """Asks the caller to go: it may finish its calls, and opens new ones elsewhere."""

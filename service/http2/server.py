@@ -150,11 +150,7 @@ class Server:
         give_up = time.monotonic() + grace_s
         with self._gone:
             self._gone.wait_for(
-                lambda: (
-                    not any(link.has_calls for link in list(self._links.values()))
-                    and not self._links
-                ),
-                max(0.0, give_up - time.monotonic()),
+                lambda: self.is_stopping and not self._links, max(0.0, give_up - time.monotonic())
             )
         cut = [link for link in list(self._links.values()) if link.has_calls]
         if self._stalled:

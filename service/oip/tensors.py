@@ -1,14 +1,17 @@
-"""The model's tensors in the protocol's words, and the two messages that describe them."""
+"""The model's tensors in the protocol's words, and the messages that describe them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from digits.oip import inference_pb2
-from digits.v1 import digits_pb2
 from service.artifact import INPUT
+from service.serving.model import Predictions, ServedModel
 
 # The specification's name for an ONNX model.
 PLATFORM = "onnx_onnxv1"
@@ -21,24 +24,20 @@ class Datatype:
 
     Attributes:
         name: In the protocol.
-        config: In a model's configuration.
         raw: Of an element in raw contents.
         field: Of ``InferTensorContents`` that holds typed contents.
         typed: Of an element there.
     """
 
     name: str
-    config: inference_pb2.DataType
     raw: np.dtype[np.generic]
     field: str
     typed: np.dtype[np.generic]
 
 
-UINT8 = Datatype("UINT8", inference_pb2.TYPE_UINT8, np.dtype("u1"), "uint_contents", np.dtype("u4"))
-INT64 = Datatype(
-    "INT64", inference_pb2.TYPE_INT64, np.dtype("<i8"), "int64_contents", np.dtype("i8")
-)
-FP32 = Datatype("FP32", inference_pb2.TYPE_FP32, np.dtype("<f4"), "fp32_contents", np.dtype("f4"))
+UINT8 = Datatype("UINT8", np.dtype("u1"), "uint_contents", np.dtype("u4"))
+INT64 = Datatype("INT64", np.dtype("<i8"), "int64_contents", np.dtype("i8"))
+FP32 = Datatype("FP32", np.dtype("<f4"), "fp32_contents", np.dtype("f4"))
 
 # What an image tensor may be, with the value that is ink; 0 is background. FP32 ends at 1 because
 # that can be held to: pixels of 0 to 255 have values above it, while pixels of 0 to 1 taken for
@@ -54,30 +53,44 @@ class Output:
         name: In the protocol.
         datatype: Its type.
         dims: Its shape after the images' dimension.
-        source: Field of ``wire.PREDICTION`` that it is made of.
+        config: Its type in ModelConfig.
+        values: Makes it of the predictions of a batch: a row an image.
     """
 
     name: str
     datatype: Datatype
     dims: tuple[int, ...]
-    source: str
+    config: inference_pb2.DataType
+    values: Callable[[Predictions], npt.NDArray[Any]]
+
+
+def _probabilities(result: Predictions) -> npt.NDArray[Any]:
+    return result.probabilities
+
+
+def _digits(result: Predictions) -> npt.NDArray[Any]:
+    digits = result.encoded.get("digits")
+    if digits is None:
+        digits = result.encoded["digits"] = result.probabilities.argmax(axis=1)
+    array: npt.NDArray[Any] = digits
+    return array
 
 
 OUTPUTS = {
     output.name: output
     for output in (
-        Output("probabilities", FP32, (10,), "probabilities"),
-        Output("digit", INT64, (), "digit"),
+        Output("probabilities", FP32, (10,), inference_pb2.TYPE_FP32, _probabilities),
+        Output("digit", INT64, (), inference_pb2.TYPE_INT64, _digits),
     )
 }
 
 
-def metadata(ref: digits_pb2.ModelRef) -> inference_pb2.ModelMetadataResponse:
+def metadata(model: ServedModel) -> inference_pb2.ModelMetadataResponse:
     """What ModelMetadata says of a model. FP32 has no room in it beside UINT8."""
     tensor = inference_pb2.ModelMetadataResponse.TensorMetadata
     return inference_pb2.ModelMetadataResponse(
-        name=ref.name,
-        versions=[ref.version],
+        name=model.name,
+        versions=[model.version],
         platform=PLATFORM,
         inputs=[tensor(name=IMAGE, datatype=UINT8.name, shape=(-1, 28, 28))],
         outputs=[
@@ -87,25 +100,24 @@ def metadata(ref: digits_pb2.ModelRef) -> inference_pb2.ModelMetadataResponse:
     )
 
 
-def config(
-    ref: digits_pb2.ModelRef, *, max_images: int, max_queue_delay_ms: float
-) -> inference_pb2.ModelConfigResponse:
-    """What ModelConfig says of a model."""
-    delay = inference_pb2.ModelDynamicBatching(
-        max_queue_delay_microseconds=round(max_queue_delay_ms * 1000)
-    )
+def config(model: ServedModel, max_images: int) -> inference_pb2.ModelConfigResponse:
+    """What ModelConfig says of a model: Triton's extension, which perf_analyzer asks for."""
     return inference_pb2.ModelConfigResponse(
         config=inference_pb2.ModelConfig(
-            name=ref.name,
+            name=model.name,
             platform=PLATFORM,
             max_batch_size=max_images,
-            input=[inference_pb2.ModelInput(name=IMAGE, data_type=UINT8.config, dims=(28, 28))],
+            input=[
+                inference_pb2.ModelInput(
+                    name=IMAGE, data_type=inference_pb2.TYPE_UINT8, dims=(28, 28)
+                )
+            ],
             output=[
                 inference_pb2.ModelOutput(
-                    name=output.name, data_type=output.datatype.config, dims=output.dims
+                    name=output.name, data_type=output.config, dims=output.dims
                 )
                 for output in OUTPUTS.values()
             ],
-            dynamic_batching=delay,
+            dynamic_batching=inference_pb2.ModelDynamicBatching(),
         )
     )

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.addresses import is_loopback
+from service.rpc.recorder import Recorder
 from service.security.guard import Guard
-from service.security.limit import RateLimit
+from service.security.rate_limit import RateLimit
 from service.security.tls import Tls
 from service.security.tokens import TokenFile
-from service.transports import is_loopback
 
 if TYPE_CHECKING:
-    from service.call import RpcListener
-    from service.classify import Classify
     from service.config import ServerConfig
     from service.metrics import Metrics
 
@@ -51,11 +49,9 @@ class Access:
         if self._tokens:
             _warn_of_plaintext(config)
 
-    def guard(self, classify: Classify, listeners: Sequence[RpcListener]) -> Guard | None:
-        """What stands before ``classify`` and the other methods; None when everybody may call."""
-        if self._tokens is None:
-            return None
-        return Guard(self._tokens, classify, self._metrics, listeners)
+    def guard(self, recorder: Recorder) -> Guard:
+        """What stands before every method."""
+        return Guard(self._tokens, recorder, self._metrics.dropped)
 
     def summary(self) -> str:
         """For people, such as ``mutual TLS, 2 tokens``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import ssl
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,9 +45,9 @@ class Tls:
         paths = {CERTIFICATE: certificate, KEY: key}
         if client_ca is not None:
             paths[CLIENT_CA] = client_ca
-        self.files = RotatingFiles(paths, partial(_configuration, paths))
+        self.files = RotatingFiles(paths, partial(_credentials, paths))
         self.is_mutual = client_ca is not None
-        self._in_use = self.files.value
+        self._in_use = self.files.value.configuration
 
     @classmethod
     def of(cls, config: ServerConfig) -> Tls | None:
@@ -56,8 +57,12 @@ class Tls:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
         return cls(Path(config.tls_cert), Path(config.tls_key), client_ca)
 
+    def context(self) -> ssl.SSLContext:
+        """What the next connection of ``service.http2`` is made with."""
+        return self.files.value.context
+
     def server_credentials(self) -> grpc.ServerCredentials:
-        """What a port is opened with."""
+        """What a port of grpcio is opened with."""
         return grpc.dynamic_ssl_server_credentials(
             self._in_use,
             self._fetch,  # type: ignore[arg-type] # may return None: the stubs do not know
@@ -66,25 +71,56 @@ class Tls:
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Asked by gRPC before each handshake: another configuration, or None for no change."""
-        latest = self.files.value
+        latest = self.files.value.configuration
         if latest is self._in_use:
             return None
         self._in_use = latest
         return latest
 
 
-def _configuration(
+@dataclass(frozen=True)
+class Credentials:
+    """What a certificate, its key and perhaps the roots of callers' certificates make.
+
+    Attributes:
+        context: For ``service.http2``.
+        configuration: For grpcio.
+    """
+
+    context: ssl.SSLContext
+    configuration: grpc.ServerCertificateConfiguration
+
+
+def _credentials(
     paths: dict[str, Path], certificate: bytes, key: bytes, client_ca: bytes | None = None
-) -> grpc.ServerCertificateConfiguration:
-    """What gRPC takes, checked first: gRPC itself would only fail later, at every handshake."""
+) -> Credentials:
+    """Checked first: a certificate that can not be used would only fail at every handshake."""
     for flag in paths.keys() - {KEY}:
         _check_certificates(flag, paths[flag])
     _check_kind(paths[CERTIFICATE], certificate)
-    _check_pair(paths[CERTIFICATE], paths[KEY])
+    context = _context(paths)
     # OpenSSL reads the files itself. It must have seen what gRPC is given.
     if (paths[CERTIFICATE].read_bytes(), paths[KEY].read_bytes()) != (certificate, key):
         raise CredentialError(f"{CERTIFICATE}: {paths[CERTIFICATE]}: changed while it was read")
-    return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
+    configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
+    return Credentials(context, configuration)
+
+
+def _context(paths: dict[str, Path]) -> ssl.SSLContext:
+    """TLS as HTTP/2 asks for it. Source: RFC 9113, section 9.2."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.set_alpn_protocols(["h2"])
+    _load_pair(context, paths[CERTIFICATE], paths[KEY])
+    if CLIENT_CA in paths:
+        context.load_verify_locations(paths[CLIENT_CA])
+        context.verify_mode = ssl.CERT_REQUIRED
+        # A resumed session is not verified again: it would let in a certificate that has expired.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+    return context
 
 
 def _check_certificates(flag: str, path: Path) -> None:
@@ -109,10 +145,10 @@ def _check_kind(path: Path, certificate: bytes) -> None:
         )
 
 
-def _check_pair(certificate: Path, key: Path) -> None:
+def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     try:
         # Without a password OpenSSL would ask for one on the terminal.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         reasons = {"KEY_VALUES_MISMATCH": "the key of another certificate"}
         got = reasons.get(error.reason or "", error.reason or "something else")

@@ -1,0 +1,249 @@
+"""From settings to parts: the only file that knows all of them."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from service import http2
+from service.addresses import socket_address
+from service.config import ServerConfig
+from service.cpu import cpu_quota
+from service.http import HttpServer, Offer
+from service.http.describe import describe
+from service.metrics import Metrics
+from service.oip.infer import MODEL_INFER, InferEdge
+from service.oip.infer import SERVICE as OIP_SERVICE
+from service.oip.servicer import Descriptions
+from service.reload import Reloader
+from service.request_log import RequestLog
+from service.rpc import health, reflection
+from service.rpc.call import Route, StreamRoute, Transport, TransportError, UnaryRoute
+from service.rpc.classify import CLASSIFY, SERVICE, ClassifyEdge
+from service.rpc.classify_stream import CLASSIFY_STREAM, StreamEdge
+from service.rpc.get_model import (
+    GET_MODEL,
+    MAX_SMALL_MESSAGE_BYTES,
+    SimpleMethod,
+    answer_get_model,
+)
+from service.rpc.health import Health
+from service.rpc.recorder import Method, Recorder, RpcListener
+from service.rpc.reflection import Reflection
+from service.security.access import Access
+from service.serving.batcher import Batcher
+from service.serving.gate import Gate
+from service.serving.loader import ModelLoader
+from service.serving.model import ModelRunner
+from service.serving.picture_decoder import PictureDecoder
+from service.serving.request import IMAGE_BYTES
+from service.tracing import Tracing
+
+# Room in a message beside the pixels of the largest request, and for files.
+MESSAGE_SLACK_BYTES = 2**20
+# Where the process may have more file descriptors than anybody needs.
+MAX_CONNECTIONS = 10_000
+# What one stream of images may send ahead: enough for a window of full batches.
+STREAM_WINDOW_BYTES = 2**19
+OIP_METHODS = {
+    name: Method(OIP_SERVICE, name)
+    for name in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata")
+} | {"ModelConfig": Method(OIP_SERVICE, "ModelConfig")}
+
+
+class Parts:
+    """Everything that a server is made of. Nothing of it runs yet, and no port is bound.
+
+    Args:
+        config: The settings.
+        is_ready: What readiness says.
+        is_alive: What liveness says.
+
+    Raises:
+        CredentialError: If a certificate, key or token file can not be used.
+        TracingError: If traces can not be sent.
+    """
+
+    def __init__(
+        self, config: ServerConfig, *, is_ready: Callable[[], bool], is_alive: Callable[[], bool]
+    ) -> None:
+        self._config = config
+        self._is_ready = is_ready
+        self._is_alive = is_alive
+        self.slots = config.instances or cpu_quota()
+        methods = [CLASSIFY, CLASSIFY_STREAM, GET_MODEL]
+        if config.oip:
+            methods += [MODEL_INFER, *OIP_METHODS.values()]
+        self.metrics = Metrics(methods)
+        self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
+        self._recorder = Recorder({m.path: m for m in methods}, self._listeners())
+        self.access = Access(config, self.metrics)
+        self.guard = self.access.guard(self._recorder)
+        self.gate = self._core()
+        self.loader = self._loader()
+        self.reloader = Reloader(self.loader, self.gate, self.metrics, config.reload_interval_s)
+        self.health = Health()
+        self.streams = StreamEdge(
+            self.gate,
+            self._recorder,
+            max_streams=config.max_streams,
+            max_ahead_bytes=config.max_queue_images // 2 * IMAGE_BYTES,
+            idle_s=config.stream_idle_s,
+            is_admitted=self.guard.is_admitted,
+        )
+        self.reflection = Reflection(self._service_names()) if config.reflection else None
+        self.metrics.watch_queue(self.gate.batcher, config.max_queue_images)
+        self.metrics.watch_readiness(is_ready)
+        self.metrics.transport(config.transport)
+
+    def _listeners(self) -> list[RpcListener]:
+        listeners: list[RpcListener] = [self.metrics]
+        if self.tracing is not None:
+            listeners.append(self.tracing)
+        if self._config.request_log_per_s:
+            listeners.append(RequestLog(self._config.request_log_per_s))
+        return listeners
+
+    def _core(self) -> Gate:
+        config, runner = self._config, ModelRunner()
+        batcher = Batcher(
+            runner.run,
+            slots=self.slots,
+            max_batch_size=config.max_batch_size,
+            max_queue_images=config.max_queue_images,
+            listener=self.metrics,
+        )
+        return Gate(
+            batcher,
+            runner,
+            PictureDecoder(batcher.submit, self.metrics),
+            max_images_per_request=config.max_images_per_request,
+            rate_limit=self.access.rate_limit,
+            listener=self.metrics,
+        )
+
+    def _loader(self) -> ModelLoader:
+        config = self._config
+        return ModelLoader(
+            Path(config.model_repository),
+            pinned=config.model_version,
+            device=config.device,
+            intra_op_threads=config.intra_op_threads,
+            max_batch_size=config.max_batch_size,
+            public_key=Path(config.model_public_key) if config.model_public_key else None,
+            on_load=self.metrics.model_load,
+        )
+
+    def _service_names(self) -> list[str]:
+        names = [SERVICE, health.SERVICE]
+        return [*names, OIP_SERVICE] if self._config.oip else names
+
+    @property
+    def _message_bytes(self) -> int:
+        return self._config.max_images_per_request * IMAGE_BYTES + MESSAGE_SLACK_BYTES
+
+    def _routes(self) -> dict[str, Route]:
+        """What answers each method, by its path."""
+        small = partial(UnaryRoute, max_message_bytes=MAX_SMALL_MESSAGE_BYTES)
+        get_model = SimpleMethod(GET_MODEL, self._recorder, partial(answer_get_model, self.gate))
+        classify = ClassifyEdge(self.gate, self._recorder)
+        routes: dict[str, Route] = {
+            CLASSIFY.path: UnaryRoute(classify.receive, self._message_bytes),
+            CLASSIFY_STREAM.path: StreamRoute(
+                self.streams.open, self._message_bytes, STREAM_WINDOW_BYTES
+            ),
+            GET_MODEL.path: small(get_model.receive),
+            f"/{health.SERVICE}/Check": small(self.health.check),
+            f"/{health.SERVICE}/Watch": StreamRoute(self.health.watch, MAX_SMALL_MESSAGE_BYTES),
+        }
+        if self.reflection is not None:
+            route = StreamRoute(self.reflection.open, reflection.MAX_MESSAGE_BYTES)
+            for name in reflection.SERVICES:
+                routes[f"/{name}/{reflection.METHOD}"] = route
+        return {**routes, **self._oip_routes()} if self._config.oip else routes
+
+    def _oip_routes(self) -> dict[str, Route]:
+        max_images = self._config.max_images_per_request
+        infer = InferEdge(self.gate, self._recorder, max_images)
+        # A pixel may be four bytes of typed contents, and no more than five on the wire.
+        routes: dict[str, Route] = {
+            MODEL_INFER.path: UnaryRoute(infer.receive, self._message_bytes)
+        }
+        descriptions = Descriptions(
+            self.gate, max_images=max_images, is_live=self._is_alive, is_ready=self._is_ready
+        )
+        for name, answer in descriptions.methods().items():
+            method = OIP_METHODS[name]
+            simple = SimpleMethod(method, self._recorder, answer)
+            routes[method.path] = UnaryRoute(simple.receive, MAX_SMALL_MESSAGE_BYTES)
+        return routes
+
+    def listen(self) -> Transport:
+        """The transport, bound to its port.
+
+        Raises:
+            TransportError: If the port can not be had.
+        """
+        config = self._config
+        if config.transport == "grpcio":
+            return self._grpcio()
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limits = http2.Limits(
+            connections=config.max_connections or min(MAX_CONNECTIONS, descriptors // 2),
+            keepalive_s=config.keepalive_s,
+            keepalive_timeout_s=config.keepalive_timeout_s,
+            connection_age_s=config.max_connection_age_s,
+            connection_grace_s=config.grace_s,
+        )
+        tls = self.access.tls.context if self.access.tls else None
+        try:
+            return http2.Server(
+                config.host,
+                config.grpc_port,
+                self._routes(),
+                hooks=self.guard,
+                limits=limits,
+                tls=tls,
+            )
+        except OSError as error:
+            address = socket_address(config.host, config.grpc_port)
+            raise TransportError(f"can not listen on {address}: {error.strerror}") from error
+
+    def _grpcio(self) -> Transport:
+        from service.rpc.grpcio import GrpcioLimits, GrpcioServer  # noqa: PLC0415 - seldom used
+
+        config = self._config
+        return GrpcioServer(
+            socket_address(config.host, config.grpc_port),
+            self._routes(),
+            hooks=self.guard,
+            limits=GrpcioLimits(
+                message_bytes=self._message_bytes,
+                connection_age_s=config.max_connection_age_s,
+                connection_grace_s=config.grace_s,
+            ),
+            credentials=self.access.tls.server_credentials() if self.access.tls else None,
+        )
+
+    def listen_http(self) -> HttpServer:
+        """The HTTP port, bound.
+
+        Raises:
+            TransportError: If it can not be had.
+        """
+        config = self._config
+        has_tokens = bool(config.auth_token_file)
+        offer = Offer(
+            registry=self.metrics.registry,
+            is_ready=self._is_ready,
+            is_alive=self._is_alive,
+            describe=partial(describe, self.gate, config.transport),
+            classify=self.gate if config.classifies_over_http else None,
+            refusal=self.guard.refusal if has_tokens else None,
+            count=self.metrics.http_request,
+            requests_per_s=config.http_classify_rate,
+            playground=config.playground,
+        )
+        return HttpServer(config.http_host or config.host, config.http_port, offer)

@@ -1,0 +1,1 @@
+"""gRPC: one file for each thing a caller can do, on any transport."""

@@ -1,0 +1,92 @@
+"""GetModel: which model serves, and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+from grpc import StatusCode
+
+from digits.v1 import digits_pb2
+from service.rpc.call import Call
+from service.rpc.classify import SERVICE
+from service.rpc.recorder import Method, Recorder
+from service.rpc.status import Status, departed_code, fail, invalid_status, unavailable
+from service.serving.gate import Gate
+from service.serving.request import InvalidInputError
+
+GET_MODEL = Method(SERVICE, "GetModel")
+# Open to everybody, or nearly so; none of these requests needs more.
+MAX_SMALL_MESSAGE_BYTES = 512
+LOADING = unavailable("the model is loading")
+
+
+def parse(kind: type[Any], message: bytes) -> Any:
+    """A request of any kind.
+
+    Raises:
+        InvalidInputError: If it is malformed.
+    """
+    try:
+        return kind.FromString(message)
+    # The second one: text that is not UTF-8, where protobuf runs in pure Python.
+    except (DecodeError, UnicodeDecodeError):
+        expected = f"a serialised {kind.DESCRIPTOR.name}"
+        raise InvalidInputError("request", expected, "malformed bytes") from None
+
+
+class SimpleMethod:
+    """A unary method that answers at once.
+
+    Args:
+        method: It.
+        recorder: Is told of calls.
+        answer: Makes the response, or says how the call ends otherwise; may raise
+            ``InvalidInputError``.
+    """
+
+    def __init__(
+        self, method: Method, recorder: Recorder, answer: Callable[[bytes], Message | Status]
+    ) -> None:
+        self._method = method
+        self._recorder = recorder
+        self._answer = answer
+
+    def receive(self, calls: Sequence[Call]) -> None:
+        """Answers a burst of calls."""
+        self._recorder.began(self._method, len(calls))
+        for call in calls:
+            try:
+                answer = self._answer(call.message)
+            except InvalidInputError as error:
+                answer = invalid_status(error)
+            code, message = StatusCode.OK, ""
+            if isinstance(answer, Status):
+                code, message = answer.code, answer.message
+                was_sent = fail(call, answer)
+            else:
+                was_sent = call.respond(answer.SerializeToString())
+            if not was_sent:
+                code, message = departed_code(call.deadline, call.received), "the caller left"
+            self._recorder.ended(self._method, [call], code, message)
+
+
+def answer_get_model(gate: Gate, message: bytes) -> Message | Status:
+    """The response to a GetModelRequest."""
+    parse(digits_pb2.GetModelRequest, message)
+    model = gate.model
+    if model is None:
+        return LOADING
+    ref = digits_pb2.ModelRef(
+        name=model.name,
+        version=model.version,
+        sha256=model.sha256,
+        precision=model.precision,
+        execution_provider=model.provider,
+    )
+    return digits_pb2.GetModelResponse(
+        model=ref,
+        labels=model.artifact.manifest["labels"],
+        manifest_json=model.artifact.manifest_json,
+    )

@@ -1,0 +1,177 @@
+"""grpc.health.v1: Check and Watch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2
+
+from service.rpc.call import Call
+from service.rpc.places import Places
+from service.rpc.status import Status, fail, too_many_streams, unavailable
+
+SERVICE = "grpc.health.v1.Health"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+UNKNOWN = Status(StatusCode.NOT_FOUND, "this server has no such service")
+MALFORMED = Status(
+    StatusCode.INVALID_ARGUMENT, "request: expected a HealthCheckRequest, got malformed bytes"
+)
+SHUTTING_DOWN = unavailable("the server is shutting down")
+# Watches that may be open at the same time, in all and of one connection.
+MAX_WATCHES = 1024
+MAX_WATCHES_PER_CONNECTION = 64
+
+
+class Health:
+    """The status of each service. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._status: dict[str, int] = {}
+        self._watches: set[Watch] = set()
+        self._places = Places(MAX_WATCHES, MAX_WATCHES_PER_CONNECTION)
+        self._closed = False
+
+    def set(self, service: str, status: int) -> None:
+        """Tells callers and watchers from here on."""
+        with self._lock:
+            self._status[service] = status
+            watches = list(self._watches)
+        for watch in watches:
+            if watch.service == service:
+                watch.tell(status)
+
+    def status(self, service: str) -> int | None:
+        """Of a service; None for one that is not known."""
+        return self._status.get(service)
+
+    def close(self) -> None:
+        """Ends watches, which would otherwise keep the server from stopping in time."""
+        with self._lock:
+            self._closed = True
+            watches = list(self._watches)
+        for watch in watches:
+            watch.end(SHUTTING_DOWN)
+
+    def check(self, calls: Sequence[Call]) -> None:
+        """Answers Check."""
+        for call in calls:
+            service = _service(call.message)
+            status = None if service is None else self._status.get(service)
+            if service is None:
+                fail(call, MALFORMED)
+            elif status is None:
+                fail(call, UNKNOWN)
+            else:
+                response = health_pb2.HealthCheckResponse(status=status)
+                call.respond(response.SerializeToString())
+
+    def watch(self, call: Call) -> Watch | None:
+        """Begins a Watch, unless too many are open."""
+        limit = self._places.take(call)
+        if limit:
+            fail(call, too_many_streams(limit))
+            return None
+        return Watch(self, call)
+
+    def add(self, watch: Watch) -> None:
+        """A watch has named its service."""
+        with self._lock:
+            self._watches.add(watch)
+            status = self._status.get(watch.service or "", SERVICE_UNKNOWN)
+            closed = self._closed
+        watch.tell(status)
+        if closed:
+            watch.end(SHUTTING_DOWN)
+
+    def remove(self, watch: Watch) -> None:
+        """A watch has ended."""
+        with self._lock:
+            self._watches.discard(watch)
+        self._places.leave(watch.call)
+
+
+class Watch:
+    """One Watch: tells its caller each change, the latest where the caller reads slowly.
+
+    Args:
+        health: Knows the status.
+        call: Its RPC.
+
+    Attributes:
+        service: What is watched; None until the request came.
+    """
+
+    def __init__(self, health: Health, call: Call) -> None:
+        self.call = call
+        self.service: str | None = None
+        self._health = health
+        self._lock = threading.Lock()
+        self._latest: int | None = None
+        self._told: int | None = None
+        self._ended = False
+
+    def tell(self, status: int) -> None:
+        """The status is this now; a caller that does not read is told when it does."""
+        with self._lock:
+            self._latest = status
+            if self._ended or status == self._told or self.call.unsent:
+                return
+            self._told = status
+            # Under the lock, so that the last to be sent is the last that was told.
+            response = health_pb2.HealthCheckResponse(status=status)
+            self.call.send(response.SerializeToString())
+
+    def message(self, message: bytes) -> None:
+        """See ``Receiver``: the one request."""
+        service = _service(message)
+        if service is None or self.service is not None:
+            self.end(MALFORMED)
+            return
+        # A name that is not known is not kept: a caller could make it as long as a message may be.
+        known = self._health.status(service) is not None
+        self.service = service if known else f"unknown-{id(self)}"
+        self._health.add(self)
+
+    def half_closed(self) -> None:
+        """See ``Receiver``."""
+        if self.service is None:
+            self.end(MALFORMED)
+
+    def sent(self) -> None:
+        """See ``Receiver``."""
+        if self._latest is not None:
+            self.tell(self._latest)
+
+    def cancelled(self) -> None:
+        """See ``Receiver``."""
+        self._end()
+
+    def failed(self, code: int, message: str) -> None:  # noqa: ARG002 - it has ended
+        """See ``Receiver``."""
+        self._end()
+
+    def end(self, status: Status) -> None:
+        """Ends the watch."""
+        fail(self.call, status)
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        self._health.remove(self)
+
+
+def _service(message: bytes) -> str | None:
+    """The service that a HealthCheckRequest names; None if it is malformed."""
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(message).service)
+    except (DecodeError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,208 @@
+"""Inference: one onnxruntime session on the device that was asked for, or a clear refusal."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import time
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+# Official Linux builds of onnxruntime report home unless told not to before the import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+# TF32 would break parity with the exported answers; exhaustive search re-tunes every batch shape.
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+MISSING_LIBRARY = (
+    "the CUDA provider can not be loaded: a CUDA or cuDNN library is missing or too old"
+)
+# Runs that are timed at warm-up for each size, after one that is not; the fastest counts.
+WARM_UP_RUNS = 5
+# What onnxruntime and CUDA say when there was no memory, or no thread, to be had. onnxruntime has
+# no type for it: most of its errors are of one, which bad models raise, too.
+EXHAUSTED = (
+    "bad_alloc", "bad allocation", "failed to allocate memory", "out of memory",
+    "cannot allocate memory", "cuda_error_out_of_memory", "cudaerrormemoryallocation",
+    "pthread_create failed",
+)  # fmt: skip
+
+
+class DeviceError(RuntimeError):
+    """The device that was asked for can not serve; the message says why."""
+
+
+class Engine:
+    """Runs a model. Thread-safe: ``session.run`` may be called from several threads.
+
+    Args:
+        model: A serialised ONNX model, ``image`` uint8[batch, 28, 28] to ``probabilities``
+            float32[batch, 10].
+        device: ``auto``, ``cpu`` or ``cuda``.
+        intra_op_threads: Threads inside one run.
+
+    Attributes:
+        provider: The execution provider the session really uses.
+        reason: Why it is that one.
+        fell_back: Whether that is the CPU although onnxruntime-gpu is installed and the CPU was not
+            asked for.
+
+    Raises:
+        DeviceError: If ``cuda`` was asked for and does not work.
+        MemoryError: If the GPU has no memory left.
+    """
+
+    def __init__(self, model: bytes, *, device: str = "cpu", intra_op_threads: int = 1) -> None:
+        self._session, self.reason = _open_session(model, device, intra_op_threads)
+        self.provider: str = self._session.get_providers()[0]
+        self.fell_back = (
+            self.provider == CPU_PROVIDER and device != "cpu" and _is_installed("onnxruntime-gpu")
+        )
+
+    def signature(self) -> tuple[list[str], list[str]]:
+        """Names of the model's inputs and outputs."""
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        return [value.name for value in inputs], [value.name for value in outputs]
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Classifies images uint8[N, 28, 28]; returns probabilities float32[N, 10]."""
+        probabilities: npt.NDArray[np.float32]
+        probabilities = self._session.run(["probabilities"], {"image": images})[0]
+        if probabilities.shape != (len(images), 10):
+            expected = f"float32[{len(images)}, 10]"
+            raise RuntimeError(f"probabilities: expected {expected}, got {probabilities.shape}")
+        return probabilities
+
+    def warm_up(self, sizes: Iterable[int]) -> dict[int, float]:
+        """Runs batches of these sizes; returns the seconds that each takes."""
+        return {size: self._fastest(np.zeros((size, 28, 28), np.uint8)) for size in sizes}
+
+    def _fastest(self, images: npt.NDArray[np.uint8]) -> float:
+        self.run(images)
+        fastest = float("inf")
+        for _ in range(WARM_UP_RUNS):
+            started = time.perf_counter()
+            self.run(images)
+            fastest = min(fastest, time.perf_counter() - started)
+        return fastest
+
+
+def _open_session(model: bytes, device: str, threads: int) -> tuple[ort.InferenceSession, str]:
+    if device == "cpu":
+        return _cpu_session(model, threads), "cpu was asked for"
+    try:
+        session = _cuda_session(model, threads)
+    except DeviceError as error:
+        if device == "cuda":
+            raise
+        return _cpu_session(model, threads), f"auto: {error}"
+    return session, f"{device}: the CUDA provider works"
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """What every session of this project runs with: ``threads`` inside one run, no spinning."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Parallelism comes from batches side by side; a spinning pool would burn the CPU they need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _cpu_session(model: bytes, threads: int) -> ort.InferenceSession:
+    # The fallback would load a model that is damaged a second time, and print about it.
+    return ort.InferenceSession(
+        model, session_options(threads), providers=[CPU_PROVIDER], enable_fallback=0
+    )
+
+
+def _cuda_session(model: bytes, threads: int) -> ort.InferenceSession:
+    """A session that runs on CUDA alone.
+
+    onnxruntime by itself would fall back to the CPU with a log line; every way it can do so is
+    closed here.
+    """
+    problem = cuda_problem()  # first: a try that must fail prints what it missed, and misleads
+    if problem is not None:
+        raise DeviceError(problem)
+    options = session_options(threads)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            session = ort.InferenceSession(
+                model, options, providers=[(CUDA_PROVIDER, CUDA_OPTIONS)], enable_fallback=0
+            )
+        session.disable_fallback()
+    except Exception as error:  # onnxruntime raises many types here
+        if is_exhausted(error):
+            raise MemoryError(_first_line(error)) from error
+        raise DeviceError(f"{MISSING_LIBRARY} ({_first_line(error)})") from error
+    if session.get_providers()[0] != CUDA_PROVIDER:
+        raise DeviceError(f"{MISSING_LIBRARY} (onnxruntime fell back to the CPU)")
+    return session
+
+
+def _check_wheels() -> None:
+    """CUDA needs the GPU wheel, and needs it alone."""
+    installed = {name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)}
+    if len(installed) == 2:
+        raise DeviceError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "uninstall both, then install onnxruntime-gpu"
+        )
+    if CUDA_PROVIDER not in ort.get_available_providers():
+        wheel = next(iter(installed), "onnxruntime")
+        raise DeviceError(f"{wheel} is built without CUDA; install onnxruntime-gpu in its place")
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def cuda_problem() -> str | None:
+    """Why no session can run on CUDA here; None when nothing is known against it."""
+    try:
+        _check_wheels()
+    except DeviceError as error:
+        return str(error)
+    return _driver_problem()
+
+
+def _driver_problem() -> str | None:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver on this machine: libcuda.so.1 can not be loaded"
+    devices = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(devices)) or not devices.value:
+        return "the NVIDIA driver sees no GPU"
+    return None
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error of onnxruntime says that memory or threads ran out.
+
+    That is nothing a model can be blamed for.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return any(phrase in text for phrase in EXHAUSTED)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,227 @@
+"""The decoder: what is bounded, who goes first, and that every request gets its outcome."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from service.serving import picture_decoder as module
+from service.serving.picture_decoder import PictureDecoder
+from service.serving.request import Refusal, Request
+from tests.conftest import SAMPLES, wait_until
+from tests.presentations import saved
+from tests.serving.core import Answered, Caller, Told
+
+SEVEN = (SAMPLES / "7.png").read_bytes()
+# 700 bytes, and the dearest of files: 16 megapixels with transparency.
+DEAR = saved(Image.new("RGBA", (4096, 4096)), "WEBP", lossless=True)
+
+
+DECODED = "decoded"
+
+
+class Bench:
+    """A decoder that is not started yet; outcomes are kept in order."""
+
+    def __init__(self):
+        self.told, self.replied = Told(), Answered()
+        self.ended: list[tuple[Request, object]] = []
+        self.decoder = PictureDecoder(self.passed_on, self.told)
+
+    def request(self, deadline=None) -> Request:
+        return Request(b"", 0, deadline, self.refused, Caller())
+
+    def passed_on(self, requests):
+        self.ended += [(request, DECODED) for request in requests]
+
+    def refused(self, requests):
+        self.ended += [(request, request.refusal) for request in requests]
+
+    def submit(self, files, deadline=None) -> Request:
+        request = self.request(deadline)
+        self.decoder.submit(request, files, "files")
+        return request
+
+    def outcome(self, wanted):
+        wait_until(lambda: any(one is wanted for one, _ in self.ended), timeout_s=60)
+        return next(outcome for one, outcome in self.ended if one is wanted)
+
+
+@pytest.fixture
+def bench():
+    bench = Bench()
+    yield bench
+    if not bench.decoder.thread.ident:
+        bench.decoder.start()
+    assert bench.decoder.stop(60)
+
+
+def test_small_file_waits_for_one_dear_file_at_most_and_the_dear_are_answered_too(bench):
+    dear = [bench.submit([DEAR] * 4) for _ in range(2)]
+    large = bench.decoder._large
+    bench.decoder.start()
+    wait_until(lambda: large.requests and large.requests[0].decoded)
+    small = bench.submit([SEVEN])
+    assert bench.outcome(small) is DECODED
+    assert bench.ended[0][0] is small
+    assert large.requests[0].decoded <= 2
+    assert [bench.outcome(one) for one in dear] == [DECODED, DECODED]
+
+
+def test_large_files_get_their_half_while_small_ones_never_end(bench, monkeypatch):
+    monkeypatch.setattr(module, "SMALL_PIXELS", 2 * module.FILE_PIXELS)
+    large = bench.submit([saved(Image.new("L", (400, 400)), "PNG")])
+    small = [bench.submit([SEVEN]) for _ in range(100)]
+    bench.decoder.start()
+    bench.outcome(small[-1])
+    assert [one for one, _ in bench.ended].index(large) == 1
+    assert [one for one, _ in bench.ended if one is not large] == small
+
+
+def test_dear_files_are_refused_by_their_pixels_with_a_hint_of_the_time_they_need(bench):
+    bench.decoder._seconds_per_pixel = 1e-6
+    requests = [bench.submit([DEAR] * 4) for _ in range(3)]
+    for one in requests[1:2]:
+        one.origin.cancelled = True
+    bench.decoder.start()
+    # Two of the largest fill the lane.
+    assert bench.outcome(requests[2]) is Refusal.QUEUE_FULL
+    assert requests[2].retry_after_s > 60
+    requests[0].origin.cancelled = True  # after the file that is being decoded
+    assert bench.outcome(requests[0]) in (Refusal.CANCELLED, DECODED)
+    assert bench.outcome(requests[1]) is Refusal.CANCELLED
+    wait_until(lambda: bench.told.dropped[:1] == [requests[2]])
+
+
+def test_what_a_pixel_costs_is_learned_from_the_files_that_are_decoded(bench, monkeypatch):
+    seconds = iter(range(0, 10_000, 3))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(seconds)))
+    bench.decoder._learn(module.FILE_PIXELS, 3.0)
+    assert bench.decoder._seconds_per_pixel == pytest.approx(3.0 / module.FILE_PIXELS)
+    before = bench.decoder._seconds_per_pixel
+    bench.decoder._learn(module.FILE_PIXELS, 0.0)
+    assert 0.99 * before < bench.decoder._seconds_per_pixel < before
+
+
+def test_deadline_that_the_queue_can_not_meet_is_refused_at_once(bench):
+    bench.decoder._seconds_per_pixel = 1.0
+    ahead = bench.submit([SEVEN])
+    hurried = bench.submit([SEVEN], time.monotonic() + 600)
+    patient = bench.submit([SEVEN])
+    bench.decoder.start()
+    assert bench.outcome(patient) is DECODED
+    assert bench.outcome(ahead) is DECODED
+    assert bench.outcome(hurried) is Refusal.DEADLINE_UNREACHABLE
+    assert hurried.retry_after_s == module.FILE_PIXELS
+
+
+def test_expired_request_is_not_decoded(bench):
+    late = bench.submit([SEVEN], time.monotonic() - 1)
+    bench.decoder.start()
+    assert bench.outcome(late) is Refusal.EXPIRED
+    wait_until(lambda: bench.told.dropped == [late])
+
+
+@pytest.mark.parametrize(
+    ("files", "admitted"),
+    [
+        ([b""], module.MAX_WAITING_REQUESTS),
+        ([b""] * 4096, module.MAX_WAITING_FILES // 4096),
+        ([bytes(2**22)], module.MAX_WAITING_BYTES // 2**22),
+    ],
+    ids=["requests", "files", "bytes"],
+)
+def test_what_waits_is_bounded_and_room_comes_back(bench, files, admitted):
+    bench.decoder._seconds_per_pixel = 1e-6
+    for _ in range(admitted):
+        bench.submit(files)
+    assert bench.ended == []
+    refused = bench.submit(files)
+    assert bench.ended == [(refused, Refusal.QUEUE_FULL)]
+    assert refused.retry_after_s == pytest.approx(admitted * len(files) * module.FILE_PIXELS / 1e6)
+    bench.decoder.start()
+    wait_until(lambda: len(bench.ended) == 1 + admitted, timeout_s=60)
+    assert {outcome for _, outcome in bench.ended[1:]} == {Refusal.INVALID}
+    wait_until(lambda: not bench.decoder._requests)
+    assert bench.outcome(bench.submit(files)) is Refusal.INVALID
+
+
+def test_request_beyond_every_bound_is_admitted_when_nothing_waits(bench):
+    bench.decoder.start()
+    assert bench.outcome(bench.submit([DEAR] * 5)) is Refusal.INVALID
+    wait_until(lambda: not bench.decoder._requests)
+    many = bench.request()
+    many.origin.cancelled = True
+    bench.decoder.submit(many, [SEVEN] * (module.MAX_WAITING_FILES + 1), "files")
+    assert bench.outcome(many) is Refusal.CANCELLED
+
+
+def test_request_that_claims_too_much_takes_no_more_room_than_the_largest(bench):
+    claiming = bench.request()
+    claiming.origin.cancelled = True
+    bench.decoder.submit(claiming, [DEAR] * 100, "files")
+    other = bench.submit([DEAR])
+    bench.decoder.start()
+    assert bench.outcome(other) is DECODED
+
+
+def test_requests_that_race_with_the_end_are_all_told(bench):
+    bench.decoder.start()
+    submitted, running = [], threading.Event()
+
+    def knock():
+        while not submitted or submitted[-1].refusal is not Refusal.STOPPED:
+            submitted.append(bench.submit([SEVEN]))
+            running.set()
+
+    thread = threading.Thread(target=knock)
+    thread.start()
+    assert running.wait(60)
+    assert bench.decoder.stop(60)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert sorted(id(one) for one, _ in bench.ended) == sorted(map(id, submitted))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug of ours"), MemoryError("no memory")])
+@pytest.mark.parametrize("step", ["grey", "examine_grey", "pixels_claimed"])
+def test_bug_or_lack_of_memory_is_not_the_fault_of_the_file(
+    bench, monkeypatch, caplog, step, error
+):
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, step, fails)
+        request = bench.submit([SEVEN])
+        bench.decoder.start()
+        assert bench.outcome(request) is Refusal.FAILED
+    wait_until(lambda: bench.told.dropped == [request])
+    assert str(error) in caplog.text
+    assert bench.outcome(bench.submit([SEVEN])) is DECODED, "the thread lives on"
+
+
+@pytest.mark.parametrize("step", ["digits.files.Image.open", "PIL.ImageFile.ImageFile.load"])
+def test_lack_of_memory_inside_pillow_is_not_the_fault_of_the_file(monkeypatch, step):
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(step, fails)
+    with pytest.raises(MemoryError):
+        module.PictureReader().read(SEVEN, "file")
+
+
+def test_what_takes_the_images_may_raise_and_the_thread_lives_on(bench, caplog):
+    def fails(_requests):
+        raise RuntimeError("broken submit")
+
+    bench.decoder._submit = fails
+    bench.submit([SEVEN])
+    bench.decoder.start()
+    wait_until(lambda: not bench.decoder._requests)
+    assert "broken submit" in caplog.text
+    bench.decoder._submit = bench.passed_on
+    assert bench.outcome(bench.submit([SEVEN])) is DECODED
