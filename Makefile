@@ -7,19 +7,19 @@ export DIGITS_DATA ?= data
 INPUTS := pyproject.toml hatch_build.py $(wildcard proto/digits/*/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify test lint format train export bench peers observe soak fuzz lock audit \
-	cuda-refusal manifests image image-test clean
+.PHONY: help serve classify test lint format train export bench peers soak fuzz lock audit \
+	manifests image image-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .venv/serve.stamp: $(INPUTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cpu,native,top]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cpu,top]'
 	@touch $@
 
 .venv/export.stamp: .venv/serve.stamp
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[export,native]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[export]'
 	@touch $@
 
 .venv/dev.stamp: .venv/export.stamp
@@ -27,7 +27,7 @@ help: ## Show this list
 	@touch $@
 
 .venv/fuzz.stamp: .venv/dev.stamp
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz,native]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	@touch $@
 
 serve: .venv/serve.stamp ## Serve the default model; ARGS="--grpc-port 0" passes flags
@@ -60,29 +60,23 @@ peers: .venv/dev.stamp ## Measure mosec, LitServe and MLServer beside this serve
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 soak: .venv/dev.stamp ## Mixed traffic and reloads for 10 minutes, everything checked (ARGS="--minutes 1 --transport grpcio")
-	$(BIN)/python -m benchmarks.soak $(ARGS)
+	$(BIN)/python -m tests.soak $(ARGS)
 
 fuzz: .venv/fuzz.stamp ## A million hostile inputs, coverage-guided and over sockets (ARGS="--inputs 100000 --minutes 5")
 	$(BIN)/python -m tests.fuzz $(ARGS)
-
-observe: .venv/dev.stamp ## Look at a loaded server with a real Prometheus; draws the dashboard
-	$(BIN)/python -m benchmarks.observe $(ARGS)
 
 # Universal: the same locks for x86-64 and arm64, and for every Python from 3.11 on.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 
 lock: .venv/dev.stamp ## Pin what the images install, with hashes (ARGS=--upgrade for newer versions)
-	$(LOCK) pyproject.toml --extra cpu --extra native --extra signing --extra otel -o deploy/requirements-cpu.lock $(ARGS)
-	$(LOCK) pyproject.toml --extra gpu --extra native --extra signing --extra otel -o deploy/requirements-cuda.lock $(ARGS)
+	$(LOCK) pyproject.toml --extra cpu --extra signing --extra otel -o deploy/requirements-cpu.lock $(ARGS)
+	$(LOCK) pyproject.toml --extra gpu --extra signing --extra otel -o deploy/requirements-cuda.lock $(ARGS)
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		| $(LOCK) - -o deploy/requirements-build.lock $(ARGS)
 
 audit: .venv/dev.stamp ## Look the locked packages up in a database of known vulnerabilities
 	$(BIN)/python deploy/audit.py deploy/*.lock
-
-cuda-refusal: .venv/dev.stamp ## Try CUDA where there is no GPU, with the GPU wheel (downloads 300 MB)
-	$(BIN)/python -m benchmarks.cuda_refusal
 
 # checkov has an environment of its own: it pins versions that other tools need newer.
 .venv-checkov/stamp:

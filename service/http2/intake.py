@@ -247,8 +247,6 @@ class Intake:
     def _open(self, call: Call) -> None:
         """Without the lock."""
         call.receiver = call.info.route.open(call)
-        if call.cancelled:
-            cancel(call)
 
     def _on_stream(self, call: Call, body: bytes, work: Work, *, ended: bool) -> None:
         before = call.held

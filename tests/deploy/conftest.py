@@ -28,17 +28,12 @@ ALTERNATIVES = (
     (None, "gateway"),
     (None, "monitoring"),
 )
-# native brings networkpolicy along and has no TLS.
-WITH_NATIVE = tuple(
-    ("native",) if set(group) & {"tls", "networkpolicy"} else group for group in ALTERNATIVES
-)
 
 
 def combinations():
     """Every set of components that can be used together."""
-    for groups in (ALTERNATIVES, WITH_NATIVE):
-        for chosen in itertools.product(*groups):
-            yield tuple(sorted({name for name in chosen if name}))
+    for chosen in itertools.product(*ALTERNATIVES):
+        yield tuple(sorted({name for name in chosen if name}))
 
 
 def tool(name):

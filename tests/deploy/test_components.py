@@ -16,7 +16,7 @@ import yaml
 
 from digits.v1 import digits_pb2
 from service.artifact import load_artifact
-from service.config import ConfigError, load_config
+from service.config import load_config
 from tests.conftest import REPOSITORY
 
 pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
@@ -140,7 +140,7 @@ def test_what_an_autoscaler_owns_is_not_set(with_component, name):
     assert "replicas" not in with_component(name).one("Deployment")["spec"]
 
 
-# networkpolicy, native
+# networkpolicy
 
 
 def policy_of(manifests):
@@ -171,19 +171,6 @@ def test_policy_lets_named_callers_in_and_nothing_out(with_component):
 def test_rest_of_the_namespace_is_denied_by_default(with_component):
     policies = [policy["spec"] for policy in with_component("networkpolicy").all("NetworkPolicy")]
     assert {"podSelector": {}, "policyTypes": ["Ingress"]} in policies
-
-
-def test_native_comes_with_its_callers_named_and_a_memory_limit(with_component):
-    manifests = with_component("native")
-    assert manifests.config.transport == "native"
-    assert policy_of(manifests)["ingress"][0]["from"]
-    assert manifests.container["resources"]["limits"]["memory"] == "1Gi"
-
-
-def test_native_with_tls_is_refused_by_the_server(tmp_path):
-    settings = combined(tmp_path, ["native", "tls"]).settings
-    with pytest.raises(ConfigError, match="no TLS"):
-        load_config([], settings)
 
 
 # gateway

@@ -30,8 +30,8 @@ from PIL import Image
 
 from digits.client import DigitClient
 from service.artifact import MANIFEST, MODEL, load_artifact
-from service.metrics import SERVICE
 from service.repository import in_serving_order
+from service.rpc.classify import SERVICE
 from tests.conftest import REPOSITORY, wait_until
 
 pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
@@ -202,7 +202,7 @@ def test_image_adds_150_mb_to_its_base_at_most(served):
 def test_server_imports_everything_that_it_may_need(served):
     """What slim.py took away was nothing of that, tracing, signatures and every format included."""
     program = """if True:
-        import importlib, pkgutil, digits.client, digits.files, onnxruntime, service, uvloop
+        import importlib, pkgutil, digits.client, digits.files, onnxruntime, service
         from PIL import features
         for module in pkgutil.walk_packages(service.__path__, "service."):
             if module.name != "service.top":  # rich is for people, and not in the image
@@ -222,7 +222,7 @@ def test_image_files_of_every_format_are_read(served, sample, format_):
         assert client.classify(file.getvalue()).digits[0] == sample["labels"][0]
 
 
-@pytest.mark.parametrize("transport", ["grpcio", "native"])
+@pytest.mark.parametrize("transport", ["http2", "grpcio"])
 def test_load_survives_within_512_mib_and_sigterm_drains(start, sample, transport):
     container = start(f"--env=DIGITS_TRANSPORT={transport}", "--env=DIGITS_DRAIN_DELAY_S=1")
     container.wait_for_serving()

@@ -9,7 +9,7 @@ import pytest
 
 from digits.oip import inference_pb2
 from service.config import load_config
-from service.metrics import SERVICE
+from service.rpc.classify import SERVICE
 from tests.conftest import REPOSITORY
 from tests.deploy.conftest import image_variables, rendered
 from tests.deploy.validators import ERRORS, OLDEST, validate

@@ -14,8 +14,8 @@ from tests.conftest import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OWN = PROJECT["project"]["name"]
 LOCKS = {
-    "cpu": ["cpu", "native", "signing", "otel"],
-    "cuda": ["gpu", "native", "signing", "otel"],
+    "cpu": ["cpu", "signing", "otel"],
+    "cuda": ["gpu", "signing", "otel"],
     "build": [],
 }
 EACH_LOCK = pytest.mark.parametrize("lock", LOCKS)

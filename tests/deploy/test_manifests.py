@@ -10,9 +10,9 @@ import tomllib
 
 import pytest
 
+from service.addresses import is_loopback
 from service.config import FOREIGN_VARIABLES, ConfigError, ServerConfig, load_config
-from service.metrics import SERVICE
-from service.transports import choose_transport, is_loopback
+from service.rpc.classify import SERVICE
 from tests.conftest import ROOT
 
 pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
@@ -242,9 +242,8 @@ def test_server_listens_for_callers_from_elsewhere(manifests):
     assert not is_loopback(manifests.config.host)
 
 
-def test_transport_is_chosen_outright_and_is_grpcio_unless_a_component_says_otherwise(manifests):
-    assert manifests.settings["DIGITS_TRANSPORT"] == "grpcio"
-    assert choose_transport(manifests.config) == ("grpcio", "grpcio was asked for")
+def test_transport_is_the_one_that_bounds_its_callers(manifests):
+    assert manifests.config.transport == "http2"
 
 
 @pytest.mark.parametrize("name", ["base", "overlays/cpu", "overlays/gpu", "overlays/canary"])

@@ -9,9 +9,9 @@ import subprocess
 import pytest
 import yaml
 
-from benchmarks.observe.dashboard import DASHBOARD, RULES
-from benchmarks.observe.prometheus import JOB
 from tests.deploy.test_manifests import ROOT, tool
+from tests.monitoring.dashboard import DASHBOARD, RULES
+from tests.monitoring.prometheus import JOB
 
 
 @pytest.fixture(scope="module")

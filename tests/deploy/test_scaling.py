@@ -14,14 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
 
-from benchmarks.autoscale import simulate
-from benchmarks.harness import BenchmarkError
-from benchmarks.observe.dashboard import RULES
-from benchmarks.observe.prometheus import running_prometheus
-from benchmarks.spread import Case, free_port, running_envoy, spread
 from digits.client import DigitClient
 from tests.conftest import wait_until
 from tests.deploy.conftest import DEPLOY, combined, rendered
+from tests.monitoring.dashboard import RULES
+from tests.monitoring.prometheus import running_prometheus
 
 (RULE,) = yaml.safe_load((DEPLOY / "components/hpa/adapter-rule.yaml").read_text())
 
@@ -125,38 +122,6 @@ def test_scaled_target_is_the_deployment_and_never_less_than_two(autoscaler):
     assert (target["kind"], target["name"]) == ("Deployment", deployment["metadata"]["name"])
     assert autoscaler["minReplicas"] >= 2
     assert autoscaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 300
-
-
-def test_queue_metric_halves_the_time_to_meet_a_tenfold_load():
-    """The simulation, with the manifests' own targets."""
-    load = {"capacity": 20_000, "age_s": 0.0, "low": 1e5, "high": 1e6}
-    by_cpu, by_queue = simulate(False, **load), simulate(True, **load)
-    assert by_queue.recovered_s <= by_cpu.recovered_s / 2
-    assert by_queue.refused_share < by_cpu.refused_share
-    level = simulate(True, **{**load, "high": 1e5})
-    assert level.recovered_s == 0
-    assert max(level.pods) == min(level.pods)
-
-
-@pytest.mark.parametrize("age_s", [0.0, 2.0])
-def test_new_server_gets_its_share_only_if_connections_age(age_s):
-    outcome = spread(Case("name", "grpcio", age_s), window_s=3.0, windows=3)
-    assert not outcome.errors
-    if age_s:
-        assert outcome.shares[-1] > 0.25  # a third is fair
-    else:
-        assert outcome.shares == [0.0] * 3
-
-
-def test_balancer_of_calls_gives_a_new_native_server_its_share():
-    try:
-        with running_envoy("calls", free_port(), dns_port=1):
-            pass
-    except BenchmarkError as error:
-        pytest.skip(str(error))
-    outcome = spread(Case("calls", "native"), window_s=3.0, windows=2)
-    assert outcome.shares[-1] > 0.25
-    assert not outcome.errors
 
 
 @pytest.mark.parametrize("name", ["base", "overlays/cpu"])

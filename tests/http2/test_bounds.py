@@ -1,0 +1,322 @@
+"""What one caller can make the server hold, and for how long: each bound on the wire."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import socket
+import struct
+import threading
+import zlib
+
+import grpc
+import pytest
+
+from service.http2 import Limits
+from service.http2.frames import (
+    END_HEADERS,
+    HEADERS,
+    PING,
+    SETTINGS,
+    ErrorCode,
+    Setting,
+    frame,
+    settings_payload,
+)
+from tests.http2.echo import ROUTES, Unary
+from tests.http2.wire import (
+    STREAM,
+    UNARY,
+    Caller,
+    call,
+    data,
+    eventually,
+    headers,
+    opening,
+    running,
+)
+
+MESSAGE_BYTES = ROUTES[UNARY].max_message_bytes
+KNOWN = b"hello"
+
+
+def answers(server):
+    """Whether another caller is served."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        return channel.unary_unary(UNARY)(KNOWN, timeout=30) == KNOWN
+
+
+def compressed(message):
+    """A compressed message with its prefix."""
+    packer = zlib.compressobj(9, wbits=31)
+    body = packer.compress(message) + packer.flush()
+    return b"\1" + struct.pack(">I", len(body)) + body
+
+
+def in_frames(stream_id, body):
+    """DATA frames that end a call."""
+    pieces = [body[i : i + 16_000] for i in range(0, len(body), 16_000)]
+    return b"".join(data(stream_id, p, end=p is pieces[-1]) for p in pieces)
+
+
+def test_message_over_the_limit_is_refused_by_its_length_alone():
+    with running(ROUTES) as server, Caller(server) as caller:
+        caller.send(opening() + data(1, b"\0" + struct.pack(">I", MESSAGE_BYTES + 1), end=False))
+        assert b"larger than max" in caller.status()
+        assert server.held_bytes == 0
+
+
+def test_message_that_unfolds_over_the_limit_is_read_no_further():
+    bomb = compressed(bytes(64 * 2**20))
+    assert len(bomb) < 2**17
+    with running(ROUTES) as server:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with Caller(server) as caller:
+            fields = headers(UNARY, (b"grpc-encoding", b"gzip"))
+            caller.send(frame(HEADERS, END_HEADERS, 1, fields) + in_frames(1, bomb))
+            assert b"larger than max" in caller.status()
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown_kib < 4 * MESSAGE_BYTES / 1024
+        assert answers(server)
+
+
+@pytest.mark.parametrize("body", [b"\2\0\0\0\1x", b"\0\0\0\0\5abc", b"", b"\0\0\0\0\1ab"])
+def test_malformed_message_is_told_what_was_expected(body):
+    with running(ROUTES) as server, Caller(server) as caller:
+        caller.send(opening() + data(1, body))
+        assert b"request: expected" in caller.status()
+        assert server.held_bytes == 0
+        assert answers(server)
+
+
+def test_metadata_over_the_limit_is_refused_and_far_over_it_ends_the_connection():
+    with running(ROUTES) as server:
+        with Caller(server) as caller:
+            many = [(b"x-n", b"1")] * 20  # each counts for 36 bytes
+            caller.send(opening(1, UNARY, (b"x-big", b"v" * 15_500), *many))
+            assert b"metadata: expected at most" in caller.status()
+            caller.send(call(3))
+            assert b"0" in caller.status(3)
+        with Caller(server) as caller:
+            block = headers() + b"".join(b"\x00\x01x\x00" for _ in range(4000))
+            caller.send(frame(HEADERS, END_HEADERS, 1, block[:16_384]))
+            assert caller.goaway() is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_calls_beyond_the_limit_of_a_connection_are_refused_there_alone():
+    with running(ROUTES, limits=Limits(streams=3)) as server, Caller(server) as caller:
+        caller.send(b"".join(opening(2 * number + 1) for number in range(4)))
+        assert caller.status(7) == "reset REFUSED_STREAM"
+        assert answers(server)
+
+
+def test_connections_over_the_limit_take_the_place_of_the_one_idle_for_longest():
+    with running(ROUTES, limits=Limits(connections=3)) as server:
+        busy = Caller(server)
+        busy.send(opening())
+        eventually(lambda: server.connections == 1)
+        idle = []
+        for count in (2, 3):
+            idle.append(Caller(server))
+            eventually(lambda count=count: server.connections == count)
+        late = Caller(server)
+        assert idle[0].is_closed()
+        late.send(call())
+        assert b"grpc-status" in late.status()
+        busy.send(data(1, b"\0\0\0\0\0"))
+        assert b"grpc-status" in busy.status()
+        for caller in (busy, *idle, late):
+            caller.socket.close()
+
+
+def test_bytes_that_a_connection_holds_are_given_back_when_its_caller_goes():
+    with running(ROUTES) as server:
+        with Caller(server) as caller:
+            half = b"\0" + struct.pack(">I", 60_000) + bytes(16_000)
+            caller.send(
+                b"".join(opening(2 * n + 1) + data(2 * n + 1, half, end=False) for n in range(50))
+            )
+            eventually(lambda: server.held_bytes == 50 * len(half))
+        eventually(lambda: server.held_bytes == 0)
+        assert server.connections == 0
+
+
+def test_one_connection_may_send_large_messages_in_turn_only():
+    """Each gets 64 KiB; no more than the reservation beyond that, however many there are."""
+    limits = Limits(reserved_bytes=2**20)
+    with running(ROUTES, limits=limits) as server, Caller(server) as caller:
+        size = 2**20
+        for number in range(20):
+            prefix = b"\0" + struct.pack(">I", size) + bytes(10_000)
+            caller.send(opening(2 * number + 1) + data(2 * number + 1, prefix, end=False))
+        granted = [
+            stream for kind, _, stream, _ in itertools.islice(caller.frames(), 4) if kind == 8
+        ]
+        assert [stream for stream in granted if stream] == [1]
+
+
+def test_many_large_messages_of_one_connection_all_come_through():
+    """More than its reservation at the same time, and none waits for ever."""
+    limits = Limits(reserved_bytes=2**21)
+    with (
+        running(ROUTES, limits=limits) as server,
+        grpc.insecure_channel(
+            f"127.0.0.1:{server.port}", options=[("grpc.max_receive_message_length", -1)]
+        ) as channel,
+    ):
+        message = bytes(2**20)
+        calls = [channel.unary_unary(UNARY).future(message, timeout=120) for _ in range(30)]
+        assert all(len(call.result()) == len(message) for call in calls)
+        assert server.held_bytes == 0
+
+
+def test_connection_that_holds_most_of_too_much_loses_its_largest_call():
+    limits = Limits(held_bytes=100_000)
+    with running(ROUTES, limits=limits) as server, Caller(server) as small, Caller(server) as large:
+        half = b"\0" + struct.pack(">I", 60_000) + bytes(10_000)
+        small.send(opening() + data(1, half, end=False))
+        eventually(lambda: server.held_bytes == len(half))
+        for number in range(10):
+            stream_id = 2 * number + 1
+            large.send(opening(stream_id) + data(stream_id, half, end=False))
+        ended = large.until(lambda _, flags, stream, __: flags & 1 and stream)
+        assert b"unfinished requests" in ended[3]
+        small.send(data(1, bytes(16_000), end=False) + data(1, bytes(16_000), end=False))
+        small.send(data(1, bytes(16_000), end=False) + data(1, bytes(2_000)))
+        assert b"grpc-status" in small.status()
+
+
+def test_answers_that_nobody_reads_are_bounded_and_the_caller_is_sent_away():
+    answer = bytes(2**18)
+    routes = {UNARY: Unary(lambda calls: [call.respond(answer) for call in calls])}
+    limits = Limits(unread_bytes=2**20, streams=1000)
+    with running(routes, limits=limits) as server, Caller(server, receive_buffer=4096) as caller:
+        window = frame(SETTINGS, 0, 0, settings_payload({Setting.INITIAL_WINDOW_SIZE: 2**31 - 1}))
+        caller.send(window + frame(8, 0, 0, struct.pack(">I", 2**30)))
+        for number in range(200):
+            caller.send(call(2 * number + 1))
+            unread = [link.unread_bytes for link in list(server._links.values())]
+            assert sum(unread) <= 5 * 2**20
+        assert answers_of(server, answer)
+
+
+def answers_of(server, answer):
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        return channel.unary_unary(UNARY)(b"", timeout=30) == answer
+
+
+TIMES = {
+    "handshake": Limits(handshake_s=0.2),
+    "request": Limits(request_s=0.2),
+    "stall": Limits(stall_s=0.2),
+    "idle": Limits(idle_s=0.2),
+    "keepalive": Limits(keepalive_s=0.2, keepalive_timeout_s=0.2),
+    "age": Limits(connection_age_s=0.2),
+}
+
+
+def test_caller_that_says_nothing_is_disconnected():
+    with (
+        running(ROUTES, limits=TIMES["handshake"]) as server,
+        Caller(server, greet=False) as caller,
+    ):
+        assert caller.is_closed()
+
+
+def test_caller_that_speaks_http_1_is_disconnected():
+    with running(ROUTES) as server, Caller(server, greet=False) as caller:
+        caller.send(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert caller.goaway() is ErrorCode.PROTOCOL_ERROR
+
+
+def test_request_that_does_not_come_whole_ends_in_time():
+    with running(ROUTES, limits=TIMES["request"]) as server, Caller(server) as caller:
+        caller.send(opening() + data(1, b"\0\0\0", end=False))
+        assert b"did not come within" in caller.status()
+        assert server.held_bytes == 0
+
+
+def test_answer_that_flow_control_holds_back_is_given_up():
+    with running(ROUTES, limits=TIMES["stall"]) as server, Caller(server) as caller:
+        caller.send(frame(SETTINGS, 0, 0, settings_payload({Setting.INITIAL_WINDOW_SIZE: 0})))
+        caller.send(call())
+        assert caller.status() == "reset CANCEL"
+
+
+def test_connection_without_calls_is_asked_to_go():
+    with running(ROUTES, limits=TIMES["idle"]) as server, Caller(server) as caller:
+        assert caller.goaway() is ErrorCode.NO_ERROR
+        assert caller.is_closed()
+
+
+def test_silent_caller_is_pinged_and_then_disconnected():
+    with running(ROUTES, limits=TIMES["keepalive"]) as server, Caller(server) as caller:
+        assert caller.until(lambda kind, flags, *_: kind == PING and not flags)
+        assert caller.is_closed()
+
+
+def test_old_connection_is_asked_to_go_and_no_call_is_lost():
+    with running(ROUTES, limits=TIMES["age"]) as server:
+        target = f"127.0.0.1:{server.port}"
+        seen = set()
+        with grpc.insecure_channel(target) as channel:
+            echo = channel.unary_unary(UNARY)
+            while len(seen) < 3:
+                assert echo(KNOWN, timeout=30) == KNOWN
+                seen |= {link.peer for link in list(server._links.values())}
+
+
+def test_flood_of_resets_leaves_others_served():
+    with running(ROUTES) as server, Caller(server) as caller:
+        for number in range(2000):
+            stream_id = 2 * number + 1
+            caller.send(opening(stream_id) + frame(3, 0, stream_id, struct.pack(">I", 8)))
+        assert caller.goaway() is ErrorCode.ENHANCE_YOUR_CALM
+        assert answers(server)
+
+
+def test_bomb_of_headers_leaves_others_served():
+    with running(ROUTES) as server, Caller(server) as caller:
+        caller.send(frame(HEADERS, 0, 1, headers()) + frame(9, 0, 1, b"") * 100)
+        assert caller.goaway() is ErrorCode.ENHANCE_YOUR_CALM
+        assert answers(server)
+
+
+def test_handler_that_raises_ends_its_calls_and_no_others(caplog):
+    def broken(_):
+        raise RuntimeError("not today")
+
+    routes = {**ROUTES, "/test.Echo/Broken": Unary(broken)}
+    with running(routes) as server, Caller(server) as caller:
+        caller.send(call(1, path="/test.Echo/Broken") + call(3))
+        assert b"log says why" in caller.status(1)
+        assert answers(server)
+    assert "not today" in caplog.text
+
+
+def test_paused_stream_makes_its_caller_wait():
+    """The receiver takes nothing while its answers are unread: what is held stays bounded."""
+    with running(ROUTES) as server, Caller(server, receive_buffer=4096) as caller:
+        caller.send(opening(1, STREAM))
+        message = b"\0" + struct.pack(">I", 10_000) + bytes(10_000)
+        sent = threading.Thread(
+            target=lambda: caller.send(b"".join(data(1, message, end=False) for _ in range(6)))
+        )
+        sent.start()
+        sent.join()
+        assert server.held_bytes <= 2**16
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 on this machine")
+def test_one_address_for_both_kinds():
+    with running(ROUTES, host="::") as server:
+        for host in ("127.0.0.1", "[::1]"):
+            with grpc.insecure_channel(f"{host}:{server.port}") as channel:
+                assert channel.unary_unary(UNARY)(KNOWN, timeout=30) == KNOWN
+
+
+def test_unix_socket(tmp_path):
+    path = tmp_path / "socket"
+    with running(ROUTES, host=f"unix:{path}"), grpc.insecure_channel(f"unix:{path}") as channel:
+        assert channel.unary_unary(UNARY)(KNOWN, timeout=30) == KNOWN
+    assert not path.exists()

@@ -1,0 +1,308 @@
+"""Calls of grpcio's client over sockets: streams, cancellation, TLS, drain."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import time
+
+import grpc
+import pytest
+
+from service.http2 import Limits
+from service.http2.messages import prefixed
+from tests.certificates import Authority
+from tests.http2.echo import ROUTES, EchoReceiver, Streaming, Unary
+from tests.http2.wire import STREAM, UNARY, Caller, call, data, eventually, opening, running
+
+LONG_S = 60
+
+
+def connected(server, **options):
+    return grpc.insecure_channel(f"127.0.0.1:{server.port}", **options)
+
+
+class Held:
+    """A route whose calls are answered when the test says so."""
+
+    def __init__(self):
+        self.calls = []
+        self.routes = {**ROUTES, "/test.Echo/Held": Unary(self.calls.extend)}
+
+    def wait(self, count=1):
+        eventually(lambda: len(self.calls) >= count)
+        return self.calls
+
+
+def test_messages_of_every_size_come_back():
+    with running(ROUTES) as server, connected(server) as channel:
+        echo = channel.unary_unary(UNARY)
+        for size in (0, 1, 16_379, 16_380, 65_530, 65_531, 100_000, 3_000_000):
+            message = bytes([size % 251]) * size
+            assert echo(message, timeout=LONG_S) == message
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_calls_get_compressed_answers(compression):
+    with running(ROUTES) as server, connected(server, compression=compression) as channel:
+        message = b"0123456789" * 100_000
+        assert channel.unary_unary(UNARY)(message, timeout=LONG_S) == message
+
+
+def test_unknown_compression_is_told_which_are_known():
+    with running(ROUTES) as server, Caller(server) as caller:
+        caller.send(opening(1, UNARY, (b"grpc-encoding", b"snappy")))
+        assert b"identity,gzip,deflate" in caller.status()
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [("/test.Echo/Nope", "UNIMPLEMENTED"), ("/", "UNIMPLEMENTED"), ("/x/y/z", "UNIMPLEMENTED")],
+)
+def test_unknown_method(path, code):
+    with running(ROUTES) as server, connected(server) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(path)(b"", timeout=LONG_S)
+        assert caught.value.code().name == code
+
+
+def test_metadata_both_ways_and_status_with_details():
+    def refuse(calls):
+        for each in calls:
+            shown = dict(each.metadata)
+            each.end(
+                9, f"é % {shown['x-text']}", (("x-back-bin", shown["x-some-bin"]), ("x-a", "b"))
+            )
+
+    with running({UNARY: Unary(refuse)}) as server, connected(server) as channel:
+        metadata = (("x-text", "hello"), ("x-some-bin", b"\0\xff\n"))
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(UNARY)(b"", metadata=metadata, timeout=LONG_S)
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert caught.value.details() == "é % hello"
+        trailers = dict(caught.value.trailing_metadata())
+        assert trailers == {"x-back-bin": b"\0\xff\n", "x-a": "b"}
+
+
+def test_stream_comes_back_whole_and_in_order_whatever_is_ahead():
+    messages = [bytes([n % 251]) * (n * 977 % 70_000) for n in range(200)]
+    with running(ROUTES) as server, connected(server) as channel:
+        assert list(channel.stream_stream(STREAM)(iter(messages), timeout=LONG_S)) == messages
+        assert server.held_bytes == 0
+
+
+def test_stream_ends_at_its_deadline():
+    receivers = []
+
+    def open_one(each):
+        receivers.append(EchoReceiver(each))
+        return receivers[-1]
+
+    with running({STREAM: Streaming(open_one)}) as server, Caller(server) as caller:
+        caller.send(opening(1, STREAM, (b"grpc-timeout", b"100m")))
+        assert b"deadline" in caller.status()
+        eventually(lambda: receivers[0].ended == "cancelled")
+
+
+def test_receiver_is_told_once_that_its_caller_left():
+    receivers = []
+
+    def open_one(each):
+        receivers.append(EchoReceiver(each))
+        return receivers[-1]
+
+    with running({STREAM: Streaming(open_one)}) as server:
+        with Caller(server) as caller:
+            caller.send(opening(1, STREAM) + data(1, prefixed(b"x"), end=False))
+            assert caller.until(lambda kind, _, stream, __: stream == 1 and kind == 0)
+        eventually(lambda: receivers[0].ended == "cancelled")
+        assert not receivers[0].call.send(b"too late")
+        assert not receivers[0].call.end()
+
+
+def test_receiver_is_told_why_the_transport_ended_its_call():
+    receivers = []
+
+    def open_one(each):
+        receivers.append(EchoReceiver(each))
+        return receivers[-1]
+
+    with running({STREAM: Streaming(open_one)}) as server, Caller(server) as caller:
+        caller.send(opening(1, STREAM) + data(1, b"\0" + struct.pack(">I", 2**30), end=False))
+        assert b"larger than max" in caller.status()
+        eventually(lambda: receivers[0].ended.startswith("8 "))
+
+
+def test_call_that_was_cancelled_is_marked_and_its_answer_reaches_nobody():
+    held = Held()
+    with running(held.routes) as server, connected(server) as channel:
+        running_call = channel.unary_unary("/test.Echo/Held").future(b"x")
+        (each,) = held.wait()
+        running_call.cancel()
+        eventually(lambda: each.cancelled)
+        assert not each.respond(b"too late")
+
+
+def test_answers_of_many_connections_come_from_one_thread_at_once():
+    held = Held()
+    with running(held.routes) as server:
+        callers = [Caller(server) for _ in range(5)]
+        for caller in callers:
+            caller.send(b"".join(call(2 * n + 1, path="/test.Echo/Held") for n in range(10)))
+        calls = held.wait(50)
+        assert all(calls[0].respond_all([(each, each.message) for each in calls]))
+        for caller in callers:
+            assert b"grpc-status" in caller.status(19)
+            caller.socket.close()
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls"), "root")
+
+
+def context_of(authority, *, mutual=False):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("server"))
+    context.set_alpn_protocols(["h2"])
+    if mutual:
+        context.load_verify_locations(authority.root)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def secure(server, authority, pair=(None, None)):
+    key = pair[1] and pair[1].read_bytes()
+    certificate = pair[0] and pair[0].read_bytes()
+    credentials = grpc.ssl_channel_credentials(authority.root.read_bytes(), key, certificate)
+    return grpc.secure_channel(f"localhost:{server.port}", credentials)
+
+
+def test_tls_carries_calls_of_every_size(authority):
+    context = context_of(authority)
+    with running(ROUTES, tls=lambda: context) as server, secure(server, authority) as channel:
+        for size in (0, 100, 3_000_000):
+            assert len(channel.unary_unary(UNARY)(bytes(size), timeout=LONG_S)) == size
+
+
+def test_mutual_tls_asks_for_a_certificate(authority):
+    context = context_of(authority, mutual=True)
+    with running(ROUTES, tls=lambda: context) as server:
+        with secure(server, authority, authority.issue("caller")) as channel:
+            assert channel.unary_unary(UNARY)(b"x", timeout=LONG_S) == b"x"
+        with secure(server, authority) as channel, pytest.raises(grpc.RpcError):
+            channel.unary_unary(UNARY)(b"x", timeout=LONG_S)
+
+
+def test_handshakes_that_stall_hold_up_nobody_and_end_in_time(authority):
+    context = context_of(authority)
+    limits = Limits(handshake_s=0.5)
+    with running(ROUTES, tls=lambda: context, limits=limits) as server:
+        stalled = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+        stalled[0].sendall(b"\x16\x03\x01")
+        with secure(server, authority) as channel:
+            assert channel.unary_unary(UNARY)(b"x", timeout=LONG_S) == b"x"
+        for each in stalled:
+            each.settimeout(LONG_S)
+            assert each.recv(1) == b""
+            each.close()
+
+
+def test_caller_that_does_not_speak_http_2_is_disconnected(authority):
+    context = context_of(authority)
+    plain = ssl.create_default_context(cafile=authority.root)
+    plain.set_alpn_protocols(["http/1.1"])
+    with running(ROUTES, tls=lambda: context) as server:
+        raw = socket.create_connection(("127.0.0.1", server.port))
+        raw.settimeout(LONG_S)
+        with raw, plain.wrap_socket(raw, server_hostname="localhost") as talking:
+            with contextlib.suppress(ssl.SSLError, ConnectionResetError):
+                assert talking.recv(1) == b""
+
+
+# Drain
+
+
+def drained(server, grace_s=LONG_S):
+    """Drains on a thread; what it returns, and how long it took, come later."""
+    outcome = []
+
+    def drain():
+        began = time.monotonic()
+        outcome.append((server.drain(grace_s), time.monotonic() - began))
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    return thread, outcome
+
+
+def test_drain_answers_what_is_in_flight_and_closes_every_connection():
+    held = Held()
+    with running(held.routes) as server, connected(server) as channel, Caller(server) as idle:
+        in_flight = channel.unary_unary("/test.Echo/Held").future(b"x")
+        (each,) = held.wait()
+        thread, outcome = drained(server)
+        assert idle.goaway() is not None
+        assert thread.is_alive()
+        each.respond(b"done")
+        assert in_flight.result(LONG_S) == b"done"
+        idle.socket.close()
+        thread.join(LONG_S)
+        assert outcome[0][0]
+        assert server.connections == 0
+
+
+def test_drain_says_when_a_call_was_cut_off():
+    held = Held()
+    with running(held.routes) as server, connected(server) as channel:
+        in_flight = channel.unary_unary("/test.Echo/Held").future(b"x")
+        held.wait()
+        assert server.drain(0.2) is False
+        assert not in_flight.done()
+
+
+def test_half_sent_call_is_refused_and_does_not_hold_the_drain():
+    with running(ROUTES) as server, Caller(server) as caller:
+        caller.send(opening() + data(1, b"\0\0\0", end=False))
+        eventually(lambda: server.held_bytes)
+        thread, outcome = drained(server)
+        assert b"shutting down" in caller.status()
+        caller.socket.close()
+        thread.join(LONG_S)
+        assert outcome[0][0]
+        assert outcome[0][1] < LONG_S / 2
+
+
+def test_caller_that_does_not_read_does_not_hold_the_drain():
+    routes = {UNARY: Unary(lambda calls: [each.respond(bytes(60_000)) for each in calls])}
+    with running(routes) as server, Caller(server, receive_buffer=2048) as caller:
+        for number in range(200):
+            caller.send(call(2 * number + 1))
+        eventually(lambda: any(link.unread_bytes for link in list(server._links.values())))
+        thread, outcome = drained(server)
+        thread.join(LONG_S)
+        assert outcome[0][1] < LONG_S / 2
+
+
+def test_no_call_fails_while_a_server_drains_and_another_takes_its_place():
+    """Behind one name: grpcio's client tries what was refused elsewhere by itself."""
+    with running(ROUTES) as first, running(ROUTES) as second:
+        target = f"ipv4:127.0.0.1:{first.port},127.0.0.1:{second.port}"
+        options = [("grpc.lb_policy_name", "round_robin")]
+        with grpc.insecure_channel(target, options=options) as channel:
+            echo = channel.unary_unary(UNARY)
+            for _ in range(50):
+                echo(b"x", timeout=LONG_S)
+            eventually(lambda: first.connections and second.connections)
+            calls = [echo.future(b"y", timeout=LONG_S) for _ in range(100)]
+            thread, outcome = drained(first)
+            calls += [echo.future(b"y", timeout=LONG_S) for _ in range(300)]
+            assert all(each.result() == b"y" for each in calls)
+            thread.join(LONG_S)
+            assert outcome[0][0]
