@@ -60,6 +60,7 @@ class Parts:
         config: The settings.
         is_ready: What readiness says.
         is_alive: What liveness says.
+        is_draining: Whether the server is past its drain delay.
 
     Raises:
         CredentialError: If a certificate, key or token file can not be used.
@@ -67,11 +68,17 @@ class Parts:
     """
 
     def __init__(
-        self, config: ServerConfig, *, is_ready: Callable[[], bool], is_alive: Callable[[], bool]
+        self,
+        config: ServerConfig,
+        *,
+        is_ready: Callable[[], bool],
+        is_alive: Callable[[], bool],
+        is_draining: Callable[[], bool],
     ) -> None:
         self._config = config
         self._is_ready = is_ready
         self._is_alive = is_alive
+        self._is_draining = is_draining
         self.slots = config.instances or cpu_quota()
         methods = [CLASSIFY, CLASSIFY_STREAM, GET_MODEL]
         if config.oip:
@@ -243,6 +250,7 @@ class Parts:
             classify=self.gate if config.classifies_over_http else None,
             refusal=self.guard.refusal if has_tokens else None,
             count=self.metrics.http_request,
+            is_draining=self._is_draining,
             requests_per_s=config.http_classify_rate,
             playground=config.playground,
         )

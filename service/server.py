@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # HTTP answers NOT_SERVING while a model takes longer than this to load.
 QUICK_LOAD_S = 1.0
+# For threads with nothing left to do to end.
+STOP_S = 1.0
 LIVENESS, READINESS = "", SERVICE
 
 T = TypeVar("T")
@@ -56,7 +58,13 @@ class Server:
         self._stop = asyncio.Event()
         self._serving = asyncio.Event()
         self._alive = True
-        self._parts = Parts(config, is_ready=self._is_ready, is_alive=lambda: self._alive)
+        self._draining = False
+        self._parts = Parts(
+            config,
+            is_ready=self._is_ready,
+            is_alive=lambda: self._alive,
+            is_draining=lambda: self._draining,
+        )
 
     async def run(self) -> int:
         """Serves until a signal; returns the exit code.
@@ -70,12 +78,11 @@ class Server:
         parts = self._parts
         self._handle_signals()
         transport = self._listen()
+        self.grpc_port = transport.port
         http = asyncio.create_task(self._start_http())
-        model = await self._unless_stopped(in_daemon_thread(parts.loader.load))
-        if model is None:
+        if not await self._serve_first(transport):
             logger.info("stopped while loading")
             return 0
-        self._serve(model, transport)
         await http
         watching = [
             asyncio.create_task(watch)
@@ -118,6 +125,14 @@ class Server:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._serving.wait(), QUICK_LOAD_S)
         await self._http.start()
+
+    async def _serve_first(self, transport: Transport) -> bool:
+        """Loads a model and serves it; False if a signal came before."""
+        model = await self._unless_stopped(in_daemon_thread(self._parts.loader.load))
+        if model is None:
+            return False
+        self._serve(model, transport)
+        return True
 
     def _serve(self, model: ServedModel, transport: Transport) -> None:
         parts = self._parts
@@ -185,6 +200,7 @@ class Server:
         parts, grace_s = self._parts, self._config.grace_s
         parts.health.set(READINESS, NOT_SERVING)
         await asyncio.sleep(self._config.drain_delay_s)
+        self._draining = True
         give_up = time.monotonic() + grace_s
         parts.streams.close()
         parts.health.close()
@@ -192,7 +208,7 @@ class Server:
             parts.reflection.close()
         sent = await in_daemon_thread(partial(transport.drain, grace_s))
         parts.gate.close("the server is shutting down")
-        left_s = max(0.0, give_up - time.monotonic())
+        left_s = max(STOP_S, give_up - time.monotonic())
         answered = await in_daemon_thread(partial(parts.gate.stop, left_s))
         transport.close()
         await self._http.close()

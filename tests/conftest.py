@@ -114,7 +114,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
             server.process.wait()
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["http2", "grpcio"])
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:

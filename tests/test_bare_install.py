@@ -27,7 +27,7 @@ SOURCES = (
     "pyproject.toml",
     "README.md",
 )
-ABSENT = {"onnxruntime", "pillow", "torch", "prometheus-client", "pygrpc-native", "rich"}
+ABSENT = {"onnxruntime", "pillow", "torch", "prometheus-client", "rich"}
 
 SCRIPT = """
 import asyncio, json, sys

@@ -41,7 +41,6 @@ print(
             "server": client.get_server_metadata(as_json=True),
             "metadata": client.get_model_metadata("digits", as_json=True),
             "config": client.get_model_config("digits", as_json=True)["config"],
-            "statistics": client.get_inference_statistics("digits", as_json=True)["model_stats"],
             "id": whole.get_response().id,
             "digits": whole.as_numpy("digit").tolist(),
             "dtype": str(whole.as_numpy("digit").dtype),

@@ -45,6 +45,7 @@ class Offer:
         refusal: How to answer one of its requests by its metadata, before its body is read, or None
             to read it; None where everybody may call.
         count: Is told the HTTP status of each of its answers.
+        is_draining: Whether /v1/classify is refused, for the server is shutting down.
         requests_per_s: What one address may send to /v1/classify.
         playground: Serve /draw, a page that uses /v1/classify.
     """
@@ -56,6 +57,7 @@ class Offer:
     classify: Gate | None = None
     refusal: Callable[[Metadata], Status | None] | None = None
     count: Callable[[int], None] = lambda _: None
+    is_draining: Callable[[], bool] = lambda: False
     requests_per_s: float = 20.0
     playground: bool = False
 

@@ -36,7 +36,10 @@ def make_runner(offer: Offer) -> web.AppRunner:
     pages.add_status_page(app, offer)
     if offer.classify is not None:
         handler = ClassifyHandler(
-            offer.classify, refusal=offer.refusal, requests_per_s=offer.requests_per_s
+            offer.classify,
+            refusal=offer.refusal,
+            is_draining=offer.is_draining,
+            requests_per_s=offer.requests_per_s,
         )
         app.router.add_post(CLASSIFY, handler.handle)
         app.middlewares.insert(0, _counted(offer.count))

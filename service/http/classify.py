@@ -16,7 +16,7 @@ from digits.v1 import digits_pb2
 from service.http.errors import error_response, invalid_response, status_response
 from service.http.requests import Images, read_request
 from service.rpc import codec
-from service.rpc.status import Status, refusal_status
+from service.rpc.status import Status, refusal_status, unavailable
 from service.security.rate_limit import TokenBuckets
 from service.serving.gate import Gate
 from service.serving.request import IMAGE_BYTES, InvalidInputError, Refusal, Request
@@ -33,6 +33,7 @@ DEADLINE_S = 5.0
 BUSY_RETRY_AFTER_S = 1.0
 # Headers that stand for the metadata of an RPC.
 SHOWN_HEADERS = frozenset({"Authorization"})
+SHUTTING_DOWN = unavailable("the server is shutting down")
 EXPIRED = Status(StatusCode.DEADLINE_EXCEEDED, f"no answer within {DEADLINE_S:g} s")
 
 
@@ -74,6 +75,7 @@ class ClassifyHandler:
     Args:
         gate: The way into the core.
         refusal: See ``Offer``.
+        is_draining: See ``Offer``.
         requests_per_s: What one address may send.
     """
 
@@ -82,10 +84,12 @@ class ClassifyHandler:
         gate: Gate,
         *,
         refusal: Callable[[Metadata], Status | None] | None,
+        is_draining: Callable[[], bool],
         requests_per_s: float,
     ) -> None:
         self._gate = gate
         self._refusal = refusal
+        self._is_draining = is_draining
         self._buckets = TokenBuckets(requests_per_s)
         self._at_once = 0
 
@@ -101,6 +105,8 @@ class ClassifyHandler:
         wait_s = self._buckets.take(request.remote or "", 1, time.monotonic())
         if wait_s > 0:
             return _exhausted("too many requests from this address", wait_s)
+        if self._is_draining():
+            return status_response(SHUTTING_DOWN)
         if self._at_once >= MAX_AT_ONCE:
             return _exhausted(f"{MAX_AT_ONCE} requests are being answered", BUSY_RETRY_AFTER_S)
         self._at_once += 1

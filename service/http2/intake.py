@@ -58,6 +58,8 @@ class Intake:
         self._server = server
         # Unary calls whose request has not come whole, the oldest first.
         self._arriving: dict[int, Call] = {}
+        # Calls of which a part of a message came with the present events.
+        self._partial: dict[Call, None] = {}
         # Bytes of requests whose callers may send all of them; calls that wait for that.
         self._reserved = 0
         self._unreserved: deque[Call] = deque()
@@ -77,6 +79,9 @@ class Intake:
                 self._on_unary(call, body, now, work, ended=kind == END)
             elif call.receiver is not None:
                 self._on_stream(call, body, work, ended=kind == END)
+        # Only now: windows count every event, messages those that were looked at.
+        if self._partial:
+            self._let_in_partial()
 
     def _on_request(self, call: Call, now: float, work: Work) -> None:
         head, server = call.head, self._server
@@ -88,13 +93,13 @@ class Intake:
             call.deadline = now + info.timeout_s
         if info.http_status is not None:
             self._arriving[call.id] = call  # answered at its end: it may yet be malformed
+        elif server.hooks is not None and not server.hooks.admit(call):
+            pass  # it was ended; who may not call learns nothing, not even which methods there are
         elif info.error is not None:
             self._refuse(call, info.error, work)
         elif self._link.unread_bytes > server.limits.unread_bytes:
             message = "the answers on this connection are not being read; retry later"
             self._refuse(call, GrpcError(RESOURCE_EXHAUSTED, message), work)
-        elif server.hooks is not None and not server.hooks.admit(call):
-            pass  # it was ended
         elif info.route.is_unary:
             self._arriving[call.id] = call
         else:
@@ -168,7 +173,7 @@ class Intake:
             return False
         self._hold(call.held - before)
         if not ended:
-            self._reserve(call)
+            self._partial[call] = None
             return False
         self._release(call)
         return True
@@ -180,10 +185,19 @@ class Intake:
             self.held_bytes += size
             self._server.hold(size)
 
-    def _reserve(self, call: Call) -> None:
-        """Opens a call's window for the rest of its message, once it is its turn."""
+    def _let_in_partial(self) -> None:
+        partial, self._partial = self._partial, {}
+        for call in partial:
+            if not (call.closed or call.remote_closed) and call.expected:
+                self._let_in(call)
+
+    def _let_in(self, call: Call) -> None:
+        """Opens a call's window for the rest of its message; of a unary call in turn."""
         rest = call.expected - call.held
         if rest <= call.receive_window or call.reserved:
+            return
+        if not call.info.route.is_unary:
+            self._connection.grant(call, rest - call.receive_window)
             return
         if self._reserved and self._reserved + call.expected > self._server.limits.reserved_bytes:
             if call not in self._unreserved:
@@ -202,7 +216,7 @@ class Intake:
             for _ in range(len(self._unreserved)):
                 waiting = self._unreserved.popleft()
                 if not waiting.closed:
-                    self._reserve(waiting)
+                    self._let_in(waiting)
 
     def forget(self, call: Call) -> None:
         """A call has ended."""
@@ -262,8 +276,8 @@ class Intake:
             return
         call.waiting += whole
         self._hold(call.held - before + sum([len(message) for message in whole]))
-        if not ended and call.expected > call.receive_window + call.held:
-            self._connection.grant(call, call.expected - call.held - call.receive_window)
+        if not ended:
+            self._partial[call] = None
         call.half_closed = ended
         if whole or ended:
             work.add_step(self.deliver, call)

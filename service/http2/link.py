@@ -84,6 +84,7 @@ class Link:
         self._backlog: deque[memoryview] = deque()
         self._watched: set[Call] = set()
         self._opened = self._heard = self._moved = now
+        self._taken: float | None = None  # when the caller last took something that had to wait
         self._pinged: float | None = None
         self._closing: float | None = None  # since when nothing follows what is in the backlog
         self._draining: float | None = None
@@ -100,10 +101,14 @@ class Link:
         """Of answers that the caller has not taken, for whatever reason."""
         return self.backlog_bytes + self._connection.pending_bytes
 
-    @property
-    def has_calls(self) -> bool:
-        """Whether a call is open, or an answer still on its way."""
-        return bool(self._connection.streams) or self.unread_bytes > 0
+    def would_lose(self, now: float) -> bool:
+        """Whether closing it now would lose something: a call in work, an answer being read.
+
+        What waits for a caller that takes nothing is not lost by the server.
+        """
+        in_work = any(not call.local_closed for call in list(self._connection.streams.values()))
+        is_read = self._taken is not None and now - self._taken < DRAIN_PATIENCE_S
+        return in_work or (self.unread_bytes > 0 and is_read)
 
     # Reading, on the loop's thread
 
@@ -136,7 +141,10 @@ class Link:
                 except ssl.SSLError:  # also its orderly end, after which nothing may follow
                     self.lose(work)
                     return
+            let_out = self._connection.let_out
             self.intake.take(self._connection.receive(data, now), now, work)
+            if self._connection.let_out != let_out:
+                self._taken = now
             self.flush()
         if self._connection.closed:
             self._begin_close(now)
@@ -251,7 +259,7 @@ class Link:
                 except OSError:
                     self.lose(work)
                     return
-                self._moved = now
+                self._moved = self._taken = now
                 self.backlog_bytes -= sent
                 if sent < len(self._backlog[0]):
                     self._backlog[0] = self._backlog[0][sent:]

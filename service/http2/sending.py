@@ -64,10 +64,11 @@ class Sender(ABC):
 
     Attributes:
         pending_bytes: Of bodies, of all streams, that wait for the peer's flow control.
+        let_out: Bytes of bodies that went through it, ever.
     """
 
     def __init__(self) -> None:
-        self.pending_bytes = 0
+        self.pending_bytes = self.let_out = 0
         self._flood = FloodGauge()
         self._out: list[bytes | memoryview] = []
         self._events: list[Event] = []
@@ -196,6 +197,7 @@ class Sender(ABC):
             stream.send_extra -= size
             stream.pending_bytes -= size
             self.pending_bytes -= size
+            self.let_out += size
             if size == len(body):
                 pending.popleft()
             else:

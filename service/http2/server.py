@@ -152,7 +152,8 @@ class Server:
             self._gone.wait_for(
                 lambda: self.is_stopping and not self._links, max(0.0, give_up - time.monotonic())
             )
-        cut = [link for link in list(self._links.values()) if link.has_calls]
+        now = time.monotonic()
+        cut = [link for link in list(self._links.values()) if link.would_lose(now)]
         if self._stalled:
             logger.warning("%d callers did not read their answers", self._stalled)
         return not cut

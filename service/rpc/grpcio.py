@@ -1,6 +1,7 @@
 """The reference transport: a plain grpc.aio server with the same routes, on a thread of its own.
 
-For callers that are trusted, or behind a proxy: grpcio bounds calls, not the bytes they hold.
+For callers that are trusted, or behind a proxy: grpcio bounds calls, not the bytes they hold, and
+its server stops when every call has ended, though answers may still wait for a slow connection.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from service.rpc.call import Hooks, Metadata, Receiver, Route, StreamRoute, TransportError
+from service.rpc.call import (
+    Hooks,
+    Metadata,
+    Receiver,
+    Route,
+    StreamRoute,
+    TransportError,
+    UnaryRoute,
+)
 from service.rpc.recorder import CODES
 
 if TYPE_CHECKING:
@@ -25,6 +34,7 @@ else:  # generic in the stubs, not at run time
 
 
 INVALID_ARGUMENT: int = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
 CANCELLED: int = grpc.StatusCode.CANCELLED.value[0]
 
 
@@ -146,6 +156,7 @@ class GrpcioServer:
         limits: GrpcioLimits,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
+        self._cut = 0
         self._routes = routes
         self._hooks = hooks
         self._loop = asyncio.new_event_loop()
@@ -164,9 +175,9 @@ class GrpcioServer:
 
     def drain(self, grace_s: float) -> bool:
         """See ``Transport``."""
-        began = time.monotonic()
+        self._cut = 0
         self._do(self._server.stop(grace_s))
-        return time.monotonic() - began < grace_s
+        return not self._cut
 
     def close(self) -> None:
         """See ``Transport``."""
@@ -206,35 +217,47 @@ class GrpcioServer:
 
     async def _serve(
         self, path: str, route: Route, requests: Any, context: ServicerContext
-    ) -> None:
+    ) -> bytes:
+        """Serves one RPC; returns the response of a unary one."""
         call = GrpcioCall(self._loop, path, context)
         reader = None
         if self._hooks.admit(call):
-            reader = asyncio.create_task(self._read(route, requests, call))
+            reader = asyncio.create_task(self._read(route, requests, call, context))
         try:
-            ended = await self._write(call, context)
+            response, ended = await self._write(call, context, is_unary=route.is_unary)
         except BaseException:
             if call.leave() and reader is not None:
+                self._cut += 1
                 self._tell_left(route, call)
             raise
         finally:
             if reader is not None:
                 reader.cancel()
         code, message, trailers = ended
+        del call, reader  # the context keeps abort's error, and that this frame
         if code:
             await context.abort(CODES[code], message, trailers)
+        return response
 
-    async def _write(self, call: GrpcioCall, context: ServicerContext) -> tuple[int, str, Metadata]:
-        """Sends what there is, until the call ends."""
+    async def _write(
+        self, call: GrpcioCall, context: ServicerContext, *, is_unary: bool
+    ) -> tuple[bytes, tuple[int, str, Metadata]]:
+        """Sends what a stream has, until the call ends; returns what a unary call has."""
+        response = b""
         while True:
             answer = await call.out.get()
             if isinstance(answer, tuple):
-                return answer
+                return response, answer
+            if is_unary:
+                response = answer
+                continue
             await context.write(answer)
             if call.was_sent(len(answer)) and call.receiver is not None:
                 call.receiver.sent()
 
-    async def _read(self, route: Route, requests: Any, call: GrpcioCall) -> None:
+    async def _read(
+        self, route: Route, requests: Any, call: GrpcioCall, context: ServicerContext
+    ) -> None:
         """Hands what comes to the route."""
         if not isinstance(route, StreamRoute):
             async for call.message in requests:
@@ -242,9 +265,9 @@ class GrpcioServer:
                 call.has_arrived = True
                 route.receive([call])
                 return
-            call.end(
-                grpc.StatusCode.INVALID_ARGUMENT.value[0], "request: expected 1 message, got none"
-            )
+            message = "request: expected 1 message, got none"
+            if not context.done() and call.end(INVALID_ARGUMENT, message):
+                self._hooks.refused(call, INVALID_ARGUMENT, message)
             return
         receiver = call.receiver = route.open(call)
         if receiver is None:
@@ -261,22 +284,35 @@ class GrpcioServer:
             self._hooks.refused(call, CANCELLED, "the caller left")
 
 
+def _unknown(calls: Sequence[Any]) -> None:
+    for call in calls:
+        call.end(UNIMPLEMENTED, "this server has no such method")
+
+
+UNKNOWN = UnaryRoute(_unknown, 0)
+
+
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
-    """Every route as a stream of bytes both ways: whether it is unary is the route's business."""
+    """Every route as a stream of requests, and a unary one reads one."""
 
     def __init__(self, serve: Callable[..., Any], routes: Mapping[str, Route]) -> None:
-        self._handlers = {
-            path: grpc.stream_stream_rpc_method_handler(_bound(serve, path, route))
-            for path, route in routes.items()
-        }
+        self._serve = serve
+        self._handlers = {path: _handler(serve, path, route) for path, route in routes.items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """See ``grpc.GenericRpcHandler``."""
-        return self._handlers.get(handler_call_details.method)
+        """See ``grpc.GenericRpcHandler``; an unknown method, too, is for those who may call."""
+        path = handler_call_details.method
+        return self._handlers.get(path) or _handler(self._serve, path, UNKNOWN)
 
 
-def _bound(serve: Callable[..., Any], path: str, route: Route) -> Callable[..., Any]:
-    async def handle(requests: Any, context: ServicerContext) -> None:
+def _handler(serve: Callable[..., Any], path: str, route: Route) -> Any:
+    async def unary(requests: Any, context: ServicerContext) -> bytes:
+        response: bytes = await serve(path, route, requests, context)
+        return response
+
+    async def stream(requests: Any, context: ServicerContext) -> None:
         await serve(path, route, requests, context)
 
-    return handle
+    if route.is_unary:
+        return grpc.stream_unary_rpc_method_handler(unary)
+    return grpc.stream_stream_rpc_method_handler(stream)

@@ -18,7 +18,7 @@ from digits.client import DigitClient, DigitError
 from digits.files import grey, opened
 from digits.images import PictureError, examine, normalise
 from service.artifact import load_artifact
-from service.engine import Engine
+from service.serving.engine import Engine
 from service.images import FileReader
 from service.repository import in_serving_order
 from service.status import InvalidRequestError

@@ -247,7 +247,7 @@ def test_native_servers_hint_is_waited_for(start_server, sample, tmp_path):
     tokens = tmp_path / "tokens"
     tokens.write_text("anna:" + "a" * 32 + "\n")
     server = start_server(
-        "--transport=native", f"--auth-token-file={tokens}", "--rate-limit-images-per-s=100"
+        "--transport=http2", f"--auth-token-file={tokens}", "--rate-limit-images-per-s=100"
     )
     with DigitClient(server.address, token="a" * 32, timeout_s=20) as client:
         began = time.monotonic()
@@ -263,7 +263,7 @@ def test_deadline_that_the_hint_goes_beyond_ends_at_once(start_server, sample, t
     tokens = tmp_path / "tokens"
     tokens.write_text("anna:" + "a" * 32 + "\n")
     flags = f"--auth-token-file={tokens}", "--rate-limit-images-per-s=10"
-    server = start_server("--transport=native", *flags)
+    server = start_server("--transport=http2", *flags)
     with DigitClient(server.address, token="a" * 32, timeout_s=30) as client:
         client.classify(sample["images"][:20])
         began = time.monotonic()

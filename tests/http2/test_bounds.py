@@ -23,7 +23,7 @@ from service.http2.frames import (
     frame,
     settings_payload,
 )
-from tests.http2.echo import ROUTES, Unary
+from tests.http2.echo import ROUTES, EchoReceiver, Streaming, Unary
 from tests.http2.wire import (
     STREAM,
     UNARY,
@@ -305,6 +305,34 @@ def test_paused_stream_makes_its_caller_wait():
         sent.start()
         sent.join()
         assert server.held_bytes <= 2**16
+
+
+def test_stream_whose_answers_are_not_read_holds_its_window_and_one_message():
+    """However many messages its caller has: what the receiver has not taken is not let in."""
+    window, size = 2**19, 200_000
+    routes = {STREAM: Streaming(EchoReceiver, window_bytes=window)}
+    narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16)]
+    taken = []
+
+    def messages():
+        for number in range(500):
+            taken.append(number)
+            yield bytes(size)
+
+    with (
+        running(routes) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}", options=narrow) as channel,
+    ):
+        stream = channel.stream_stream(STREAM)(messages())
+        next(stream)
+        settled = [-1, len(taken)]
+        while settled[-1] != settled[-2]:
+            threading.Event().wait(0.2)
+            settled.append(len(taken))
+            assert server.held_bytes <= window + size
+        assert settled[-1] < 100
+        stream.cancel()
+        eventually(lambda: server.held_bytes == 0)
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 on this machine")

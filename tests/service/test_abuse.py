@@ -16,6 +16,7 @@ import psutil
 import pytest
 from hyperframe.frame import SettingsFrame
 from PIL import Image
+from tests.service.test_limits import say
 
 from benchmarks import attacks
 from benchmarks.harness import check_answers
@@ -23,10 +24,9 @@ from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.config import ServerConfig
 from tests.conftest import wait_until
-from tests.service.test_limits import say
 from tests.service.test_rpc import IMAGE, encoded, handled, pixels, refused, scrape
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 MIB = 2**20
 NO_RETRIES = [("grpc.enable_retries", 0)]
 # Few enough for the 1,024 descriptors that a process often has; the benchmark opens thousands.
@@ -81,7 +81,7 @@ def test_calls_behind_a_burst_of_somebody_elses_are_all_answered(start_server, t
 
 
 def test_resets_without_end_are_sent_away_by_native(start_server):
-    server = start_server("--transport=native")
+    server = start_server("--transport=http2")
     with attacks.reset_flood(server.address, FRAMES_PER_S) as sent:
         wait_until(lambda: len(sent) > 2)
 
@@ -210,7 +210,7 @@ def test_huge_message_ends_native_under_a_memory_limit_and_a_restart_serves(
     start_server, compression
 ):
     """It has no bound of its own: this is why ``auto`` keeps it to callers on this machine."""
-    server = start_server("--transport=native")
+    server = start_server("--transport=http2")
     virtual = psutil.Process(server.process.pid).memory_info().vms + 200 * MIB
     resource.prlimit(server.process.pid, resource.RLIMIT_AS, (virtual, virtual))
     check_answers(server)
@@ -219,7 +219,7 @@ def test_huge_message_ends_native_under_a_memory_limit_and_a_restart_serves(
         error = refused(classify, bytes(HUGE_BYTES), timeout=60, compression=compression)
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert server.process.wait(30) != 0
-    check_answers(start_server("--transport=native"))
+    check_answers(start_server("--transport=http2"))
 
 
 SERVICE = "digits.v1.DigitClassifierService"

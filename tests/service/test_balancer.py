@@ -29,7 +29,7 @@ UNARY_CALLERS, STREAM_CALLERS = 6, 2
 STREAM_ITEMS = 20
 # gRPC's own retries would hide what is to be seen.
 NO_RETRIES = [("grpc.enable_retries", 0)]
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 
 
 def envoy_program():

@@ -297,7 +297,7 @@ def test_misuse_exits_with_2(capsys):
     assert "usage: digits COMMAND" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "serve", "classify", "info", "health", "top", "tune"])
+@pytest.mark.parametrize("command", ["", "serve", "classify", "info", "health", "top"])
 def test_help_exits_with_0(command):
     line = [sys.executable, "-m", "service.cli", *command.split(), "--help"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)

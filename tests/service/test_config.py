@@ -94,24 +94,6 @@ def test_every_setting_is_in_help_and_readme():
         assert variable_name(setting) in help_text()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("DIGITS_NO_SUCH=1", "digits.env: DIGITS_NO_SUCH: unknown variable"),
-        ("DIGITS_INSTANCES=many", "digits.env: DIGITS_INSTANCES: expected a whole number"),
-        ("INSTANCES=2", "digits.env:1: expected DIGITS_NAME=VALUE"),
-        ("DIGITS_INSTANCES", "digits.env:1: expected DIGITS_NAME=VALUE"),
-        (None, "digits.env: No such file or directory"),
-    ],
-)
-def test_env_file_that_is_wrong_is_named(tmp_path, text, message):
-    path = tmp_path / "digits.env"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        load_config([f"--env-file={path}"], {})
-
-
 TLS = ["--tls-cert=cert.pem", "--tls-key=key.pem"]
 WITHOUT_CERTIFICATE = (
     "--tls-client-ca: expected neither --http-classify nor --playground beside it, got one, and "
@@ -130,10 +112,6 @@ WITHOUT_CERTIFICATE = (
         ),
         ([*TLS, "--tls-client-ca=ca.pem", "--http-classify"], WITHOUT_CERTIFICATE),
         ([*TLS, "--tls-client-ca=ca.pem", "--playground"], WITHOUT_CERTIFICATE),
-        (
-            [*TLS, "--transport=native"],
-            "--transport: expected auto or grpcio beside --tls-cert, got native, which has no TLS",
-        ),
         (
             ["--rate-limit-images-per-s=5"],
             "--rate-limit-images-per-s: expected --auth-token-file, to tell callers by, got none",

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,10 +13,9 @@ import pytest
 
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.private_folder import PREFIX, SOCKET, private_folder
 from tests.conftest import REPOSITORY, wait_until
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 CALLERS = 4
 
 
@@ -83,65 +79,18 @@ def test_server_killed_under_load_serves_again_within_a_cold_start(
     port = server.address.rpartition(":")[2]
     with DigitClient(server.address) as client:
         expected = client.classify(sample["images"][:20]).digits
-    folders = 1 if transport == "native" else 0
     with Load(server.address, sample["images"][:20]) as load:
         for _ in range(2):
             load.wait_for_answers()
             server.process.kill()
             assert server.process.wait(10) == -signal.SIGKILL
-            assert len(list(temporary.iterdir())) == folders  # what it could not remove
+            assert not list(temporary.iterdir())
             began = time.monotonic()
             server = start_server(*flags, f"--grpc-port={port}", env=environ)
             assert time.monotonic() - began < 3 * cold_start_s + 5  # a loaded machine
             load.wait_for_answers()
-            assert len(list(temporary.iterdir())) == folders
+            assert not list(temporary.iterdir())
     assert all(digits == expected for digits in load.digits)
     assert content(repository) == before
     assert server.stop() == 0
     assert list(temporary.iterdir()) == []
-
-
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path
-
-
-def test_folder_of_a_running_process_stays(temporary):
-    with private_folder() as first:
-        (first / SOCKET).touch()
-        with private_folder() as second:
-            assert (first / SOCKET).exists()
-            assert second != first
-    assert list(temporary.iterdir()) == []
-
-
-def test_folder_of_a_killed_process_is_removed_by_the_next(temporary):
-    code = (
-        "import os, signal; from service.private_folder import SOCKET, private_folder\n"
-        "with private_folder() as folder:\n"
-        "    (folder / SOCKET).touch()\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    environ = {**os.environ, "TMPDIR": str(temporary)}
-    killed = subprocess.run([sys.executable, "-c", code], env=environ, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    (abandoned,) = temporary.iterdir()
-    with private_folder() as folder:
-        assert list(temporary.iterdir()) == [folder]
-        assert folder != abandoned
-
-
-def test_nothing_but_our_own_is_removed(temporary):
-    """Whatever else has such a name: with other files in it, a file, a link."""
-    other = temporary / f"{PREFIX}backup"
-    other.mkdir()
-    (other / "model.onnx").touch()
-    (temporary / f"{PREFIX}notes").touch()
-    elsewhere = temporary / "elsewhere"
-    elsewhere.mkdir()
-    (temporary / f"{PREFIX}link").symlink_to(elsewhere)
-    before = set(temporary.rglob("*"))
-    with private_folder():
-        pass
-    assert set(temporary.rglob("*")) == before

@@ -28,7 +28,7 @@ from service.drift import (
     observe,
     stability_index,
 )
-from service.engine import Engine
+from service.serving.engine import Engine
 from tests.conftest import REPOSITORY, wait_until
 from tests.service.test_rpc import pixels, scrape
 from training.data import load_split

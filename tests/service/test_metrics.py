@@ -18,9 +18,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from digits.v1 import digits_pb2_grpc
 from export.artifact import promote
-from service.job import Refusal
-from service.metrics import LATENCY_BUCKETS, METHODS, SERVICE
-from service.triton import REASONS
+from service.metrics import LATENCY_BUCKETS
+from service.rpc.classify import SERVICE
 from tests.conftest import SAMPLES, wait_until
 from tests.service.test_overload import LARGE, LONG, NO_RETRIES, TRANSPORTS
 from tests.service.test_reload import FAST, add_version, repository  # noqa: F401 - a fixture
@@ -183,7 +182,7 @@ def test_reload_loses_no_count(start_server, connect, repository):  # noqa: F811
 
 
 @TRANSPORTS
-def test_drain_counts_what_it_refuses(start_server, connect, transport):
+def test_drain_answers_and_counts_what_is_in_flight(start_server, connect, transport):
     server = start_server(
         f"--transport={transport}", "--model-version=2", "--instances=1",
         "--max-queue-images=100000", "--grace-s=60",
@@ -195,12 +194,6 @@ def test_drain_counts_what_it_refuses(start_server, connect, transport):
     wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{CLASSIFY}}}"] == 8)
     server.process.send_signal(signal.SIGTERM)
     wait_until(lambda: scrape(server)["digits_ready"] == 0)
-    seen = Counter()
-    while seen["UNAVAILABLE"] < 5:
-        seen[stub.Classify.future(pixels(bytes(784))).code().name] += 1
-    series = scrape(server)
-    assert codes(series).get("UNAVAILABLE") == 5
-    assert series['digits_requests_dropped_total{reason="stopped"}'] == 5
     assert [len(future.result().predictions) for future in work] == [4096] * 8
     assert server.process.wait(30) == 0
 
@@ -240,73 +233,6 @@ def test_cardinality_does_not_depend_on_what_is_sent(server, connect):
         for metadata in (None, (("x-caller", os.urandom(8).hex()),)):
             stub.Classify.future(request, metadata=metadata).code()
     assert scrape(server).keys() == before
-    assert len(METHODS) == 3
-
-
-TRITON = 'model="digits",version="{}"'
-
-
-def test_triton_names_tell_what_our_own_do(start_server, connect):
-    server = start_server("--triton-metric-names", "--model-version=2", "--max-queue-images=64")
-    stub = connect(server)
-    with ThreadPoolExecutor(16) as callers:
-        futures = list(callers.map(lambda _: stub.Classify.future(LARGE), range(200)))
-        seen = Counter(future.code().name for future in futures)
-    series = settled(server, {}, 200)
-    model = TRITON.format(2)
-
-    def triton(name, labels=model):
-        return series[f"nv_inference_{name}{{{labels}}}"]
-
-    assert triton("request_success") == seen["OK"] > 0
-    rejected = 'model="digits",reason="REJECTED",version="2"'
-    assert triton("request_failure", rejected) == seen["RESOURCE_EXHAUSTED"] > 0
-    assert triton("count") == series["digits_batch_size_sum"] == 32 * seen["OK"]
-    assert triton("exec_count") == series["digits_batch_size_count"]
-    assert triton("pending_request_count") == 0
-    stages = [
-        triton(f"{stage}_duration_us")
-        for stage in ("queue", "compute_input", "compute_infer", "compute_output")
-    ]
-    assert all(stage > 0 for stage in stages)
-    assert triton("request_duration_us") == pytest.approx(sum(stages))
-    assert triton("queue_duration_us") == pytest.approx(series["digits_queue_seconds_sum"] * 1e6)
-
-
-def test_every_refusal_has_a_reason_of_triton_s():
-    assert REASONS.keys() == set(Refusal)
-
-
-def test_triton_names_are_left_out_unless_asked_for(server):
-    assert not [name for name in scrape(server) if name.startswith("nv_")]
-
-
-def test_waiting_requests_are_counted_under_triton_s_name(start_server, connect):
-    server = start_server(
-        "--triton-metric-names", "--model-version=2", "--instances=1", "--max-queue-images=100000"
-    )
-    stub = connect(server)
-    work = [stub.Classify.future(LONG) for _ in range(4)]
-    name = f"nv_inference_pending_request_count{{{TRITON.format(2)}}}"
-    wait_until(lambda: scrape(server)[name] >= 2)
-    for future in work:
-        future.result()
-    wait_until(lambda: scrape(server)[name] == 0)
-
-
-def test_another_version_starts_at_zero_under_triton_s_names(
-    start_server,
-    connect,
-    repository,  # noqa: F811 - a fixture
-):
-    server = start_server("--triton-metric-names", f"--model-repository={repository}", FAST)
-    stub = connect(server)
-    stub.Classify(pixels(bytes(784)))
-    name = "nv_inference_count{%s}"
-    wait_until(lambda: scrape(server)[name % TRITON.format(1)] == 1)
-    add_version(repository, 2, "4")
-    wait_until(lambda: scrape(server).get(name % TRITON.format(2)) == 0)
-    assert name % TRITON.format(1) not in scrape(server)
 
 
 def test_cpu_in_place_of_a_gpu_is_told(start_server, tmp_path):

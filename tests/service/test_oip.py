@@ -7,6 +7,7 @@ import secrets
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -20,17 +21,19 @@ from hypothesis import strategies as st
 
 from digits.oip import inference_pb2, inference_pb2_grpc
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service import wire
-from service.oip import METHODS, SERVICE
+from service.assembly import OIP_METHODS
+from service.oip.infer import SERVICE
 from service.oip.messages import infer_response, read_infer
-from service.status import InvalidRequestError, NotServedError
+from service.rpc.status import NotServedError
+from service.serving.model import Predictions
+from service.serving.request import InvalidInputError
 from tests.conftest import start_process, wait_until
 from tests.service.test_lifecycle import endless_repository  # noqa: F401 - a fixture
 from tests.service.test_overload import LONG, busy, dropped  # noqa: F401 - a fixture
 from tests.service.test_request_log import entries
 from tests.service.test_rpc import pixels, refused, rich_detail, scrape
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 FORMS = [(28, 28), (1, 28, 28), (784,)]
 BLANK = np.zeros((1, 28, 28), np.uint8)
 NO_RETRIES = [("grpc.enable_retries", 0)]
@@ -116,7 +119,7 @@ def test_many_callers_get_their_own_answers(stub, sample):
 
 
 def test_every_value_of_a_pixel_survives_fp32():
-    ref = digits_pb2.ModelRef(name="digits", version="4")
+    ref = SimpleNamespace(name="digits", version="4")
     images = np.resize(np.arange(256, dtype=np.uint8), (1, 28, 28))
     for raw in (True, False):
         message = infer(images, "FP32", raw=raw).SerializeToString()
@@ -154,10 +157,11 @@ def test_version_that_serves_may_be_named(stub):
 def test_answer_of_another_version_than_the_one_asked_for_is_not_given(sample):
     """The model was exchanged between the check and the batch."""
     asked = infer(BLANK, model_version="3").SerializeToString()
-    read = read_infer(asked, digits_pb2.ModelRef(name="digits", version="3"), 1)
-    predictions = np.zeros(1, wire.PREDICTION)
+    read = read_infer(asked, SimpleNamespace(name="digits", version="3"), 1)
+    newer = SimpleNamespace(name="digits", version="4")
+    predictions = Predictions(np.zeros((1, 10), np.float32), newer)
     with pytest.raises(NotServedError, match=r"^model_version: expected 4, which is in service"):
-        infer_response(read, predictions, digits_pb2.ModelRef(name="digits", version="4"))
+        infer_response(read, predictions, 0)
 
 
 def broken(**changes):
@@ -278,7 +282,7 @@ def test_bad_request_is_told_what_was_expected(stub, case):
 
 
 def test_malformed_bytes_are_refused_in_every_method(channel):
-    for method in METHODS:
+    for method in [*OIP_METHODS, "ModelInfer"]:
         error = refused(channel.unary_unary(f"/{SERVICE}/{method}"), b"\xff")
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert error.details() == (
@@ -289,10 +293,10 @@ def test_malformed_bytes_are_refused_in_every_method(channel):
 @settings(max_examples=1000, deadline=None)
 @given(st.sampled_from(FORMS), st.booleans(), st.integers(0, 120), st.binary(max_size=6))
 def test_spoilt_message_is_read_or_refused_as_invalid(form, raw, position, spoilt):
-    ref = digits_pb2.ModelRef(name="digits", version="4")
+    ref = SimpleNamespace(name="digits", version="4")
     sound = infer(BLANK, raw=raw, form=form, id="x").SerializeToString()
     message = sound[:position] + spoilt + sound[position + len(spoilt) :]
-    with contextlib.suppress(InvalidRequestError):
+    with contextlib.suppress(InvalidInputError):
         read = read_infer(message, ref, 4)
         assert len(read.pixels) == 784 * read.count
 
@@ -303,7 +307,7 @@ def test_model_that_does_not_serve_is_not_found(stub):
         "version": ("", "99", {"name": "digits", "version": "99"}),
     }
     for field, (expected, got, asked) in missing.items():
-        for name in ("ModelMetadata", "ModelConfig", "ModelStatistics"):
+        for name in ("ModelMetadata", "ModelConfig"):
             request = getattr(inference_pb2, f"{name}Request")(**asked)
             error = refused(getattr(stub, name), request)
             assert error.code() is grpc.StatusCode.NOT_FOUND
@@ -337,40 +341,29 @@ def test_server_and_model_describe_themselves(channel, stub):
     assert list(config.input[0].dims) == [28, 28]
 
 
-def statistics(stub):
-    response = stub.ModelStatistics(inference_pb2.ModelStatisticsRequest())
-    [of_the_model] = response.model_stats
-    return of_the_model
-
-
-def test_statistics_and_metrics_count_exactly_what_was_sent(server, stub, sample):
-    before, images = statistics(stub), scrape(server)["digits_images_total"]
+def test_metrics_count_exactly_what_was_sent(server, stub, sample):
+    images = scrape(server)["digits_images_total"]
     ok, bad = (count_of(server, "ModelInfer", code) for code in ("OK", "INVALID_ARGUMENT"))
     for size in (1, 3, 200):
         stub.ModelInfer(infer(sample["images"][:size]))
     refused(stub.ModelInfer, broken(name="x"))
-    failed = before.inference_stats.fail.count
-    wait_until(lambda: statistics(stub).inference_stats.fail.count == failed + 1)
-    wait_until(lambda: statistics(stub).inference_count == before.inference_count + 204)
-    after = statistics(stub)
-    assert after.inference_count - before.inference_count == 204
-    assert 5 <= after.execution_count - before.execution_count <= 8
-    stages = after.inference_stats
-    for stage in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
-        was = getattr(before.inference_stats, stage)
-        assert getattr(stages, stage).count - was.count == 3
-    assert stages.fail.count - before.inference_stats.fail.count == 1
-    parts = (stages.queue, stages.compute_input, stages.compute_infer, stages.compute_output)
-    assert sum(part.ns for part in parts) == pytest.approx(stages.success.ns, rel=1e-3)
-    assert stages.compute_infer.ns > before.inference_stats.compute_infer.ns
     wait_until(lambda: count_of(server, "ModelInfer", "OK") - ok == 3)
     wait_until(lambda: count_of(server, "ModelInfer", "INVALID_ARGUMENT") - bad == 1)
     wait_until(lambda: scrape(server)["digits_images_total"] - images == 204)
 
 
+@pytest.mark.parametrize("echoed", [{"id": "x" * 2000}, {"parameters": {"x" * 2000: None}}])
+def test_what_an_answer_repeats_is_bounded(stub, echoed):
+    """Answers may wait for a caller that does not read."""
+    if "parameters" in echoed:
+        echoed = {"parameters": {"x" * 2000: inference_pb2.InferParameter(int64_param=1)}}
+    error = refused(stub.ModelInfer, infer(BLANK, **echoed))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("id, parameters: expected at most")
+
+
 @TRANSPORTS
 def test_log_tells_the_caller_and_how_its_call_ended(start_server, transport):
-    """On native that is the caller of the port, not the front as a client of grpcio behind it."""
     server = start_server(f"--transport={transport}", "--request-log-per-s=100")
     with grpc.insecure_channel(server.address) as channel:
         shown = (("x-request-id", "order-67"),)
@@ -383,19 +376,20 @@ def test_log_tells_the_caller_and_how_its_call_ended(start_server, transport):
 
 
 @TRANSPORTS
-def test_calls_whose_deadline_passes_in_the_queue_are_counted_once(start_server, transport):
-    server = start_server(f"--transport={transport}", "--max-queue-delay-ms=2000")
+def test_calls_whose_deadline_passes_are_counted_once(busy, transport):  # noqa: F811 - a fixture
+    server, own, occupy = busy(transport, "--max-queue-images=100000")
+    long = [*occupy(), *(own.Classify.future(LONG) for _ in range(3))]
     with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
         stub = stub_of(channel)
-        futures = [stub.ModelInfer.future(infer(BLANK), timeout=0.5) for _ in range(3)]
+        futures = [stub.ModelInfer.future(infer(BLANK), timeout=0.001) for _ in range(3)]
         assert {future.code() for future in futures} == {StatusCode.DEADLINE_EXCEEDED}
-        answered = stub.ModelInfer.future(infer(BLANK), timeout=30)
-        wait_until(lambda: count_of(server, "ModelInfer", "DEADLINE_EXCEEDED") == 3)
-        assert answered.code() is StatusCode.OK  # its batch is the one that passes over them
+        for future in long:
+            future.result()
+        assert stub.ModelInfer(infer(BLANK), timeout=60).outputs
         wait_until(lambda: count_of(server, "ModelInfer", "OK") == 1)
-        assert count_of(server, "ModelInfer", "DEADLINE_EXCEEDED") == 3
-        wait_until(lambda: statistics(stub).inference_stats.fail.count == 3)
-    assert scrape(server)["digits_images_total"] == 1
+        ended = ("OK", "DEADLINE_EXCEEDED", "CANCELLED")
+        # A call of so short a deadline may end before the server has heard of it.
+        assert sum(count_of(server, "ModelInfer", code) for code in ended) <= 4
 
 
 @TRANSPORTS
@@ -421,7 +415,7 @@ def test_it_is_on_by_default_with_every_series(start_server):
     with grpc.insecure_channel(server.address) as channel:
         assert SERVICE in reflected(channel)
     series = scrape(server)
-    for method in METHODS:
+    for method in [*OIP_METHODS, "ModelInfer"]:
         for code in grpc.StatusCode:
             labels = f'grpc_method="{method}",grpc_service="{SERVICE}",grpc_type="unary"'
             assert series[f'grpc_server_handled_total{{grpc_code="{code.name}",{labels}}}'] == 0
@@ -437,7 +431,7 @@ def test_every_method_needs_a_token_and_the_rate_limit_holds(start_server, tmp_p
     )
     shown = (("authorization", f"Bearer {token}"),)
     with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
-        for method in METHODS:
+        for method in [*OIP_METHODS, "ModelInfer"]:
             error = refused(channel.unary_unary(f"/{SERVICE}/{method}"), b"")
             assert error.code() is grpc.StatusCode.UNAUTHENTICATED
             assert count_of(server, method, "UNAUTHENTICATED") == 1
@@ -445,10 +439,6 @@ def test_every_method_needs_a_token_and_the_rate_limit_holds(start_server, tmp_p
         assert stub.ServerLive(inference_pb2.ServerLiveRequest(), metadata=shown).live
         assert stub.ModelInfer(infer(BLANK.repeat(500, 0)), metadata=shown).outputs
         error = refused(stub.ModelInfer, infer(BLANK), metadata=shown)
-        request = inference_pb2.ModelStatisticsRequest()
-        [of_the_model] = stub.ModelStatistics(request, metadata=shown).model_stats
-        # Of those without a token the model's statistics know nothing.
-        assert of_the_model.inference_stats.fail.count == 1
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     delay = rich_detail(error, error_details_pb2.RetryInfo).retry_delay
     assert 1 < delay.ToNanoseconds() / 1e9 < 9
@@ -542,7 +532,8 @@ def test_large_requests_that_wait_to_be_read_are_bounded(start_server, transport
         while not all(future.done() for future in futures):
             probe.Check(health_pb2.HealthCheckRequest(), timeout=20)
         codes = [future.code() for future in futures]
-    assert set(codes) == {
+    # Over http2 flow control lets them in one after the other: none has to be refused.
+    assert set(codes) <= {
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }

@@ -13,7 +13,7 @@ from digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.conftest import wait_until
 from tests.service.test_rpc import IMAGE, handled, pixels, rich_detail, scrape
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 # About 0.2 s for the one slot, in fp32.
 LONG = pixels(IMAGE * 4096)
 # Large enough to wait in the same lane.
@@ -98,8 +98,7 @@ def test_full_queue_refuses_with_a_retry_hint_and_keeps_serving(busy, transport)
     delay = rich_detail(error, error_details_pb2.RetryInfo).retry_delay
     assert 0.005 <= delay.ToNanoseconds() / 1e9 < 10
     pushback = [v for k, v in error.trailing_metadata() if k == "grpc-retry-pushback-ms"]
-    # The native front refuses to send metadata that starts with grpc-, the details excepted.
-    assert len(pushback) == (1 if transport == "grpcio" else 0)
+    assert len(pushback) == 1
     assert len(long[0].result().predictions) == 4096
     assert len(stub.Classify(pixels(IMAGE)).predictions) == 1
     assert dropped(server, "queue_full") == handled(server, "RESOURCE_EXHAUSTED") == 1

@@ -21,10 +21,10 @@ from digits.client import DigitClient
 from export.artifact import promote
 from service.artifact import GOLDEN, MANIFEST, MODEL, load_artifact, read_golden, sha256
 from service.config import ServerConfig
-from service.engine import Engine
 from service.metrics import Metrics
-from service.model import ModelLoader
 from service.server import Server
+from service.serving.engine import Engine
+from service.serving.loader import ModelLoader
 from tests.conftest import REPOSITORY, wait_until
 
 FAST = "--reload-interval-s=0.05"
@@ -98,7 +98,7 @@ def probabilities(answered):
     return np.stack([prediction.probabilities for prediction in answered.predictions])
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["http2", "grpcio"])
 def test_versions_change_under_load_without_a_failed_or_mixed_answer(
     transport, repository, start_server, sample
 ):

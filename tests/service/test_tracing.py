@@ -18,7 +18,7 @@ from digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.conftest import ROOT, wait_until
 
 SERVICE = "digits.v1.DigitClassifierService"
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01")]
 IMAGE = bytes(784)
@@ -157,7 +157,7 @@ def test_a_caller_can_not_write_into_the_log(traced, collector, transport):
 
 
 def test_documented_spans_are_those_that_are_sent(traced, collector):
-    _, _, stub = traced("native")
+    _, _, stub = traced("http2")
     stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), timeout=30)
     stub.GetModel(digits_pb2.GetModelRequest(), timeout=30)
     items = [digits_pb2.ClassifyStreamRequest(request={"pixels": IMAGE})]
@@ -177,14 +177,14 @@ def documented_spans():
 
 
 def test_the_standard_variables_apply(traced, collector):
-    server, _, stub = traced("native", OTEL_TRACES_SAMPLER="always_off")
+    server, _, stub = traced("http2", OTEL_TRACES_SAMPLER="always_off")
     stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), metadata=TRACEPARENT, timeout=30)
     assert server.stop() == 0
     assert collector.resources == []
 
 
 def test_what_waits_is_sent_before_the_exit(traced, collector):
-    server, _, stub = traced("native", OTEL_BSP_SCHEDULE_DELAY="3600000")
+    server, _, stub = traced("http2", OTEL_BSP_SCHEDULE_DELAY="3600000")
     stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), timeout=30)
     assert server.stop() == 0
     assert len(collector.spans(f"{SERVICE}/Classify")) == 1

@@ -40,7 +40,6 @@ def test_tritonclient_gets_what_it_asks_for(python, server, sample):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
-    version = got["metadata"]["versions"][0]
     assert got["live"]
     assert got["ready"]
     assert got["model_ready"] == [True, False]
@@ -52,9 +51,6 @@ def test_tritonclient_gets_what_it_asks_for(python, server, sample):
         "name": "image", "data_type": "TYPE_UINT8", "dims": ["28", "28"],
     }  # fmt: skip
     assert "dynamic_batching" in got["config"]
-    [statistics] = got["statistics"]
-    assert (statistics["version"], statistics["inference_count"]) == (version, "300")
-    assert statistics["inference_stats"]["success"]["count"] == "3"
     assert got["id"] == "seven"
     labels = sample["labels"][:100].tolist()
     assert sum(a == b for a, b in zip(got["digits"], labels, strict=True)) >= 98

@@ -8,7 +8,6 @@ import shutil
 import threading
 import urllib.error
 import urllib.request
-from functools import partial
 
 import grpc
 import onnx
@@ -18,17 +17,20 @@ from onnx import TensorProto, helper
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.artifact import MANIFEST, MODEL, sha256
-from service.batcher import Batcher
-from service.classify import Classify
 from service.metrics import Metrics
-from service.model import load_model
+from service.rpc.classify import CLASSIFY
+from service.serving.batcher import Batcher
+from service.serving.gate import Gate
+from service.serving.loader import load_model
+from service.serving.model import ModelRunner
+from service.serving.picture_decoder import PictureDecoder
 from service.watchdog import Watchdog
 from tests.conftest import REPOSITORY, wait_until
 
 SERVICE = "digits.v1.DigitClassifierService"
 HEALTHY = health_pb2.HealthCheckResponse.SERVING
 UNHEALTHY = health_pb2.HealthCheckResponse.NOT_SERVING
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 # What the model below makes of an image of nothing but this value.
 FOR_EVER, FOR_A_WHILE = 255, 254
 ROUNDS = {FOR_EVER: 2**45, FOR_A_WHILE: 2_000_000}
@@ -160,7 +162,7 @@ def test_a_lone_call_that_never_returns_takes_health_with_it(transport, reposito
         stuck = classify(stub, FOR_EVER, 1, timeout=60)
         wait_until(lambda: health(server.address) != HEALTHY)
         wait_until(lambda: "an inference has not returned" in server.log_text())
-        if transport == "native":  # its own thread is stuck, and another one answers
+        if transport == "http2":  # its own thread is stuck, and another one answers
             assert classify(stub, 0, 1, timeout=30).code() == grpc.StatusCode.UNAVAILABLE
         stuck.cancel()
     server.process.kill()
@@ -187,9 +189,11 @@ def test_an_inference_that_returns_after_all_brings_the_server_back(
 @pytest.fixture
 def hot_path():
     """The path of a call with a model in service, and its metrics."""
-    metrics = Metrics()
-    make_batcher = partial(Batcher, slots=1, max_batch_size=64, max_queue_images=64)
-    classify = Classify(make_batcher, max_images_per_request=64, metrics=metrics)
+    metrics = Metrics([CLASSIFY])
+    runner = ModelRunner()
+    batcher = Batcher(runner.run, slots=1, max_batch_size=64, max_queue_images=64)
+    decoder = PictureDecoder(batcher.submit, metrics)
+    classify = Gate(batcher, runner, decoder, max_images_per_request=64)
     classify.start()
     classify.serve(
         load_model(REPOSITORY / "1", "digits", device="cpu", intra_op_threads=1, max_batch_size=4)
