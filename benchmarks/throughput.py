@@ -1,75 +1,69 @@
-"""Throughput and CPU per call against raw onnxruntime, and grpcio against an empty handler."""
+"""Throughput as a share of raw onnxruntime's."""
 
 from __future__ import annotations
 
-from benchmarks.figures import Figure, medians
-from benchmarks.harness import (
-    Run,
-    ServerProcess,
-    check_answers,
-    h2load,
-    raw_limit,
-    raw_seconds_per_image,
-    running_echo,
-    running_server,
-)
+from dataclasses import replace
 
-# Images per call, calls in flight, calls in one round, share of the limit to reach.
-CASES = {
-    "64 images per call, 8 in flight, of the limit": (64, 8, 2_500, 0.92),
-    "1 image per call, 64 in flight, of the limit": (1, 64, 40_000, 0.40),
-    "1 image per call, 512 in flight, of the limit": (1, 512, 40_000, 0.50),
-}
-SINGLES = "1 image per call, 64 in flight, of the limit"
+from benchmarks import limit
+from benchmarks.figures import Figure, medians, ratios
+from benchmarks.harness import ServerProcess, check_answers, running_server
+from benchmarks.load import Run, h2load
+from benchmarks.machine import by_vnni
+
+SINGLES, BULK = Run(1, 64, 40_000), Run(64, 8, 2_500)
+PEAK = replace(SINGLES, in_flight=512)
+LIMIT_S = 2.0
 
 
 def measure(rounds: int, scale: float) -> list[Figure]:
     """Every case in turn, round after round, each beside a fresh measurement of the limit."""
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in CASES}
-    with running_server("--transport=native") as server:
+    cases = {"singles_limit": SINGLES, "peak_limit": PEAK, "bulk_limit": BULK}
+    rows: dict[str, list[dict[str, float]]] = {key: [] for key in cases}
+    with running_server("--transport=http2") as server:
         check_answers(server)
-        for name in CASES:
-            _case(server, name, scale / 4)  # warm-up, not counted
+        for run in cases.values():
+            h2load(server, scaled(run, scale / 4))  # warm-up, not counted
         for _ in range(rounds):
-            for name in CASES:
-                rows[name].append(_case(server, name, scale))
+            for key, run in cases.items():
+                rows[key].append(_against_limit(server, scaled(run, scale), LIMIT_S * scale))
         check_answers(server)
-    figures = [
-        Figure(name, [row["ratio"] for row in rows[name]], target, details=medians(rows[name]))
-        for name, (*_, target) in CASES.items()
+    targets = {"singles_limit": by_vnni(without=0.60, having=0.45)}
+    limits = [
+        Figure(
+            key,
+            f"{title(run)}, of the limit",
+            ratios(rows[key], "images_per_s", "limit_images_per_s"),
+            targets.get(key),
+            details=medians(rows[key]),
+        )
+        for key, run in cases.items()
     ]
-    overhead = [row["server_cpu_us"] - row["raw_cpu_us"] for row in rows[SINGLES]]
-    name = "server CPU per single-image call, less raw inference"
-    figures.append(Figure(name, overhead, 22.0, at_least=False, unit="us"))
-    return [*figures, _against_echo(rounds, scale)]
+    return [*limits, _overhead(rows["singles_limit"])]
 
 
-def _case(server: ServerProcess, name: str, scale: float) -> dict[str, float]:
-    images, in_flight, calls, _ = CASES[name]
-    limit = raw_limit(2.0 * scale)
-    run = Run(images, in_flight, max(in_flight, int(calls * scale)))
+def scaled(run: Run, scale: float) -> Run:
+    """The same for longer or shorter, but every call in flight is made once at least."""
+    return replace(run, calls=max(run.in_flight, int(run.calls * scale)))
+
+
+def title(run: Run) -> str:
+    """What a run does, for names of figures."""
+    images = "single images" if run.images == 1 else f"{run.images} images a call"
+    return f"{images}, {run.in_flight:,} in flight"
+
+
+def _against_limit(server: ServerProcess, run: Run, limit_s: float) -> dict[str, float]:
+    raw = limit.images_per_s(limit_s)
     load = h2load(server, run)
-    rate = load.calls_per_s * images
     return {
-        "images_per_s": rate,
-        "limit_images_per_s": limit,
-        "ratio": rate / limit,
+        "images_per_s": load.calls_per_s * run.images,
+        "limit_images_per_s": raw,
         "server_cpu_us": load.server_cpu_us,
-        "raw_cpu_us": raw_seconds_per_image(64) * 1e6,
+        "raw_us": limit.seconds_per_image(64) * 1e6,
     }
 
 
-def _against_echo(rounds: int, scale: float) -> Figure:
-    """How much is left of the rate of grpcio itself, whose own cost is most of a call there."""
-    run = Run(1, 64, max(64, int(10_000 * scale)))
-    with running_server("--transport=grpcio") as server, running_echo("grpcio") as echo:
-        rows = [
-            {
-                "calls_per_s": h2load(server, run).calls_per_s,
-                "echo_calls_per_s": h2load(echo, run).calls_per_s,
-            }
-            for _ in range(rounds)
-        ]
-    ratios = [row["calls_per_s"] / row["echo_calls_per_s"] for row in rows]
-    name = "grpcio, 1 image per call, 64 in flight, over an empty handler"
-    return Figure(name, ratios, 0.90, details=medians(rows))
+def _overhead(rows: list[dict[str, float]]) -> Figure:
+    name = "server CPU of a single-image call, less raw inference"
+    overhead = [row["server_cpu_us"] - row["raw_us"] for row in rows]
+    return Figure("overhead", name, overhead, at_least=False, unit="µs", tolerance=None)

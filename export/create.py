@@ -25,8 +25,8 @@ from export.reference import make_reference
 from export.sessions import in_fresh_process, run_session, serving_session
 from service import artifact
 from service.artifact import Golden, write_golden
-from service.engine import Engine
 from service.repository import promoted, versions
+from service.serving.engine import Engine
 from training.checkpoint import Checkpoint
 from training.data import DataError, Split
 from training.evaluate import evaluate, evaluate_corruptions

@@ -32,7 +32,7 @@ from export.sessions import (
     session_digest,
 )
 from service.artifact import INPUT, OUTPUTS
-from service.engine import CPU_PROVIDER, session_options
+from service.serving.engine import CPU_PROVIDER, session_options
 from training.data import Split
 from training.evaluate import confusion_matrix, predict_logits
 from training.model import Classifier

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from service.artifact import INPUT, OUTPUTS
-from service.engine import CPU_PROVIDER, session_options
+from service.serving.engine import CPU_PROVIDER, session_options
 
 Images = npt.NDArray[np.uint8]
 Result = TypeVar("Result")

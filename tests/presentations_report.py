@@ -19,8 +19,8 @@ from PIL import Image
 
 from digits.images import examine
 from service.artifact import load_artifact
-from service.engine import Engine
 from service.repository import in_serving_order
+from service.serving.engine import Engine
 from tests import presentations as p
 from training.data import Split, data_dir, load_split
 

@@ -22,13 +22,14 @@ def measure_throughput(checkpoints: list[Checkpoint]) -> list[float]:
     """
     # Only here does training need the packages of export and service.
     from export.graph import export_model  # noqa: PLC0415
-    from service.engine import Engine  # noqa: PLC0415
+    from service.serving.engine import Engine  # noqa: PLC0415
 
     engines = [Engine(export_model(c.model, name=c.config.arch)) for c in checkpoints]
     seconds = [float("inf")] * len(engines)
     for _ in range(ROUNDS):
         for number, engine in enumerate(engines):
-            seconds[number] = min(seconds[number], engine.warm_up(BATCH))
+            took = engine.warm_up([BATCH])[BATCH] / BATCH
+            seconds[number] = min(seconds[number], took)
     return [1 / value for value in seconds]
 
 

@@ -6,11 +6,9 @@ import base64
 import contextlib
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -22,14 +20,13 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness import BenchmarkError, duration_s, h2load_program, served_artifact
+from benchmarks.harness import BenchmarkError, served_artifact
+from benchmarks.load import GRPC_HEADERS, INFER_PATH, duration_s, framed, infer_request, run_h2load
+from benchmarks.peers.environment import Environment, same_engine
 from digits.oip import inference_pb2, inference_pb2_grpc
 
-ENVIRONMENTS = Path(".venv-peers")
 SERVERS = Path(__file__).parent / "servers"
 START_TIMEOUT_S = 90
-# Of the engine, the same for all: that of this project's own lock.
-ENGINE = ("onnxruntime==1.31.1", "numpy==2.4.6")
 
 
 @dataclass(frozen=True)
@@ -38,68 +35,43 @@ class Peer:
 
     Attributes:
         name: What it calls itself.
-        requirements: What its environment holds beside the engine.
+        requirement: What its environment holds beside the engine.
         command: Makes what its environment runs, of a port, the largest batch and an empty folder.
         body: Makes a request of images.
         answer: Reads the probabilities, float32[N, 10], out of an answer's body.
         path: Of the method.
         headers: Of a request.
         grpc: Whether it is called over HTTP/2 with gRPC's framing, else over HTTP/1.1.
-        batches: Largest dynamic batches to try, in requests; 1 is without.
+        batches: Largest dynamic batches to try, in requests; 1 is without. The best one counts.
         share: Of the calls of a round that it gets: slower ones need fewer for as long a run.
     """
 
     name: str
-    requirements: tuple[str, ...]
+    requirement: str
     command: Callable[[int, int, Path], list[str]]
     body: Callable[[npt.NDArray[np.uint8]], bytes]
     answer: Callable[[bytes], npt.NDArray[np.float32]]
     path: str
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
     grpc: bool = False
     batches: tuple[int, ...] = (64, 1)
-    share: float = 1.0
+    share: float = field(default=1.0)
 
     @property
-    def programs(self) -> Path:
-        """Folder of its environment's programs."""
-        return ENVIRONMENTS.absolute() / self.name / "bin"
-
-    def install(self) -> None:
-        """Makes its environment, once for each set of requirements.
-
-        Raises:
-            BenchmarkError: If that fails.
-        """
-        stamp = self.programs.parent / "requirements.txt"
-        wanted = "\n".join((*self.requirements, *ENGINE))
-        if stamp.exists() and stamp.read_text() == wanted:
-            return
-        pip = [self.programs / "pip", "install", "--quiet", "--disable-pip-version-check"]
-        try:
-            subprocess.run([sys.executable, "-m", "venv", self.programs.parent], check=True)
-            subprocess.run([*pip, *self.requirements, *ENGINE], check=True)
-        except subprocess.CalledProcessError as error:
-            raise BenchmarkError(f"{self.name} could not be installed: {error}") from error
-        stamp.write_text(wanted)
+    def environment(self) -> Environment:
+        """Where it is installed."""
+        return Environment(self.name, (self.requirement, *same_engine()))
 
 
 def _mlserver(port: int, batch: int, folder: Path) -> list[str]:
     ports = {"http_port": _free_port(), "grpc_port": port, "metrics_port": _free_port()}
     settings = {"debug": False, "host": "127.0.0.1", "parallel_workers": 0, **ports}
-    model = {"name": "digits", "implementation": "mlserver_model.Digits"}
+    model: dict[str, object] = {"name": "digits", "implementation": "mlserver_model.Digits"}
     if batch > 1:
         model |= {"max_batch_size": batch, "max_batch_time": 0.001}
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "model-settings.json").write_text(json.dumps(model))
     return ["mlserver", "start", str(folder)]
-
-
-def _infer_request(images: npt.NDArray[np.uint8]) -> bytes:
-    request = inference_pb2.ModelInferRequest(model_name="digits")
-    request.inputs.add(name="image", datatype="UINT8", shape=images.shape)
-    request.raw_input_contents.append(images.tobytes())
-    return request.SerializeToString()
 
 
 def _infer_answer(answer: bytes) -> npt.NDArray[np.float32]:
@@ -114,7 +86,7 @@ PEERS = {
     for peer in (
         Peer(
             "mosec",
-            ("mosec==0.9.8",),
+            "mosec==0.9.8",
             lambda port, _batch, _folder: [
                 "python", str(SERVERS / "mosec_server.py"), "--address", "127.0.0.1",
                 "--port", str(port), "--log-level", "warning",
@@ -122,10 +94,11 @@ PEERS = {
             lambda images: images.tobytes(),
             lambda answer: np.frombuffer(answer, np.float32).reshape(-1, 10),
             "/inference",
+            batches=(64, 16, 1),
         ),
         Peer(
             "litserve",
-            ("litserve==0.2.19",),
+            "litserve==0.2.19",
             lambda port, _batch, _folder: [
                 "python", str(SERVERS / "litserve_server.py"), str(port),
             ],
@@ -134,17 +107,17 @@ PEERS = {
             ).encode(),
             lambda answer: np.array(json.loads(answer)["probabilities"], np.float32),
             "/predict",
-            {"content-type": "application/json"},
+            ("content-type: application/json",),
             share=0.2,
         ),
         Peer(
             "mlserver",
-            ("mlserver==1.7.1",),
+            "mlserver==1.7.1",
             _mlserver,
-            _infer_request,
+            infer_request,
             _infer_answer,
-            "/inference.GRPCInferenceService/ModelInfer",
-            {"content-type": "application/grpc", "te": "trailers"},
+            INFER_PATH,
+            GRPC_HEADERS,
             grpc=True,
             share=0.1,
         ),
@@ -164,11 +137,16 @@ class RunningPeer:
     peer: Peer
     port: int
 
+    @property
+    def url(self) -> str:
+        """Of its method."""
+        return f"http://127.0.0.1:{self.port}{self.peer.path}"
+
     def check_answers(self) -> None:
         """The golden digits must get the answers that ours get: it is the same model at work.
 
         Raises:
-            BenchmarkError: If one does not.
+            ArtifactError: If one does not.
         """
         artifact = served_artifact()
         probabilities = self.call(artifact.golden.images)
@@ -179,13 +157,14 @@ class RunningPeer:
         body = self.peer.body(images)
         if self.peer.grpc:
             with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
-                stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+                stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
                 request = inference_pb2.ModelInferRequest.FromString(body)
                 response = stub.ModelInfer(request, timeout=30)
                 return self.peer.answer(response.SerializeToString())
-        url = f"http://127.0.0.1:{self.port}{self.peer.path}"
-        request = urllib.request.Request(url, body, self.peer.headers)
-        with urllib.request.urlopen(request, timeout=30) as response:
+        headers = dict(header.split(": ") for header in self.peer.headers)
+        with urllib.request.urlopen(
+            urllib.request.Request(self.url, body, headers), timeout=30
+        ) as response:
             return self.peer.answer(response.read())
 
     def calls_per_s(self, images: int, in_flight: int, calls: int) -> float:
@@ -194,39 +173,34 @@ class RunningPeer:
         Raises:
             BenchmarkError: If a call was not answered with 2xx.
         """
-        message = self.peer.body(np.resize(served_artifact().golden.images, (images, 28, 28)))
-        if self.peer.grpc:
-            message = b"\0" + len(message).to_bytes(4, "big") + message
+        body = self.peer.body(np.resize(served_artifact().golden.images, (images, 28, 28)))
         # HTTP/1.1 has one call at a time on a connection.
         connections = min(8, in_flight) if self.peer.grpc else in_flight
-        with tempfile.NamedTemporaryFile() as body:
-            body.write(message)
-            body.flush()
-            command = [h2load_program(), "-n", str(calls), "-c", str(connections), "-t", "1"]
-            command += ["-m", str(in_flight // connections), "-d", body.name]
-            command += [] if self.peer.grpc else ["--h1"]
-            for name, value in self.peer.headers.items():
-                command += ["-H", f"{name}: {value}"]
-            url = f"http://127.0.0.1:{self.port}{self.peer.path}"
-            run = subprocess.run([*command, url], check=True, capture_output=True, text=True)
-        answered = re.search(r"status codes: (\d+) 2xx", run.stdout)
-        if answered is None or int(answered[1]) != calls:
-            raise BenchmarkError(f"expected {calls} answers of {self.peer.name}:\n{run.stdout}")
-        return calls / duration_s(run.stdout)
+        output = run_h2load(
+            self.url,
+            framed(body) if self.peer.grpc else body,
+            calls,
+            connections,
+            in_flight // connections,
+            headers=self.peer.headers,
+            options=() if self.peer.grpc else ("--h1",),
+        )
+        return calls / duration_s(output)
 
 
 @contextlib.contextmanager
 def running_peer(peer: Peer, batch: int) -> Iterator[RunningPeer]:
     """Starts a peer, waits until it answers, and ends it with all of its processes."""
-    port = _free_port()
+    port, programs = _free_port(), peer.environment.programs
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
         model = Path(folder, "model.onnx")
         model.write_bytes(served_artifact().model)
-        search = os.pathsep.join((str(peer.programs), os.environ["PATH"]))
+        search = os.pathsep.join((str(programs), os.environ["PATH"]))
         environment = {
             **os.environ,
             "PATH": search,
             "PYTHONPATH": str(SERVERS),
+            "TMPDIR": folder,  # some leave files there when they are killed
             "PEER_MODEL": str(model),
             "PEER_BATCH": str(batch),
         }

@@ -56,14 +56,14 @@ class ConnectionLimits:
             not count: windows of streams bound that, and streams do not wait for each other.
         header_list_bytes: Of one request's headers, as announced; requests with more have to be
             refused by the layer above.
-        header_block_bytes: Encoded headers of one request; and four times that, expanded: more ends
-            the connection.
+        header_block_bytes: Headers of one request, encoded or expanded: more ends the connection,
+            since what follows could not be decoded without them.
     """
 
     streams: int = 256
     window_bytes: int = 2**24
     header_list_bytes: int = 2**14
-    header_block_bytes: int = 2**14
+    header_block_bytes: int = 2**16
 
 
 class Connection(Sender):
@@ -90,7 +90,7 @@ class Connection(Sender):
         self.error: Http2Error | None = None
         self._limits = limits
         self._make_stream = make_stream
-        self._decoder = HeaderDecoder(4 * limits.header_block_bytes)
+        self._decoder = HeaderDecoder(limits.header_block_bytes)
         self._buffer = b""
         self._greeted = False  # the preface came
         self._settled = False  # and the SETTINGS behind it

@@ -34,6 +34,9 @@ else:  # generic in the stubs, not at run time
 
 
 INVALID_ARGUMENT: int = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+MAX_PENDING = 4096
+# Requests of a call that is cancelled end like those of one that sent none, before it is told.
+CANCELLATION_S = 0.1
 UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
 CANCELLED: int = grpc.StatusCode.CANCELLED.value[0]
 
@@ -198,6 +201,9 @@ class GrpcioServer:
             ("grpc.max_receive_message_length", limits.message_bytes),
             ("grpc.max_metadata_size", limits.metadata_bytes),
             ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
+            # Of more calls than this that wait to be looked at, grpcio resets some at random.
+            ("grpc.server.max_pending_requests", MAX_PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING),
             # Clients are commonly set to ping every ten seconds; the default sends those away.
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ]
@@ -222,7 +228,7 @@ class GrpcioServer:
         call = GrpcioCall(self._loop, path, context)
         reader = None
         if self._hooks.admit(call):
-            reader = asyncio.create_task(self._read(route, requests, call, context))
+            reader = asyncio.create_task(self._read(route, requests, call))
         try:
             response, ended = await self._write(call, context, is_unary=route.is_unary)
         except BaseException:
@@ -255,9 +261,7 @@ class GrpcioServer:
             if call.was_sent(len(answer)) and call.receiver is not None:
                 call.receiver.sent()
 
-    async def _read(
-        self, route: Route, requests: Any, call: GrpcioCall, context: ServicerContext
-    ) -> None:
+    async def _read(self, route: Route, requests: Any, call: GrpcioCall) -> None:
         """Hands what comes to the route."""
         if not isinstance(route, StreamRoute):
             async for call.message in requests:
@@ -266,7 +270,8 @@ class GrpcioServer:
                 route.receive([call])
                 return
             message = "request: expected 1 message, got none"
-            if not context.done() and call.end(INVALID_ARGUMENT, message):
+            await asyncio.sleep(CANCELLATION_S)
+            if call.end(INVALID_ARGUMENT, message):
                 self._hooks.refused(call, INVALID_ARGUMENT, message)
             return
         receiver = call.receiver = route.open(call)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from benchmarks.peers.__main__ import main
 from benchmarks.peers.peer import PEERS, RunningPeer
 from tests.benchmarks.test_bench import needs_h2load
 
@@ -15,9 +12,3 @@ def test_peer_of_the_open_inference_protocol_is_called_and_its_answers_are_check
     peer = RunningPeer(PEERS["mlserver"], int(server.address.rpartition(":")[2]))
     peer.check_answers()
     assert peer.calls_per_s(images=64, in_flight=8, calls=40) > 0
-
-
-def test_unknown_peer_is_refused_with_those_there_are(capsys):
-    with pytest.raises(SystemExit):
-        main(["triton"])
-    assert "expected some of mosec, litserve, mlserver, got triton" in capsys.readouterr().err

@@ -18,10 +18,10 @@ from digits.client import DigitClient, DigitError
 from digits.files import grey, opened
 from digits.images import PictureError, examine, normalise
 from service.artifact import load_artifact
-from service.serving.engine import Engine
-from service.images import FileReader
 from service.repository import in_serving_order
-from service.status import InvalidRequestError
+from service.serving.engine import Engine
+from service.serving.picture_decoder import PictureReader
+from service.serving.request import InvalidInputError
 from tests import presentations as p
 from tests.conftest import REPOSITORY, SAMPLES
 
@@ -231,10 +231,10 @@ def test_hostile_file_is_refused_by_its_place(server, file, expected):
 
 def test_pixels_of_a_request_are_bounded_together():
     file = p.saved(Image.new("1", (4096, 4096)), "PNG")  # 2 kilobytes
-    reader = FileReader()
+    reader = PictureReader()
     for index in range(4):
         reader.read(file, f"encoded.files[{index}]")
-    with pytest.raises(InvalidRequestError, match=r"files\[4\]: expected at most 67,108,864 pixel"):
+    with pytest.raises(InvalidInputError, match=r"files\[4\]: expected at most 67,108,864 pixel"):
         reader.read(file, "encoded.files[4]")
 
 

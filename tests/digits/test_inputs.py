@@ -242,8 +242,8 @@ def test_calls_go_round_all_addresses(start_server, sample, classify):
     assert len(classify(target, images, {"request_images": 5}).predictions) == 500
 
 
-def test_native_servers_hint_is_waited_for(start_server, sample, tmp_path):
-    """Over its rate limit a server says when to come back, in the details alone."""
+def test_hint_of_a_rate_limit_is_waited_for(start_server, sample, tmp_path):
+    """Over its rate limit a server says when to come back, and the client waits."""
     tokens = tmp_path / "tokens"
     tokens.write_text("anna:" + "a" * 32 + "\n")
     server = start_server(

@@ -17,7 +17,7 @@ import psutil
 
 from digits.oip import inference_pb2
 from digits.v1 import digits_pb2
-from service.status import DETAILS_KEY, Status
+from service.rpc.status import DETAILS_KEY, Status
 from tests.conftest import RunningServer, serving_entry, start_process
 from tests.fuzz import inputs
 from tests.fuzz.targets import ANSWER_TIMEOUT_S, MAX_IMAGES, ClassifyRequests, parse

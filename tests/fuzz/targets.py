@@ -11,7 +11,6 @@ import logging
 import threading
 import zipfile
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +19,6 @@ from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
 from digits.v1 import digits_pb2
-from service import wire
 from service.artifact import (
     GOLDEN,
     MANIFEST,
@@ -31,15 +29,22 @@ from service.artifact import (
     KeyFileError,
     load_artifact,
 )
-from service.batcher import Batcher
-from service.call import Call
-from service.classify import Classify
 from service.config import ConfigError, ServerConfig, load_config
-from service.metrics import Metrics
-from service.model import load_model
+from service.http2 import Connection, ConnectionLimits
+from service.http2.messages import OK_TRAILERS, RESPONSE_HEAD
+from service.http2.sending import END
 from service.repository import PROMOTED, in_serving_order
-from service.status import Status
-from service.stream import item_request, stream_response
+from service.rpc import codec
+from service.rpc.classify import ClassifyEdge
+from service.rpc.classify_stream import StreamEdge
+from service.rpc.recorder import Recorder
+from service.rpc.status import DETAILS_KEY, Status
+from service.serving.batcher import Batcher
+from service.serving.gate import Gate
+from service.serving.loader import load_model
+from service.serving.model import ModelRunner
+from service.serving.picture_decoder import PictureDecoder
+from service.serving.request import IMAGE_BYTES
 from tests.conftest import REPOSITORY
 from tests.fuzz import inputs
 
@@ -90,36 +95,92 @@ class Wire(Target):
         return [*inputs.requests(), *inputs.stream_requests()]
 
     def run(self, data):
-        view = wire.sole_field(data)
+        view = codec.sole_field(data)
         if view is None:
             return
         assert bytes(view) == digits_pb2.ClassifyRequest.FromString(data).pixels
-        assert wire.sole_field(wire.as_field_1(bytes(view))) == view
+        assert codec.sole_field(codec.as_field(1, bytes(view))) == view
 
     def check_golden(self):
         image = bytes(range(256)) * 3 + bytes(16)
-        assert wire.sole_field(inputs.request(image)) == image
+        assert codec.sole_field(inputs.request(image)) == image
 
 
-class RecordedCall(Call):
-    """A call that keeps what it is answered."""
+class Http2(Target):
+    """HTTP/2 without sockets: whatever comes, nothing raises, and what is held stays bounded."""
 
-    def __init__(self, request: bytes, *, is_rpc: bool) -> None:
-        super().__init__(request, received=0.0, deadline=None)
-        self.is_rpc = is_rpc
+    def seeds(self):
+        conversations = [
+            inputs.conversation(inputs.CLASSIFY_PATH, [request]) for request in inputs.requests()
+        ]
+        return [inputs.PREFACE + b"".join(frames) for frames in conversations]
+
+    def run(self, data):
+        connection = Connection(ConnectionLimits(streams=8))
+        half = len(data) // 2
+        for piece in (data[:half], data[half:]):
+            for kind, stream, _ in connection.receive(piece, 0.0):
+                assert kind == END or not stream.local_closed
+                if kind == END:
+                    connection.respond(stream, RESPONSE_HEAD, b"answer", OK_TRAILERS)
+            connection.take_output()
+        assert len(connection.streams) <= 8
+        assert connection.pending_bytes >= 0
+        assert connection.receive(b"", 0.0) == []
+        connection.close(0)
+        assert not connection.streams
+        assert connection.pending_bytes == 0
+
+    def check_golden(self):
+        frames = inputs.conversation(inputs.CLASSIFY_PATH, [b"hello"])
+        connection = Connection(ConnectionLimits())
+        events = connection.receive(inputs.PREFACE + b"".join(frames), 0.0)
+        assert [kind for kind, *_ in events][-1] == END
+
+
+class RecordedCall:
+    """A call that keeps what it is answered; see ``service.rpc.call.Call``."""
+
+    path = inputs.CLASSIFY_PATH.decode()
+    metadata = ()
+    peer = "ipv4:127.0.0.1:1"
+    received = 0.0
+    deadline = None
+    cancelled = False
+    caller = ""
+    state = None
+    unsent = 0
+
+    def __init__(self, message: bytes) -> None:
+        self.message = message
         self.answers: list[bytes | Status] = []
         self.ended = threading.Event()
 
-    def respond(self, response: bytes) -> bool:
-        return self._end(response)
-
-    def fail(self, status: Status) -> bool:
-        return self._end(status)
-
-    def _end(self, answer: bytes | Status) -> bool:
-        self.answers.append(answer)
+    def respond(self, message: bytes) -> bool:
+        self.answers.append(message)
         self.ended.set()
         return True
+
+    @staticmethod
+    def respond_all(answers):
+        return [call.respond(message) for call, message in answers]
+
+    def send(self, message: bytes) -> bool:
+        self.answers.append(message)
+        return True
+
+    def end(self, code=0, message="", trailers=()):
+        if code:
+            [found] = [each for each in StatusCode if each.value[0] == code]
+            self.answers.append(Status(found, message, dict(trailers).get(DETAILS_KEY)))
+        self.ended.set()
+        return True
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
 
 
 class _Complaints(logging.Handler):
@@ -142,11 +203,15 @@ class ClassifyRequests(Target):
         self.model = load_model(
             version, "digits", device="cpu", intra_op_threads=1, max_batch_size=8
         )
-        batcher = partial(Batcher, slots=1, max_batch_size=8, max_queue_images=64)
-        self.classify = Classify(batcher, max_images_per_request=MAX_IMAGES, metrics=Metrics())
-        self.classify.serve(self.model)
-        self.classify.open()
-        self.classify.start()
+        runner = ModelRunner()
+        batcher = Batcher(runner.run, slots=1, max_batch_size=8, max_queue_images=64)
+        decoder = PictureDecoder(batcher.submit, None)
+        self.gate = Gate(batcher, runner, decoder, max_images_per_request=MAX_IMAGES)
+        self.gate.serve(self.model)
+        self.gate.open()
+        self.gate.start()
+        self.recorder = Recorder({}, [])
+        self.classify = ClassifyEdge(self.gate, self.recorder)
         self.complaints = _Complaints()
         logging.getLogger("service").addHandler(self.complaints)
 
@@ -158,10 +223,14 @@ class ClassifyRequests(Target):
         assert isinstance(answer, bytes) or answer.details
         self.check(answer, parse(digits_pb2.ClassifyRequest, data))
 
-    def answer(self, request: bytes, *, is_rpc: bool = True) -> bytes | Status:
+    def answer(self, request: bytes) -> bytes | Status:
         """What the hot path says to a serialised request."""
-        call = RecordedCall(request, is_rpc=is_rpc)
+        call = RecordedCall(request)
         self.classify.receive([call])
+        return self.answer_of(call)
+
+    def answer_of(self, call: RecordedCall) -> bytes | Status:
+        """The one answer of a call, once it has ended."""
         assert call.ended.wait(ANSWER_TIMEOUT_S), "no answer"
         [answer] = call.answers
         assert not self.complaints.records, self.complaints.records[0].getMessage()
@@ -186,12 +255,12 @@ class ClassifyRequests(Target):
 
     def _check_predictions(self, answer: bytes, count: int) -> np.ndarray:
         response = digits_pb2.ClassifyResponse.FromString(answer)
-        assert response.model == self.model.ref
+        assert response.model.sha256 == self.model.sha256
         assert 1 <= len(response.predictions) == count <= MAX_IMAGES
         return np.array([p.probabilities for p in response.predictions], np.float32)
 
     def close(self):
-        assert self.classify.stop(ANSWER_TIMEOUT_S)
+        assert self.gate.stop(ANSWER_TIMEOUT_S)
         logging.getLogger("service").removeHandler(self.complaints)
 
     def check_golden(self):
@@ -217,10 +286,10 @@ def expected_images(request: Message | None) -> np.ndarray | None:
     if request is not None and request.WhichOneof("input") == "encoded":
         return None
     pixels = b"" if request is None else request.pixels
-    count, rest = divmod(len(pixels), wire.IMAGE_BYTES)
+    count, rest = divmod(len(pixels), IMAGE_BYTES)
     if rest or count > MAX_IMAGES:
         count = 0
-    return np.frombuffer(pixels[: count * wire.IMAGE_BYTES], np.uint8).reshape(count, 28, 28)
+    return np.frombuffer(pixels[: count * IMAGE_BYTES], np.uint8).reshape(count, 28, 28)
 
 
 class StreamRequests(ClassifyRequests):
@@ -231,11 +300,20 @@ class StreamRequests(ClassifyRequests):
 
     def run(self, data):
         item = parse(digits_pb2.ClassifyStreamRequest, data)
-        answer = self.answer(item_request(data), is_rpc=False)
-        self.check(answer, item and item.request)
-        response = digits_pb2.ClassifyStreamResponse.FromString(stream_response(answer))
-        expected = "response" if isinstance(answer, bytes) else "error"
-        assert response.WhichOneof("result") == expected
+        edge = StreamEdge(
+            self.gate, self.recorder, max_streams=1, max_ahead_bytes=2**20, idle_s=0.0
+        )
+        call = RecordedCall(b"")
+        stream = edge.open(call)
+        stream.message(data)
+        stream.half_closed()
+        answer = self.answer_of(call)
+        response = digits_pb2.ClassifyStreamResponse.FromString(answer)
+        if response.WhichOneof("result") == "response":
+            self.check(response.response.SerializeToString(), item and item.request)
+        else:
+            [code] = [each for each in StatusCode if each.value[0] == response.error.code]
+            self.check(Status(code, response.error.message), item and item.request)
 
 
 class ImageFiles(ClassifyRequests):
@@ -370,10 +448,10 @@ class Models(Target):
 
 
 class Config(Target):
-    """Flags, one a line, then an empty line, then an env file that is also the environment."""
+    """Flags, one a line, then an empty line, then the environment."""
 
     def seeds(self):
-        file = b"DIGITS_GRPC_PORT=0\n# a comment\nDIGITS_LOG_FORMAT=json\nDIGITS_INSTANCES=2\n"
+        file = b"DIGITS_GRPC_PORT=0\nDIGITS_LOG_FORMAT=json\nDIGITS_INSTANCES=2\n"
         return [
             b"--grpc-port=1\n--no-reflection\n--drain-delay-s\n1.5\n\n" + file,
             b"--host=::1\n--max-batch-size=64\n\n" + file,
@@ -383,17 +461,11 @@ class Config(Target):
     def run(self, data):
         # No operating system passes a NUL in an argument or a variable.
         flags, _, file = data.replace(b"\0", b"").partition(b"\n\n")
-        path = self.folder / "settings.env"
-        path.write_bytes(file)
         arguments = flags.decode("utf-8", "surrogateescape").split("\n")
         lines = file.decode("utf-8", "surrogateescape").split("\n")
         environ = dict(line.split("=", 1) for line in lines if "=" in line)
-        for argv, variables in (([*arguments, f"--env-file={path}"], {}), (arguments, environ)):
-            try:
-                config = load_config(argv, variables)
-            except ConfigError:
-                continue
-            check_bounds(config)
+        with contextlib.suppress(ConfigError):
+            check_bounds(load_config(arguments, environ))
 
     def check_golden(self):
         assert load_config(["--grpc-port=7"], {"DIGITS_INSTANCES": "2"}).grpc_port == 7
@@ -411,6 +483,7 @@ def check_bounds(config: ServerConfig) -> None:
 
 TARGETS: dict[str, type[Target]] = {
     "wire": Wire,
+    "http2": Http2,
     "classify": ClassifyRequests,
     "stream": StreamRequests,
     "images": ImageFiles,

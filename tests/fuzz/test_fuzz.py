@@ -16,7 +16,7 @@ from tests.fuzz.watch import GOLDEN_EVERY, Watch, growth, read_record
 
 # The same inputs each time: what is found at random belongs to the long run.
 FEW = settings(max_examples=200, deadline=None, derandomize=True, database=None)
-TRANSPORTS = pytest.mark.parametrize("transport", ["native", "grpcio"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 RST_STREAM, CANCEL = 3, b"\0\0\0\x08"
 # Inputs that found a defect which is mended.
 FOUND = {
@@ -98,7 +98,7 @@ def test_path_that_is_not_utf8_does_not_end_the_service(transport, start_server,
     for _ in range(3):
         target.run(random.Random(1))
         target.check_golden()
-        stream = target.channel.stream_stream(inputs.STREAM_PATH.decode())  # only grpcio carries it
+        stream = target.channel.stream_stream(inputs.STREAM_PATH.decode())
         assert len(list(stream(iter(inputs.stream_requests()[:1]), timeout=20))) == 1
     target.close()
     assert server.stop() == 0, server.log_text()

@@ -8,8 +8,8 @@ import time
 import urllib.request
 from collections.abc import Sequence
 
-from benchmarks.observe.dashboard import without_data
-from benchmarks.observe.prometheus import Prometheus, PrometheusError
+from tests.monitoring.dashboard import without_data
+from tests.monitoring.prometheus import Prometheus, PrometheusError
 
 # Until what happened last was scraped, and every rule was evaluated on it.
 SETTLE_S = 15

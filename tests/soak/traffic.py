@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmarks import limit
 from benchmarks.harness import CLASSIFY_PATH, REPOSITORY, BenchmarkError, ServerProcess
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.artifact import MANIFEST, MODEL, load_artifact
-from service.engine import Engine
 from service.repository import PROMOTED, in_serving_order
 
 TIMEOUT_S = 60.0
@@ -52,7 +52,10 @@ class Versions:
         artifacts = [load_artifact(source) for source in self._sources]
         self.images = artifacts[0].golden.images
         self.files = [_png(image) for image in self.images]
-        self._answers = [Engine(artifact.model).run(self.images) for artifact in artifacts]
+        self._answers = [
+            limit.session(artifact.model).run(["probabilities"], {"image": self.images})[0]
+            for artifact in artifacts
+        ]
         self.expected: dict[str, npt.NDArray[np.float32]] = {}
         self._newest = 0
         self.add()

@@ -1,4 +1,7 @@
-"""What is derived from the server and from rules.yaml: docs/metrics.md and prometheusrule.yaml."""
+"""What is made from a running server and rules.yaml: tables of docs/metrics.md, and a resource.
+
+``python -m tests.monitoring.documents`` writes both.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness import running_server
-from benchmarks.observe.dashboard import MONITORING, RULES
+from tests.monitoring.dashboard import MONITORING, RULES
 
 METRICS_DOC = Path(__file__).parents[2] / "docs/metrics.md"
 PROMETHEUSRULE = MONITORING / "prometheusrule.yaml"
 RESOURCE = """\
-# Made from rules.yaml by `python -m benchmarks.observe write`.
+# Made from rules.yaml by `python -m tests.monitoring.documents`.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
@@ -26,15 +29,13 @@ metadata:
     app.kubernetes.io/name: digits-serving
 spec:
 """
-# The server's settings under which it exports everything it can.
-FLAGS = ("--triton-metric-names",)
 # Labels whose values are worth a reader's time.
 CLOSED = ("reason", "result", "feature", "grpc_method")
 
 
 def write() -> None:
     """Brings both files up to date."""
-    with running_server(*FLAGS) as server:
+    with running_server() as server:
         text = urllib.request.urlopen(f"{server.http}/metrics").read().decode()
     tables = {"metrics": metrics_table(text), "alerts": alerts_table()}
     METRICS_DOC.write_text(filled_in(METRICS_DOC.read_text(), tables))
@@ -98,3 +99,7 @@ def prometheusrule() -> str:
     """The rules as the Prometheus operator takes them, word for word."""
     rules = RULES.read_text()
     return RESOURCE + textwrap.indent(rules[rules.index("groups:") :], "  ")
+
+
+if __name__ == "__main__":
+    write()

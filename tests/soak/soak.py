@@ -1,4 +1,4 @@
-"""``make soak``: a server under mixed good and bad traffic while its model changes.
+"""A server under mixed good and bad traffic while its model changes.
 
 Every response is checked, the server's counts are compared with the callers', and its memory,
 threads and descriptors must stay flat.
@@ -6,12 +6,9 @@ threads and descriptors must stay flat.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import json
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -24,11 +21,10 @@ from typing import Any
 
 import psutil
 
-from benchmarks.harness import BenchmarkError, ServerProcess, machine, running_server
-from benchmarks.soak_traffic import Caller, Code, Operator, Versions, wait_until
-from service.metrics import SERVICE
+from benchmarks.harness import BenchmarkError, ServerProcess, running_server
+from tests.soak.traffic import Caller, Code, Operator, Versions, wait_until
 
-RESULTS = Path("benchmarks/results")
+SERVICE = "digits.v1.DigitClassifierService"
 CALLERS, MAX_IMAGES = 6, 512
 FLAGS = (
     f"--max-images-per-request={MAX_IMAGES}",
@@ -169,15 +165,14 @@ def _within(counts: dict[str, int], method: str, seen_ok: int, left: int) -> boo
 
 def server_counts(server: ServerProcess) -> tuple[int, dict[str, int]]:
     """Calls begun of Classify and ClassifyStream, and those ended by method and code."""
-    metrics, ended, started = server.metrics(), {}, 0
-    for method, kind in (("Classify", "unary"), ("ClassifyStream", "bidi_stream")):
-        labels = f'grpc_method="{method}",grpc_service="{SERVICE}",grpc_type="{kind}"'
-        started += int(metrics[f"grpc_server_started_total{{{labels}}}"])
-        for code in Code:
-            count = int(metrics[f'grpc_server_handled_total{{grpc_code="{code.name}",{labels}}}'])
+    ended, started = {}, 0.0
+    for method in ("Classify", "ClassifyStream"):
+        labels = {"grpc_service": SERVICE, "grpc_method": method}
+        started += sum(count for _, count in server.samples("grpc_server_started_total", **labels))
+        for own, count in server.samples("grpc_server_handled_total", **labels):
             if count:
-                ended[f"{method} {code.name}"] = count
-    return started, ended
+                ended[f"{method} {own['grpc_code']}"] = int(count)
+    return int(started), ended
 
 
 @contextlib.contextmanager
@@ -190,48 +185,6 @@ def soaked_server(transport: str) -> Iterator[tuple[ServerProcess, Versions]]:
             yield server, versions
 
 
-def main(argv: list[str]) -> int:
-    """Soaks a server, prints a table, stores the JSON."""
-    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--transport", choices=("native", "grpcio"), default="native")
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args(argv)
-    with soaked_server(arguments.transport) as (server, versions):
-        result = soak(server, versions, arguments.minutes * 60, arguments.seed)
-    result |= {"minutes": arguments.minutes, "transport": arguments.transport, "machine": machine()}
-    print(table(result))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"soak-{arguments.transport}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\nwritten to {path}")
-    grown = not_flat(result["used"])
-    if grown:
-        print(f"not flat: {', '.join(grown)}; expected at most {FLAT} over the third quarter")
-    return 1 if grown else 0
-
-
 def not_flat(used: dict[str, list[float]]) -> list[str]:
     """What the last quarter has too much of."""
     return [name for name, bound in FLAT.items() if used[name][3] - used[name][2] > bound]
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result, for people."""
-    rows = []
-    for part in ("calls", "server counts"):
-        values: dict[str, int] = result[part]
-        rows += [part, *(f"  {name:<34}{value:>10,}" for name, value in values.items())]
-    rows.append("used, the median of each quarter")
-    for name, quarters in result["used"].items():
-        rows.append(f"  {name:<20}" + "".join(f"{value:>10}" for value in quarters))
-    rows.append(f"{result['reloads']} reloads, {result['refused versions']} versions refused")
-    return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except BenchmarkError as error:
-        print(f"soak: {error}", file=sys.stderr)
-        sys.exit(1)

@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import soak
 from benchmarks.harness import BenchmarkError
-from benchmarks.soak_traffic import Code
+from tests.soak import soak
+from tests.soak.traffic import Code
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["http2"])
 def test_seconds_of_mixed_traffic_and_reloads_are_answered_as_expected(transport):
     with soak.soaked_server(transport) as (server, versions):
         result = soak.soak(server, versions, seconds=4, seed=1)
@@ -24,16 +24,16 @@ def test_seconds_of_mixed_traffic_and_reloads_are_answered_as_expected(transport
 
 
 def test_wrong_answer_ends_the_soak():
-    with soak.soaked_server("native") as (server, versions):
+    with soak.soaked_server("http2") as (server, versions):
         versions.expected["1"] = versions.expected["1"][::-1]
         with pytest.raises(BenchmarkError, match="a wrong answer of version 1"):
             soak.soak(server, versions, seconds=4, seed=1)
 
 
 def test_call_that_the_server_did_not_count_is_noticed(monkeypatch):
-    monkeypatch.setattr("benchmarks.soak_traffic.TIMEOUT_S", 0.1)
+    monkeypatch.setattr("tests.soak.traffic.TIMEOUT_S", 0.1)
     seen, left = Counter({("Classify", Code.OK): 1}), Counter({"Classify": 0})
-    with soak.soaked_server("native") as (server, _):
+    with soak.soaked_server("http2") as (server, _):
         soak.check_counts(server, Counter(), left)
         with pytest.raises(BenchmarkError, match="callers saw"):
             soak.check_counts(server, seen, left)

@@ -1,0 +1,98 @@
+"""``digits serve`` with something about it altered, to measure what that gives or costs.
+
+    python -m benchmarks.altered WORK SIZE serve ...
+
+``WORK`` is how many times the work of one inference each of them does: 1 leaves it as it is, 2.5
+runs it twice and then half of the images. ``SIZE`` is how many images a batch of small requests
+has, and how many must wait before a second slot wakes; 0 leaves both to the server.
+
+On SIGUSR1 metrics stop counting calls and batches, and on SIGUSR2 they count again: two processes
+would differ by more than what is looked for, since each has its own luck with memory and cores.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.harness import served_artifact
+
+COUNT_NOT, COUNT = signal.SIGUSR1, signal.SIGUSR2
+# What the recorder of RPCs and the batcher tell metrics, call by call and batch by batch.
+COUNTING = ("began", "ended", "batch", "refused")
+
+
+class Switch:
+    """Whether methods do what they are for."""
+
+    def __init__(self) -> None:
+        self._on = True
+
+    def turn(self, number: int, _frame: object) -> None:
+        """On a signal."""
+        self._on = number == COUNT
+
+    def guard(self, method: Callable[..., None]) -> Callable[..., None]:
+        """The method where it is on, and nothing where it is off."""
+
+        @functools.wraps(method)
+        def guarded(*arguments: Any) -> None:
+            if self._on:
+                method(*arguments)
+
+        return guarded
+
+
+def with_work(run: Callable[..., npt.NDArray[np.float32]], work: float) -> Callable[..., Any]:
+    """``Engine.run`` with so many times its work; below 1 some images get others' answers."""
+    # A model is served only if its golden digits get their own answers.
+    golden = len(served_artifact().golden.images)
+
+    def worked(engine: Any, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        if len(images) == golden:
+            return run(engine, images)
+        counts = [len(images)] * int(work) + [round(len(images) * (work % 1))]
+        answers = [run(engine, images[:count]) for count in counts if count]
+        return np.resize(answers[0] if answers else run(engine, images[:1]), (len(images), 10))
+
+    return worked
+
+
+def by_hand(decide: Callable[..., None], size: int) -> Callable[..., None]:
+    """``BatchCost._decide`` with a decision that was made before."""
+
+    def decided(cost: Any) -> None:
+        decide(cost)
+        cost.batch_images = cost.wake_images = size
+
+    return decided
+
+
+def main(work: float, size: int) -> int:
+    """Serves; returns the exit code."""
+    # What is altered must be before anybody holds on to one of its methods.
+    from service import cli  # noqa: PLC0415 - the names above are for those who start this
+    from service.metrics import Metrics  # noqa: PLC0415
+    from service.serving.cost import BatchCost  # noqa: PLC0415
+    from service.serving.engine import Engine  # noqa: PLC0415
+
+    if work != 1:
+        Engine.run = with_work(Engine.run, work)  # type: ignore[method-assign]
+    if size:
+        BatchCost._decide = by_hand(BatchCost._decide, size)  # type: ignore[method-assign]  # noqa: SLF001
+    switch = Switch()
+    for name in COUNTING:
+        setattr(Metrics, name, switch.guard(getattr(Metrics, name)))
+    for number in (COUNT, COUNT_NOT):
+        signal.signal(number, switch.turn)
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv.pop(1)), int(sys.argv.pop(1))))

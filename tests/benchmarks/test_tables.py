@@ -1,0 +1,54 @@
+"""The tables of docs/performance.md are made of the committed results."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import results, tables
+from benchmarks.figures import Figure
+
+RESULT = results.Result(
+    date="2026-01-31",
+    source="abc1234",
+    model="digits version 6, int8",
+    machine={"cpu": "a CPU", "cores": 2, "vnni": False, "versions": {"python": "3.11.2"}},
+    rounds=3,
+    scale=1.0,
+    figures=[
+        Figure("rate", "rate, of the limit", [0.5, 0.6, 0.7], 0.65, details={"calls_per_s": 1234}),
+        Figure("start", "start", [0.25], at_least=False, unit="s"),
+    ],
+)
+
+
+def test_document_is_what_the_committed_results_say():
+    assert tables.main(["--check"]) == 0
+
+
+def test_table_tells_the_cpu_the_range_of_rounds_and_what_was_missed():
+    text = tables.table("2-cores-no-vnni", RESULT)
+    assert "2 cores of a CPU, without VNNI" in text
+    row = "| rate, of the limit | ≥ 0.65 | 0.6 (0.5 to 0.7), missed | calls per s 1,234 |"
+    assert row in text
+    assert "| start |  | 0.25 s |  |" in text
+
+
+def test_document_that_is_behind_is_renewed_and_the_check_fails_before(
+    tmp_path, monkeypatch, capsys
+):
+    document = tmp_path / "performance.md"
+    document.write_text(f"before\n{tables.BEGIN}old\n{tables.END}\nafter\n")
+    monkeypatch.setattr(tables, "DOCUMENT", document)
+    monkeypatch.setattr(results, "COMMITTED", tmp_path)
+    RESULT.write(tmp_path / "2-cores-no-vnni.json")
+    assert tables.main(["--check"]) == 1
+    assert "run: python -m benchmarks.tables" in capsys.readouterr().err
+    assert "old" in document.read_text()
+    assert tables.main([]) == tables.main(["--check"]) == 0
+    assert document.read_text().startswith("before\n<!-- results -->\n### 2-cores-no-vnni")
+    assert document.read_text().endswith("<!-- end of results -->\nafter\n")
+
+
+def test_document_without_a_place_for_tables_is_refused():
+    with pytest.raises(ValueError, match="expected <!-- results -->"):
+        tables.updated("no comments", {})
