@@ -11,9 +11,8 @@ from tests.soak import soak
 from tests.soak.traffic import Code
 
 
-@pytest.mark.parametrize("transport", ["http2"])
-def test_seconds_of_mixed_traffic_and_reloads_are_answered_as_expected(transport):
-    with soak.soaked_server(transport) as (server, versions):
+def test_seconds_of_mixed_traffic_and_reloads_are_answered_as_expected():
+    with soak.soaked_server("http2") as (server, versions):
         result = soak.soak(server, versions, seconds=4, seed=1)
     assert result["reloads"] >= 4
     assert result["refused versions"] >= 1
