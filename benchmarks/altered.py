@@ -1,10 +1,10 @@
 """``digits serve`` with something about it altered, to measure what that gives or costs.
 
-    python -m benchmarks.altered WORK SIZE serve ...
+    python -m benchmarks.altered MODEL SIZE serve ...
 
-``WORK`` is how many times the work of one inference each of them does: 1 leaves it as it is, 2.5
-runs it twice and then half of the images. ``SIZE`` is how many images a batch of small requests
-has, and how many must wait before a second slot wakes; 0 leaves both to the server.
+``MODEL`` is an ONNX file that infers in place of the served one, except for the golden digits;
+``-`` leaves it as it is. ``SIZE`` is how many images a batch of small requests has, and how many
+must wait before a second slot wakes; 0 leaves both to the server.
 
 On SIGUSR1 metrics stop counting calls and batches, and on SIGUSR2 they count again: two processes
 would differ by more than what is looked for, since each has its own luck with memory and cores.
@@ -16,11 +16,13 @@ import functools
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import limit
 from benchmarks.harness import served_artifact
 
 COUNT_NOT, COUNT = signal.SIGUSR1, signal.SIGUSR2
@@ -49,19 +51,22 @@ class Switch:
         return guarded
 
 
-def with_work(run: Callable[..., npt.NDArray[np.float32]], work: float) -> Callable[..., Any]:
-    """``Engine.run`` with so many times its work; below 1 some images get others' answers."""
+def inferring_with(
+    run: Callable[..., npt.NDArray[np.float32]], model: bytes
+) -> Callable[..., npt.NDArray[np.float32]]:
+    """``Engine.run`` with another model, which costs something else and was never trained."""
+    session = limit.session(model)
     # A model is served only if its golden digits get their own answers.
     golden = len(served_artifact().golden.images)
 
-    def worked(engine: Any, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def inferred(engine: Any, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         if len(images) == golden:
             return run(engine, images)
-        counts = [len(images)] * int(work) + [round(len(images) * (work % 1))]
-        answers = [run(engine, images[:count]) for count in counts if count]
-        return np.resize(answers[0] if answers else run(engine, images[:1]), (len(images), 10))
+        probabilities: npt.NDArray[np.float32]
+        (probabilities,) = session.run(["probabilities"], {"image": images})
+        return probabilities
 
-    return worked
+    return inferred
 
 
 def by_hand(decide: Callable[..., None], size: int) -> Callable[..., None]:
@@ -74,7 +79,7 @@ def by_hand(decide: Callable[..., None], size: int) -> Callable[..., None]:
     return decided
 
 
-def main(work: float, size: int) -> int:
+def main(model: str, size: int) -> int:
     """Serves; returns the exit code."""
     # What is altered must be before anybody holds on to one of its methods.
     from service import cli  # noqa: PLC0415 - the names above are for those who start this
@@ -82,8 +87,8 @@ def main(work: float, size: int) -> int:
     from service.serving.cost import BatchCost  # noqa: PLC0415
     from service.serving.engine import Engine  # noqa: PLC0415
 
-    if work != 1:
-        Engine.run = with_work(Engine.run, work)  # type: ignore[method-assign]
+    if model != "-":
+        Engine.run = inferring_with(Engine.run, Path(model).read_bytes())  # type: ignore[method-assign]
     if size:
         BatchCost._decide = by_hand(BatchCost._decide, size)  # type: ignore[method-assign]  # noqa: SLF001
     switch = Switch()
@@ -95,4 +100,4 @@ def main(work: float, size: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv.pop(1)), int(sys.argv.pop(1))))
+    sys.exit(main(sys.argv.pop(1), int(sys.argv.pop(1))))

@@ -96,7 +96,7 @@ def stream(rounds: int, scale: float) -> list[Figure]:
 def metrics(rounds: int, scale: float) -> list[Figure]:
     """One server that counts, and then does not."""
     run = scaled(PEAK, METRICS_SHORT * scale)
-    with running_server("--transport=http2", module=("benchmarks.altered", "1", "0")) as server:
+    with running_server("--transport=http2", module=("benchmarks.altered", "-", "0")) as server:
         rows = _turns(
             METRICS_PAIRS * rounds,
             lambda: _counted(server, run, counts=True),

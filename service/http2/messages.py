@@ -155,10 +155,14 @@ def _values(name: bytes, raw: bytes) -> list[str | bytes]:
     if not name.endswith(b"-bin"):
         return [raw.decode("latin-1")]
     try:
-        # Padding may be left out.
-        return [base64.b64decode(part + b"==", validate=True) for part in raw.split(b",")]
+        return [_decoded(part.strip(b" ").rstrip(b"=")) for part in raw.split(b",")]
     except (binascii.Error, ValueError):
         raise GrpcError(INVALID_ARGUMENT, "metadata: a -bin value that is no base64") from None
+
+
+def _decoded(unpadded: bytes) -> bytes:
+    """Base64 whose padding may have been left out."""
+    return base64.b64decode(unpadded + b"=" * (-len(unpadded) % 4), validate=True)
 
 
 @functools.lru_cache(maxsize=1024)  # in an overload, refusing may not cost what answering does

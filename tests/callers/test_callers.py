@@ -1,0 +1,286 @@
+"""Callers that nobody here wrote: grpc-go, grpc-js, and the tools that people reach for."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import descriptor_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from digits.v1 import digits_pb2
+from tests.conftest import wait_until
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "digits-serving-tests"
+BUILD_S, RUN_S = 600, 120
+LARGE = 4096
+
+
+def need(program):
+    """The path of a program, or a skip that says what to install."""
+    found = shutil.which(program) or shutil.which(program, path=str(Path.home() / "go/bin"))
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    return found
+
+
+def build(command, folder, environ=None):
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=BUILD_S,
+        env={**os.environ, **(environ or {})},
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"{' '.join(command[:3])} failed: {done.stderr.strip()[-300:]}")
+
+
+def copied(name):
+    """A caller's sources in a folder of the cache, where it is built once."""
+    folder = CACHE / name
+    shutil.copytree(HERE / name, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def go_caller():
+    go, folder = need("go"), copied("go")
+    build([go, "mod", "tidy"], folder)
+    build([go, "build", "-o", "caller", "."], folder)
+    return [str(folder / "caller")]
+
+
+@pytest.fixture(scope="session")
+def node_caller():
+    node, npm, folder = need("node"), need("npm"), copied("node")
+    build([npm, "install", "--no-audit", "--no-fund", "--silent"], folder)
+    return [node, str(folder / "main.js")]
+
+
+@pytest.fixture(params=["go", "node"])
+def caller(request):
+    return request.getfixturevalue(f"{request.param}_caller")
+
+
+@pytest.fixture
+def ask(caller, server, tmp_path):
+    """Runs a scenario; what the caller saw."""
+
+    def run(scenario, message):
+        file = tmp_path / "message"
+        file.write_bytes(message.SerializeToString())
+        done = subprocess.run(
+            [*caller, server.address, scenario, str(file)],
+            capture_output=True, text=True, check=True, timeout=RUN_S,
+        )  # fmt: skip
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+def classify(images):
+    return digits_pb2.ClassifyRequest(pixels=images.tobytes())
+
+
+def digits_of(answer):
+    response = digits_pb2.ClassifyResponse.FromString(base64.b64decode(answer))
+    return [prediction.digit for prediction in response.predictions]
+
+
+def test_unary(ask, sample):
+    said = ask("unary", classify(sample["images"][:20]))
+    assert said["code"] == 0, said["message"]
+    assert np.mean(digits_of(said["answers"][0]) == sample["labels"][:20]) > 0.9
+
+
+def test_large_message(ask, sample):
+    said = ask("unary", classify(np.resize(sample["images"], (LARGE, 28, 28))))
+    assert said["code"] == 0, said["message"]
+    assert len(digits_of(said["answers"][0])) == LARGE
+
+
+def test_stream(ask, sample):
+    message = digits_pb2.ClassifyStreamRequest(request=classify(sample["images"][:64]))
+    said = ask("stream", message)
+    assert (said["code"], len(said["answers"])) == (0, 100), said["message"]
+
+
+def test_deadline(ask, sample):
+    code = ask("deadline", classify(sample["images"][:1]))["code"]
+    assert code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+def test_cancel(ask, sample):
+    code = ask("cancel", classify(sample["images"][:1]))["code"]
+    assert code == grpc.StatusCode.CANCELLED.value[0]
+
+
+def test_bad_request_with_details(ask):
+    said = ask("unary", digits_pb2.ClassifyRequest(pixels=b"short"))
+    assert said["code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    rich = status_pb2.Status.FromString(base64.b64decode(said["details"]))
+    detail = error_details_pb2.BadRequest()
+    assert rich.details[0].Unpack(detail)
+    assert detail.field_violations[0].field == "pixels"
+
+
+def test_gzip(go_caller, server, sample, tmp_path):
+    file = tmp_path / "message"
+    file.write_bytes(classify(sample["images"][:64]).SerializeToString())
+    command = [*go_caller, server.address, "gzip", str(file)]
+    said = json.loads(subprocess.check_output(command, timeout=RUN_S))
+    assert len(digits_of(said["answers"][0])) == 64
+
+
+def test_no_call_fails_while_one_of_two_servers_stops(caller, start_server, sample, tmp_path):
+    """GOAWAY tells what was not taken: clients try that elsewhere by themselves."""
+    first, second = start_server("--drain-delay-s=1"), start_server()
+    addresses = [server.address.split(":") for server in (first, second)]
+    target = "ipv4:" + ",".join(":".join(address) for address in addresses)
+    if "main.js" not in caller[-1]:  # grpc-go knows no lists of addresses without a resolver
+        target = first.address
+        first, second = second, first
+    file = tmp_path / "message"
+    file.write_bytes(classify(sample["images"][:1]).SerializeToString())
+    with subprocess.Popen(
+        [*caller, target, "calls", str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as running:
+        assert running.stdout.readline() == b"started\n"
+        first.process.send_signal(signal.SIGTERM)
+        assert first.process.wait(RUN_S) == 0
+        running.stdin.close()
+        said = json.loads(running.stdout.readlines()[-1])
+    assert said["code"] == 0, said["message"]
+
+
+# Tools
+
+
+def run(*command, **options):
+    return subprocess.run(command, capture_output=True, check=False, timeout=RUN_S, **options)
+
+
+def go_tool(name, module):
+    """A tool that Go's module proxy has, built once."""
+    found = shutil.which(name) or shutil.which(name, path=str(Path.home() / "go/bin"))
+    if found is None and shutil.which("go"):
+        subprocess.run(["go", "install", module], check=False, timeout=BUILD_S, capture_output=True)
+    return need(name)
+
+
+def framed(images):
+    message = classify(images).SerializeToString()
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+PATH = "/digits.v1.DigitClassifierService/Classify"
+
+
+def test_curl(server, sample, tmp_path):
+    curl, body = need("curl"), tmp_path / "body"
+    if b"HTTP2" not in run(curl, "--version").stdout:
+        pytest.skip("curl was built without HTTP/2")
+    body.write_bytes(framed(sample["images"][:1]))
+    said = run(
+        curl, "-s", "--http2-prior-knowledge", *GRPC, "--data-binary", f"@{body}",
+        f"http://{server.address}{PATH}",
+    )  # fmt: skip
+    response = digits_pb2.ClassifyResponse.FromString(said.stdout[5:])
+    assert response.predictions[0].digit == sample["labels"][0]
+
+
+def test_curl_without_grpc_is_told_what_the_port_is_for(start_server):
+    curl = need("curl")
+    server = start_server()
+    said = run(curl, "-s", "-i", "--http2-prior-knowledge", f"http://{server.address}/").stdout
+    assert b"405" in said
+    assert b"this port is for gRPC" in said
+
+
+def test_nghttp(server, sample, tmp_path):
+    nghttp, body = need("nghttp"), tmp_path / "body"
+    body.write_bytes(framed(sample["images"][:1]))
+    said = run(nghttp, "-v", *GRPC, "-d", str(body), f"http://{server.address}{PATH}")
+    assert b"grpc-status: 0" in said.stdout
+
+
+def test_grpcurl_by_reflection(server):
+    grpcurl = go_tool("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl@latest")
+    listed = run(grpcurl, "-plaintext", server.address, "list").stdout.decode()
+    assert "digits.v1.DigitClassifierService" in listed
+    said = run(
+        grpcurl, "-plaintext", "-d", "{}", server.address,
+        "digits.v1.DigitClassifierService/GetModel",
+    )  # fmt: skip
+    assert b'"sha256"' in said.stdout, said.stderr
+
+
+def test_ghz(server, sample, tmp_path):
+    ghz = go_tool("ghz", "github.com/bojand/ghz/cmd/ghz@latest")
+    pixels = base64.b64encode(sample["images"][:1].tobytes()).decode()
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"pixels": pixels}))
+    # Its own parser, and so its reflection, takes no optional fields of proto3.
+    file = descriptor_pb2.FileDescriptorProto()
+    digits_pb2.DESCRIPTOR.CopyToProto(file)
+    schema = tmp_path / "schema"
+    schema.write_bytes(descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString())
+    said = run(
+        ghz, "--insecure", "--protoset", str(schema),
+        "--call", "digits.v1.DigitClassifierService.Classify", "-n", "2000",
+        "-c", "20", "--connections", "4", "-D", str(data), "-O", "json", server.address,
+    )  # fmt: skip
+    assert json.loads(said.stdout)["statusCodeDistribution"] == {"OK": 2000}, said.stderr
+
+
+def test_kubernetes_probe(start_server):
+    module = "github.com/grpc-ecosystem/grpc-health-probe@latest"
+    probe = go_tool("grpc-health-probe", module)
+    server = start_server("--drain-delay-s=5")
+    assert run(probe, f"-addr={server.address}").returncode == 0
+    server.process.send_signal(signal.SIGTERM)
+    service = "-service=digits.v1.DigitClassifierService"
+    wait_until(lambda: run(probe, f"-addr={server.address}", service).returncode == 4)
+
+
+NGINX = """
+daemon off; pid {folder}/pid; error_log {folder}/error.log;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  client_max_body_size 8m;
+  server {{ listen unix:{folder}/nginx.sock http2; location / {{ grpc_pass grpc://{address}; }} }}
+}}
+"""
+
+
+def test_nginx_in_front(server, sample, tmp_path):
+    nginx = shutil.which("nginx") or need("/usr/sbin/nginx")
+    config = tmp_path / "nginx.conf"
+    config.write_text(NGINX.format(folder=tmp_path, address=server.address))
+    process = subprocess.Popen([nginx, "-c", str(config), "-e", str(tmp_path / "error.log")])
+    try:
+        wait_until((tmp_path / "nginx.sock").exists)
+        options = [("grpc.default_authority", "localhost")]
+        with grpc.insecure_channel(f"unix:{tmp_path}/nginx.sock", options) as channel:
+            call = channel.unary_unary(PATH)
+            for count in (1, 64, LARGE):
+                images = np.resize(sample["images"], (count, 28, 28))
+                answer = call(classify(images).SerializeToString(), timeout=RUN_S)
+                assert len(digits_pb2.ClassifyResponse.FromString(answer).predictions) == count
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"\xff", timeout=RUN_S)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    finally:
+        process.terminate()
+        process.wait(RUN_S)
