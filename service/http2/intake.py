@@ -300,8 +300,9 @@ class Intake:
             message = call.waiting.popleft()
             self._hold(-len(message))
             window = call.info.route.window_bytes
-            if call.receive_window < window // 2 and not call.remote_closed:
-                self._connection.grant(call, window - call.receive_window)
+            room = window - call.held - sum([len(waiting) for waiting in call.waiting])
+            if room - call.receive_window > window // 2 and not call.remote_closed:
+                self._connection.grant(call, room - call.receive_window)
                 self._link.flush()
             return message
 
