@@ -35,7 +35,7 @@ from service.http2.headers import Head, HeaderDecoder, trailers_problem
 from service.http2.sending import DATA, END, REQUEST, RESET, Event, Sender, Stream
 
 # Streams that were reset here and of which the peer may still be sending: their frames are ignored.
-MAX_RESET_REMEMBERED = 4096
+MAX_RESET_REMEMBERED = 1024
 # Ranges of stream identifiers that the peer passed over; none of them may be used later.
 MAX_GAPS_REMEMBERED = 256
 # Frames that one header block may be spread over.

@@ -14,9 +14,10 @@ from hpack.table import HeaderTable
 
 from service.http2.frames import ErrorCode, Http2Error
 
-# Blocks that are remembered on one connection, and how long one may be.
-MAX_KNOWN_BLOCKS = 64
-MAX_KNOWN_BYTES = 1024
+# Blocks that are remembered on one connection, and what each may expand to: a bound on memory that
+# a caller takes by its headers alone, and more than callers that repeat themselves need.
+MAX_KNOWN_BLOCKS = 16
+MAX_KNOWN_BYTES = 2048
 # The size of an entry is that of its name and value, and this. Source: RFC 7541, section 4.1.
 ENTRY_BYTES = 32
 
@@ -160,7 +161,7 @@ class HeaderDecoder:
         head = Head(self.fields(block))
         if self._table.changes != changes or len(self._known) >= MAX_KNOWN_BLOCKS:
             self._known.clear()
-        if self._table.changes == changes and len(block) <= MAX_KNOWN_BYTES:
+        if self._table.changes == changes and head.size <= MAX_KNOWN_BYTES:
             self._known[block] = head
         return head
 

@@ -38,6 +38,8 @@ ACCEPT_AT_ONCE = 64
 ACCEPT_PAUSE_S = 0.1
 # How often every connection's bounds in time are checked; more often where one is shorter.
 LOOK_S = 1.0
+# Deadlines of streams that are kept before those of streams that have ended are looked for.
+MIN_TIDY = 1024
 UNIX = "unix:"
 
 
@@ -89,6 +91,7 @@ class Server:
         self._awake = False
         self._deadlines: list[tuple[float, int, Call]] = []
         self._numbers = itertools.count()
+        self._tidy_at = MIN_TIDY
         self._budget = threading.Lock()
         self._held = 0
         self._stopped = False
@@ -187,6 +190,10 @@ class Server:
     def add_deadline(self, call: Call) -> None:
         """Ends a stream when its deadline has passed. On the loop's thread."""
         heapq.heappush(self._deadlines, (call.deadline or 0.0, next(self._numbers), call))
+        if len(self._deadlines) > self._tidy_at:  # calls may end long before their deadlines
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].closed]
+            heapq.heapify(self._deadlines)
+            self._tidy_at = max(MIN_TIDY, 2 * len(self._deadlines))
 
     def hold(self, size: int) -> None:
         """Counts bytes of requests that are not whole; a negative number gives some back."""

@@ -6,7 +6,7 @@ import hpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.http2.headers import HeaderDecoder, encode_field
+from service.http2.headers import MAX_KNOWN_BLOCKS, HeaderDecoder, encode_field
 
 FIELDS = st.lists(
     st.tuples(
@@ -54,7 +54,18 @@ def test_number_of_blocks_that_are_remembered_is_bounded():
     pseudo = b"".join(encode_field(*field) for field in PSEUDO)
     for number in range(1000):
         decoder.head(pseudo + encode_field(b"x-n", str(number).encode()))
-    assert len(decoder._known) <= 64
+    assert len(decoder._known) <= MAX_KNOWN_BLOCKS
+
+
+def test_headers_that_take_much_memory_are_not_remembered():
+    """One byte of a block may stand for four kilobytes of a header."""
+    encoder, decoder = hpack.Encoder(), HeaderDecoder(2**16)
+    fields = [*PSEUDO, (b"x-big", b"v" * 3000)]
+    decoder.head(encoder.encode(fields))
+    again = encoder.encode(fields)
+    assert len(again) < 100
+    assert decoder.head(again).fields == decoder.head(again).fields == fields[3:]
+    assert not decoder._known
 
 
 @given(

@@ -107,6 +107,17 @@ def test_stream_ends_at_its_deadline():
         eventually(lambda: receivers and receivers[0].ended == "cancelled")
 
 
+def test_deadlines_of_streams_that_have_ended_are_not_kept():
+    with running(ROUTES) as server, Caller(server) as caller:
+        for number in range(3000):
+            stream_id = 2 * number + 1
+            caller.send(
+                opening(stream_id, STREAM, (b"grpc-timeout", b"9999H")) + data(stream_id, b"")
+            )
+            assert caller.status(stream_id)
+        assert len(server._deadlines) <= 1100
+
+
 def test_receiver_is_told_once_that_its_caller_left():
     receivers = []
 
