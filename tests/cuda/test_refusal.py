@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY, ROOT, wait_until
 
 pytestmark = pytest.mark.skipif(
     "TEST_GPU_WHEEL" not in os.environ,
-    reason="downloads onnxruntime-gpu (set TEST_GPU_WHEEL=1; make cuda-refusal)",
+    reason="downloads onnxruntime-gpu (set TEST_GPU_WHEEL=1)",
 )
 NO_DRIVER = "no NVIDIA driver on this machine: libcuda.so.1 can not be loaded"
 BOTH = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other"

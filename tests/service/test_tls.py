@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import ssl
 import threading
 
@@ -15,8 +16,11 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from digits.client import AsyncDigitClient, DigitClient, DigitError, Tls
 from service import cli
+from service.security.tls import Tls as ServerTls
 from tests.certificates import Authority
 from tests.conftest import SAMPLES, start_process, wait_until
+from tests.http2.echo import ROUTES
+from tests.http2.wire import running
 from tests.service.test_rpc import scrape
 
 BLANK = np.zeros((28, 28), np.uint8)
@@ -245,3 +249,31 @@ def test_file_that_can_not_be_used_is_an_error_at_the_start(
     assert f"can not serve: {flag}: " in line
     assert message in line
     assert secret not in line
+
+
+def resumed(server, authority, pair, version):
+    """Whether a second handshake goes without a look at the caller's certificate."""
+    context = ssl.create_default_context(cafile=authority.root)
+    context.load_cert_chain(*pair)
+    context.set_alpn_protocols(["h2"])
+    context.minimum_version = context.maximum_version = version
+    session = None
+    for _ in range(2):
+        raw = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        with context.wrap_socket(raw, server_hostname="localhost", session=session) as talking:
+            assert talking.recv(9), "SETTINGS, and tickets before them"
+            session, was_resumed = talking.session, talking.session_reused
+    return was_resumed
+
+
+def test_mutual_tls_resumes_no_session(authority):
+    """The certificate of a session that is resumed may have expired since."""
+    server_pair, caller_pair = authority.issue("server"), authority.issue("caller")
+    one_sided = ServerTls(*server_pair, None)
+    mutual = ServerTls(*server_pair, authority.root)
+    with running(ROUTES, tls=one_sided.context) as server:
+        assert resumed(server, authority, caller_pair, ssl.TLSVersion.TLSv1_2)
+    with running(ROUTES, tls=mutual.context) as server:
+        assert not resumed(server, authority, caller_pair, ssl.TLSVersion.TLSv1_3)
+        with pytest.raises(OSError, match=r"(?i)version|reset|alert|eof"):
+            resumed(server, authority, caller_pair, ssl.TLSVersion.TLSv1_2)
