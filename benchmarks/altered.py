@@ -83,9 +83,9 @@ def main(model: str, size: int) -> int:
     """Serves; returns the exit code."""
     # What is altered must be before anybody holds on to one of its methods.
     from service import cli  # noqa: PLC0415 - the names above are for those who start this
-    from service.metrics import Metrics  # noqa: PLC0415
     from service.serving.cost import BatchCost  # noqa: PLC0415
     from service.serving.engine import Engine  # noqa: PLC0415
+    from service.telemetry.metrics import Metrics  # noqa: PLC0415
 
     if model != "-":
         Engine.run = inferring_with(Engine.run, Path(model).read_bytes())  # type: ignore[method-assign]

@@ -8,7 +8,7 @@ from typing import Any
 from export.artifact import replace_manifest
 from export.sessions import run_session, serving_session
 from service.artifact import ArtifactError, load_artifact, write_reference
-from service.drift import observe
+from service.telemetry.drift import observe
 from training.data import Split, hold_out
 
 

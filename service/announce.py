@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
+import threading
 from pathlib import Path
 
 from service.addresses import socket_address
 from service.config import ServerConfig
+from service.host.streams import STDOUT, write_all
 from service.security.access import Access
 from service.serving.model import ServedModel
 
@@ -23,7 +24,6 @@ def announce(
     http_port: int,
     instances: int,
     batch_images: int,
-    transport: str,
     access: Access,
     seconds: float,
 ) -> None:
@@ -36,7 +36,6 @@ def announce(
         http_port: The port really bound.
         instances: Inferences at the same time.
         batch_images: Images in a batch of small requests, as measured at warm-up.
-        transport: What carries RPCs.
         access: Who may call.
         seconds: From the start of the process to SERVING.
     """
@@ -49,7 +48,7 @@ def announce(
         "provider": f"{model.provider} ({model.engine.reason})",
         "inference": f"{instances} x {config.intra_op_threads} thread(s)",
         "batch": f"{batch_images} images",
-        "transport": transport,
+        "transport": config.transport,
         "access": access.summary(),
         "grpc": address,
         "http": f"http://{http}/metrics",
@@ -60,8 +59,13 @@ def announce(
         logger.info("SERVING", extra={"fields": fields})
     else:
         logger.info("SERVING")
-        with contextlib.suppress(OSError, ValueError):  # nobody reads, or it is closed
-            print("\n".join(f"{key:>12}  {value}" for key, value in fields.items()), flush=True)
+        _print("".join(f"{key:>12}  {value}\n" for key, value in fields.items()))
+
+
+def _print(text: str) -> None:
+    """Prints on a thread of its own, which waits for a reader if there is none."""
+    data = text.encode(errors="backslashreplace")
+    threading.Thread(target=write_all, args=(STDOUT, data), name="banner", daemon=True).start()
 
 
 def _reachable(host: str) -> str:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from service.drift import BOUNDS, Counts, Reference
+from service.telemetry.drift import BOUNDS, Counts, Reference
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

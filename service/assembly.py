@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from service import http2
 from service.addresses import socket_address
+from service.announce import announce
 from service.config import ServerConfig
-from service.cpu import cpu_quota
+from service.host.cpu import cpu_quota
 from service.http import HttpServer, Offer
 from service.http.describe import describe
-from service.metrics import Metrics
 from service.oip.infer import MODEL_INFER, InferEdge
 from service.oip.infer import SERVICE as OIP_SERVICE
 from service.oip.servicer import Descriptions
+from service.readiness import Readiness
 from service.reload import Reloader
-from service.request_log import RequestLog
 from service.rpc import health, reflection
 from service.rpc.call import Route, StreamRoute, Transport, TransportError, UnaryRoute
 from service.rpc.classify import CLASSIFY, SERVICE, ClassifyEdge
@@ -36,10 +35,13 @@ from service.security.access import Access
 from service.serving.batcher import Batcher
 from service.serving.gate import Gate
 from service.serving.loader import ModelLoader
-from service.serving.model import ModelRunner
+from service.serving.model import ModelRunner, ServedModel
 from service.serving.picture_decoder import PictureDecoder
 from service.serving.request import IMAGE_BYTES
-from service.tracing import Tracing
+from service.telemetry.metrics import Metrics
+from service.telemetry.request_log import RequestLog
+from service.telemetry.tracing import Tracing
+from service.watchdog import Report, Watchdog
 
 # Room in a message beside the pixels of the largest request, and for files.
 MESSAGE_SLACK_BYTES = 2**20
@@ -58,27 +60,14 @@ class Parts:
 
     Args:
         config: The settings.
-        is_ready: What readiness says.
-        is_alive: What liveness says.
-        is_draining: Whether the server is past its drain delay.
 
     Raises:
         CredentialError: If a certificate, key or token file can not be used.
         TracingError: If traces can not be sent.
     """
 
-    def __init__(
-        self,
-        config: ServerConfig,
-        *,
-        is_ready: Callable[[], bool],
-        is_alive: Callable[[], bool],
-        is_draining: Callable[[], bool],
-    ) -> None:
+    def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._is_ready = is_ready
-        self._is_alive = is_alive
-        self._is_draining = is_draining
         self.slots = config.instances or cpu_quota()
         methods = [CLASSIFY, CLASSIFY_STREAM, GET_MODEL]
         if config.oip:
@@ -92,6 +81,7 @@ class Parts:
         self.loader = self._loader()
         self.reloader = Reloader(self.loader, self.gate, self.metrics, config.reload_interval_s)
         self.health = Health()
+        self.readiness = Readiness(self.gate, self.health)
         self.streams = StreamEdge(
             self.gate,
             self._recorder,
@@ -102,7 +92,7 @@ class Parts:
         )
         self.reflection = Reflection(self._service_names()) if config.reflection else None
         self.metrics.watch_queue(self.gate.batcher, config.max_queue_images)
-        self.metrics.watch_readiness(is_ready)
+        self.metrics.watch_readiness(self.readiness.is_ready)
         self.metrics.transport(config.transport)
 
     def _listeners(self) -> list[RpcListener]:
@@ -179,7 +169,10 @@ class Parts:
             MODEL_INFER.path: UnaryRoute(infer.receive, self._message_bytes)
         }
         descriptions = Descriptions(
-            self.gate, max_images=max_images, is_live=self._is_alive, is_ready=self._is_ready
+            self.gate,
+            max_images=max_images,
+            is_live=self.readiness.is_alive,
+            is_ready=self.readiness.is_ready,
         )
         for name, answer in descriptions.methods().items():
             method = OIP_METHODS[name]
@@ -234,6 +227,30 @@ class Parts:
             credentials=self.access.tls.server_credentials() if self.access.tls else None,
         )
 
+    def announce(self, model: ServedModel, grpc_port: int, http_port: int, seconds: float) -> None:
+        """Tells what is served, and everything that was decided."""
+        announce(
+            self._config,
+            model,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            instances=self.slots,
+            batch_images=self.gate.batcher.batch_images,
+            access=self.access,
+            seconds=seconds,
+        )
+
+    def watchdog(self, transport: Transport, report: Report) -> Watchdog:
+        """Keeps the process from looking healthy while it can not answer."""
+        return Watchdog(
+            self.gate,
+            lambda: [*self.gate.threads, *transport.threads],
+            report,
+            self.metrics,
+            stall_timeout_s=self._config.stall_timeout_s,
+            golden_interval_s=self._config.golden_interval_s,
+        )
+
     def listen_http(self) -> HttpServer:
         """The HTTP port, bound.
 
@@ -244,13 +261,13 @@ class Parts:
         has_tokens = bool(config.auth_token_file)
         offer = Offer(
             registry=self.metrics.registry,
-            is_ready=self._is_ready,
-            is_alive=self._is_alive,
+            is_ready=self.readiness.is_ready,
+            is_alive=self.readiness.is_alive,
             describe=partial(describe, self.gate, config.transport),
             classify=self.gate if config.classifies_over_http else None,
             refusal=self.guard.refusal if has_tokens else None,
             count=self.metrics.http_request,
-            is_draining=self._is_draining,
+            is_draining=self.readiness.is_draining,
             requests_per_s=config.http_classify_rate,
             playground=config.playground,
         )

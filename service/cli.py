@@ -89,7 +89,9 @@ def _serve(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # means reload, and there is nothing loaded yet
     from service.config import ConfigError, help_text, load_config
+    from service.host.streams import STDERR, never_block, open_closed_streams
 
+    open_closed_streams()
     if "-h" in argv or "--help" in argv:
         print(f"usage: digits serve [FLAG ...]\n\n{help_text()}")
         return 0
@@ -100,9 +102,9 @@ def _serve(argv: list[str]) -> int:
             print(f"digits serve: {line}", file=sys.stderr)
         return 2
     try:
-        from service.logs import configure_logging
-        from service.scheduling import run_promptly
+        from service.host.scheduling import run_promptly
         from service.server import serve
+        from service.telemetry.logs import configure_logging, finish_logs
     except ImportError as error:
         print(
             f"digits serve: {error.name} is not installed: pip install 'digits-serving[cpu]' "
@@ -110,12 +112,12 @@ def _serve(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+    never_block(STDERR)
     configure_logging(config.log_format)
     run_promptly()  # as every thread that is started from here on, unless it says otherwise
     code = serve(config, started)
+    finish_logs()
     # A thread that is still inside onnxruntime would abort the interpreter's own shutdown.
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 

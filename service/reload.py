@@ -7,13 +7,13 @@ import contextlib
 import logging
 from functools import partial
 
-from service import memory
 from service.artifact import ArtifactError, KeyFileError
-from service.background import in_daemon_thread
-from service.metrics import Metrics
+from service.host import memory
+from service.host.background import in_daemon_thread
 from service.serving.engine import DeviceError
 from service.serving.gate import Gate
 from service.serving.loader import ModelLoader
+from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -10,23 +10,20 @@ import contextlib
 import logging
 import os
 import signal
-import threading
 import time
 from functools import partial
 from typing import Any, TypeVar
 
-from service.announce import announce
 from service.artifact import ArtifactError, KeyFileError
 from service.assembly import Parts
-from service.background import in_daemon_thread
 from service.config import ServerConfig
+from service.host.background import in_daemon_thread
 from service.rpc.call import Transport, TransportError
-from service.rpc.classify import SERVICE
-from service.rpc.health import NOT_SERVING, SERVING
 from service.security.rotation import CredentialError
 from service.serving.engine import DeviceError
 from service.serving.model import ServedModel
-from service.tracing import TracingError
+from service.telemetry.logs import finish_logs
+from service.telemetry.tracing import TracingError
 from service.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -35,7 +32,6 @@ logger = logging.getLogger(__name__)
 QUICK_LOAD_S = 1.0
 # For threads with nothing left to do to end.
 STOP_S = 1.0
-LIVENESS, READINESS = "", SERVICE
 
 T = TypeVar("T")
 
@@ -57,14 +53,7 @@ class Server:
         self._started = started
         self._stop = asyncio.Event()
         self._serving = asyncio.Event()
-        self._alive = True
-        self._draining = False
-        self._parts = Parts(
-            config,
-            is_ready=self._is_ready,
-            is_alive=lambda: self._alive,
-            is_draining=lambda: self._draining,
-        )
+        self._parts = Parts(config)
 
     async def run(self) -> int:
         """Serves until a signal; returns the exit code.
@@ -88,8 +77,7 @@ class Server:
             asyncio.create_task(watch)
             for watch in (parts.reloader.run(), parts.access.watch(), parts.streams.watch())
         ]
-        watchdog = self._watchdog(transport)
-        watchdog.start()
+        watchdog = self._start_watchdog(transport)
         await self._stop.wait()
         for task in watching:
             task.cancel()
@@ -105,8 +93,10 @@ class Server:
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
             logger.warning("second signal: stopping now")
+            finish_logs()
             os._exit(128 + number)
         logger.info("%s: draining", signal.Signals(number).name)
+        self._parts.readiness.leave()
         self._stop.set()
 
     def _listen(self) -> Transport:
@@ -114,8 +104,7 @@ class Server:
         parts = self._parts
         transport = parts.listen()
         self._http = parts.listen_http()
-        parts.health.set(LIVENESS, SERVING)
-        parts.health.set(READINESS, NOT_SERVING)
+        parts.readiness.load()
         parts.gate.start()
         transport.start()
         return transport
@@ -137,80 +126,41 @@ class Server:
     def _serve(self, model: ServedModel, transport: Transport) -> None:
         parts = self._parts
         parts.gate.serve(model)
-        parts.gate.open()
         parts.metrics.serving(model)
-        parts.health.set(READINESS, SERVING)
-        announce(
-            self._config,
-            model,
-            grpc_port=transport.port,
-            http_port=self._http.port,
-            instances=parts.slots,
-            batch_images=parts.gate.batcher.batch_images,
-            transport=self._config.transport,
-            access=parts.access,
-            seconds=time.monotonic() - self._started,
-        )
+        parts.readiness.serve()
+        seconds = time.monotonic() - self._started
+        parts.announce(model, transport.port, self._http.port, seconds)
         self._serving.set()
 
-    def _watchdog(self, transport: Transport) -> Watchdog:
-        """Keeps the process from looking healthy while it can not answer."""
+    def _start_watchdog(self, transport: Transport) -> Watchdog:
         loop = asyncio.get_running_loop()
-        parts = self._parts
-
-        def threads() -> list[threading.Thread]:
-            return [*parts.gate.threads, *transport.threads]
+        readiness = self._parts.readiness
 
         def report(trouble: str, *, stuck: bool) -> None:
-            self._on_trouble(trouble)
+            readiness.block(trouble)
             if stuck:
                 transport.relieve()
-            loop.call_soon_threadsafe(self._set_health, not trouble)
+            loop.call_soon_threadsafe(partial(readiness.tell, healthy=not trouble))
 
-        return Watchdog(
-            parts.gate,
-            threads,
-            report,
-            parts.metrics,
-            stall_timeout_s=self._config.stall_timeout_s,
-            golden_interval_s=self._config.golden_interval_s,
-        )
-
-    def _on_trouble(self, trouble: str) -> None:
-        """Refuses calls while there is trouble. Called from the watchdog's thread."""
-        if not trouble:
-            logger.info("serving again")
-            self._parts.gate.open()
-            return
-        logger.error("not serving: %s", trouble)
-        self._parts.gate.close("the server is in trouble; its log says why")
-
-    def _set_health(self, healthy: bool) -> None:
-        if self._stop.is_set():  # draining: NOT_SERVING stays
-            return
-        self._alive = healthy
-        for service in (LIVENESS, READINESS):
-            self._parts.health.set(service, SERVING if healthy else NOT_SERVING)
-
-    def _is_ready(self) -> bool:
-        return self._parts.gate.is_open and not self._stop.is_set()
+        watchdog = self._parts.watchdog(transport, report)
+        watchdog.start()
+        return watchdog
 
     async def _drain(self, transport: Transport) -> int:
         """Leaves the balancer first, then finishes what is in flight. 0 if nothing was lost."""
         parts, grace_s = self._parts, self._config.grace_s
-        parts.health.set(READINESS, NOT_SERVING)
         await asyncio.sleep(self._config.drain_delay_s)
-        self._draining = True
+        parts.readiness.drain()
         give_up = time.monotonic() + grace_s
         parts.streams.close()
         parts.health.close()
         if parts.reflection is not None:
             parts.reflection.close()
         sent = await in_daemon_thread(partial(transport.drain, grace_s))
+        transport.close()
         parts.gate.close("the server is shutting down")
         left_s = max(STOP_S, give_up - time.monotonic())
         answered = await in_daemon_thread(partial(parts.gate.stop, left_s))
-        transport.close()
         await self._http.close()
         if parts.tracing is not None:
             await parts.tracing.flush()

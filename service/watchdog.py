@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from service.artifact import ArtifactError
-from service.scheduling import run_patiently
+from service.host.scheduling import run_patiently
 
 if TYPE_CHECKING:
-    from service.metrics import Metrics
     from service.serving.gate import Gate
     from service.serving.model import ServedModel
+    from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from service.addresses import socket_address
-from service.background import in_daemon_thread
+from service.host.background import in_daemon_thread
 from service.rpc.call import TransportError
 
 if TYPE_CHECKING:

@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from aiohttp import web
-from google.protobuf.json_format import MessageToDict
 from grpc import StatusCode
 
-from digits.v1 import digits_pb2
 from service.http.errors import error_response, invalid_response, status_response
 from service.http.requests import Images, read_request
-from service.rpc import codec
 from service.rpc.status import Status, refusal_status, unavailable
 from service.security.rate_limit import TokenBuckets
 from service.serving.gate import Gate
@@ -131,7 +130,7 @@ class ClassifyHandler:
             return invalid_response(ended.violation)
         if ended.result is None:
             return status_response(refusal_status(ended))
-        return web.json_response(_as_json(ended, with_pixels=bool(images.files)))
+        return web.json_response(_as_json(ended))
 
     def _submit(self, images: Images, waiting: Waiting) -> None:
         deadline = time.monotonic() + DEADLINE_S
@@ -169,23 +168,51 @@ async def _read_in_time(request: web.Request) -> Images:
         raise web.HTTPRequestTimeout(text=text) from None
 
 
-def _as_json(request: Request, *, with_pixels: bool) -> dict[str, Any]:
-    """ClassifyResponse as JSON.
+def _as_json(request: Request) -> dict[str, Any]:
+    """A request that has its result, as the proto3 JSON mapping of ClassifyResponse.
 
-    Args:
-        request: Has its result.
-        with_pixels: Add what the network saw to each prediction, 784 bytes as base64.
+    Each prediction on an image file also has ``pixels``: what the network saw, 784 bytes as base64.
     """
-    message = digits_pb2.ClassifyResponse.FromString(codec.encode_response(request))
-    answer: dict[str, Any] = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    if with_pixels:
-        for index, prediction in enumerate(answer["predictions"]):
-            first = index * IMAGE_BYTES
-            image = request.images[first : first + IMAGE_BYTES]
+    result = request.result
+    assert result is not None
+    rows = result.probabilities[request.first : request.first + request.count]
+    predictions = [_prediction(row) for row in rows]
+    if request.plausibility is not None:
+        scores = rows.max(axis=1) * request.plausibility
+        for index, (prediction, score) in enumerate(zip(predictions, scores, strict=True)):
+            image = request.images[index * IMAGE_BYTES : (index + 1) * IMAGE_BYTES]
+            prediction["digit_score"] = _shortest(score)
             prediction["pixels"] = base64.b64encode(image).decode()
-    return answer
+    model = result.model
+    return {
+        "predictions": predictions,
+        "model": {
+            "name": model.name,
+            "version": model.version,
+            "sha256": model.sha256,
+            "precision": model.precision,
+            "execution_provider": model.provider,
+        },
+        "timing": {
+            "queue_us": int((request.started - request.enqueued) * 1e6),
+            "inference_us": int(request.inference_s * 1e6),
+            "batch_images": request.batch_images,
+        },
+    }
+
+
+def _prediction(probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
+    digit = int(probabilities.argmax())
+    return {
+        "digit": digit,
+        "confidence": _shortest(probabilities[digit]),
+        "probabilities": [_shortest(value) for value in probabilities],
+    }
+
+
+def _shortest(value: np.float32) -> float:
+    """The number with the fewest digits that is this float32."""
+    return float(str(value))
 
 
 def _exhausted(message: str, retry_after_s: float) -> web.Response:

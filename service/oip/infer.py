@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from service.host.scheduling import run_patiently
 from service.oip.messages import infer_response, read_infer
 from service.rpc.call import Call
 from service.rpc.classify import FAILED, Ending
 from service.rpc.get_model import LOADING
 from service.rpc.recorder import Method, Recorder
 from service.rpc.status import invalid_status
-from service.scheduling import run_patiently
 from service.serving.gate import Gate
 from service.serving.request import InvalidInputError, Refusal, Request
 

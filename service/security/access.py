@@ -17,7 +17,7 @@ from service.security.tokens import TokenFile
 
 if TYPE_CHECKING:
     from service.config import ServerConfig
-    from service.metrics import Metrics
+    from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

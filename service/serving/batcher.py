@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from service.scheduling import run_patiently
+from service.host.scheduling import run_patiently
 from service.serving.batch import Batch, BatchListener, Lane, Split
 from service.serving.cost import BatchCost
 from service.serving.model import Predictions

@@ -20,7 +20,7 @@ import numpy as np
 
 from digits.files import grey, opened, pixels_claimed
 from digits.images import Normalised, PictureError, examine_grey
-from service.scheduling import run_patiently
+from service.host.scheduling import run_patiently
 from service.serving.batch import BatchListener
 from service.serving.replies import Replies
 from service.serving.request import InvalidInputError, Refusal, Request

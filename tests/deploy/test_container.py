@@ -207,7 +207,7 @@ def test_server_imports_everything_that_it_may_need(served):
         for module in pkgutil.walk_packages(service.__path__, "service."):
             if module.name != "service.top":  # rich is for people, and not in the image
                 importlib.import_module(module.name)
-        service.tracing.Tracing("http://127.0.0.1:1")
+        service.telemetry.tracing.Tracing("http://127.0.0.1:1")
         print([name for name in ("zlib", "jpg", "webp") if not features.check(name)])
     """
     command = ["exec", served.name, "/opt/digits/bin/python", "-W", "error", "-c", program]

@@ -11,8 +11,8 @@ from export import __main__ as command
 from export.reference import make_reference
 from export.sessions import run_session, serving_session
 from service.artifact import MANIFEST, load_artifact
-from service.drift import observe
 from service.repository import in_serving_order
+from service.telemetry.drift import observe
 from tests.conftest import REPOSITORY
 from training import data
 

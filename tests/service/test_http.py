@@ -33,8 +33,8 @@ from service.http.connections import MAX_CONNECTIONS, SILENCE_S
 from service.http.errors import HTTP_STATUS
 from service.http.metrics import LOOP_SHARE
 from service.http.requests import MAX_BODY_BYTES, MAX_IMAGES, MAX_JSON_BYTES
-from service.metrics import HTTP_STATUSES
 from service.serving.request import Refusal
+from service.telemetry.metrics import HTTP_STATUSES
 from tests.conftest import SAMPLES, RunningServer, serving_entry, start_process, wait_until
 
 SEVEN = SAMPLES / "7.png"

@@ -18,8 +18,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from digits.v1 import digits_pb2_grpc
 from export.artifact import promote
-from service.metrics import LATENCY_BUCKETS
 from service.rpc.classify import SERVICE
+from service.telemetry.metrics import LATENCY_BUCKETS
 from tests.conftest import SAMPLES, wait_until
 from tests.service.test_overload import LARGE, LONG, NO_RETRIES, TRANSPORTS
 from tests.service.test_reload import FAST, add_version, repository  # noqa: F401 - a fixture

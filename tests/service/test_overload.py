@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
+from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.http2.frames import RST_STREAM, SETTINGS, ErrorCode, frame
+from service.rpc.classify import CLASSIFY
 from tests.conftest import wait_until
+from tests.http2.wire import Caller, call
 from tests.service.test_rpc import IMAGE, handled, pixels, rich_detail, scrape
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
@@ -68,22 +74,33 @@ def test_calls_cancelled_in_the_queue_cost_no_inference(busy, transport):
     assert scrape(server)["digits_batch_size_sum"] == 4097
 
 
-@TRANSPORTS
-def test_calls_whose_deadline_passes_in_the_queue_cost_no_inference(busy, transport):
-    """The process is halted while they arrive, so that hardly one is seen before its deadline."""
-    server, stub, _ = busy(transport)
-    os.kill(server.process.pid, signal.SIGSTOP)
-    try:
-        futures = [stub.Classify.future(pixels(IMAGE), timeout=0.5) for _ in range(20)]
-        codes = [future.code() for future in futures]
-    finally:
-        os.kill(server.process.pid, signal.SIGCONT)
-    assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * 20
-    assert len(stub.Classify(pixels(IMAGE)).predictions) == 1
-    # A batch is counted just after its answers left. What comes first may be read before the news
-    # that its caller has left.
-    wait_until(lambda: handled(server, "OK") >= 2)
-    assert scrape(server)["digits_images_total"] <= 5
+def is_halted(pid):
+    """Whether every thread has stopped, which takes a moment after the signal."""
+    states = [
+        path.read_text().rpartition(")")[2][1] for path in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return set(states) == {"T"}
+
+
+def test_calls_that_were_cancelled_before_they_were_read_cost_no_inference(start_server):
+    """What a caller sends while the process is halted is read at once when it goes on."""
+    server = start_server("--instances=1")
+    address = SimpleNamespace(port=int(server.address.rpartition(":")[2]))
+    message = pixels(IMAGE).SerializeToString()
+    streams = range(1, 41, 2)
+    cancel = struct.pack(">I", ErrorCode.CANCEL)
+    with Caller(address) as caller:
+        caller.until(lambda kind, *_: kind == SETTINGS)
+        os.kill(server.process.pid, signal.SIGSTOP)
+        wait_until(lambda: is_halted(server.process.pid))
+        try:
+            calls = [call(stream, message, CLASSIFY.path) for stream in streams]
+            cancels = [frame(RST_STREAM, 0, stream, cancel) for stream in streams]
+            caller.send(b"".join([*calls, *cancels]))
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        wait_until(lambda: handled(server, "CANCELLED") == 20)
+    assert scrape(server)["digits_images_total"] == 0
 
 
 @TRANSPORTS

@@ -21,7 +21,6 @@ from digits.client import DigitClient
 from export.artifact import promote
 from service.artifact import GOLDEN, MANIFEST, MODEL, load_artifact, read_golden, sha256
 from service.config import ServerConfig
-from service.metrics import Metrics
 from service.server import Server
 from service.serving.engine import Engine
 from service.serving.loader import ModelLoader
@@ -48,10 +47,10 @@ def repository(tmp_path):
     return path
 
 
-def loader_of(repository, pinned=0, metrics=None):
+def loader_of(repository, pinned=0, results=None):
     return ModelLoader(
         repository, pinned=pinned, device="cpu", intra_op_threads=1, max_batch_size=4,
-        public_key=None, metrics=metrics or Metrics(),
+        public_key=None, on_load=([] if results is None else results).append,
     )  # fmt: skip
 
 
@@ -129,15 +128,15 @@ def test_memory_is_given_back_after_a_change_and_an_error_there_ends_no_later_on
             raise failures.pop()
         given_back.append(True)
 
-    monkeypatch.setattr("service.memory.give_back", give_back)
+    monkeypatch.setattr("service.host.memory.give_back", give_back)
     config = ServerConfig(
         model_repository=str(repository), grpc_port=0, http_port=0, transport="grpcio",
         reload_interval_s=0.05,
     )  # fmt: skip
 
     def serves(server, number):
-        model = server._classify.model
-        return model is not None and model.ref.version == str(number)
+        model = server._parts.gate.model
+        return model is not None and model.version == str(number)
 
     async def change_twice():
         server = Server(config, time.monotonic())
@@ -232,7 +231,7 @@ def test_pinned_version_stays(repository):
         loader.load_other_than(model) for loader, model in zip(loaders, models, strict=True)
     )
     assert pinned is None
-    assert free.ref.version == "2"
+    assert free.version == "2"
 
 
 def test_hangup_looks_at_once(repository, start_server):
@@ -252,6 +251,7 @@ def test_repository_that_disappears_leaves_the_model_in_service(repository, star
 
 
 def test_two_hundred_reloads_leave_memory_flat(repository):
+    """One model that is kept takes over a MiB: 200 of them would be far over the bound."""
     add_version(repository, 2, "2")
     loader = loader_of(repository)
     model, process = loader.load(), psutil.Process()
@@ -265,23 +265,23 @@ def test_two_hundred_reloads_leave_memory_flat(repository):
     reload(20)
     before = process.memory_info().rss
     reload(200)
-    assert process.memory_info().rss - before < 8 * 2**20
+    assert process.memory_info().rss - before < 32 * 2**20
     assert load_artifact(repository / "1")
 
 
 def test_version_with_wrong_permissions_is_tried_again_when_they_change(repository):
     folder = add_version(repository, 2, "2")
-    metrics = Metrics()
-    loader = loader_of(repository, metrics=metrics)
+    results = []
+    loader = loader_of(repository, results=results)
     model_file = folder / MODEL
     complete = model_file.read_bytes()
     model_file.write_bytes(b"?" * len(complete))
-    assert loader.load().ref.version == "1"
-    assert loader.load_other_than(None).ref.version == "1"
-    assert metrics.registry.get_sample_value("digits_model_loads_total", {"result": "refused"}) == 1
+    assert loader.load().version == "1"
+    assert loader.load_other_than(None).version == "1"
+    assert results.count("refused") == 1
     model_file.chmod(0o600)
     loader.load_other_than(None)
-    assert metrics.registry.get_sample_value("digits_model_loads_total", {"result": "refused"}) == 2
+    assert results.count("refused") == 2
     loader.forget_refusals()
     loader.load_other_than(None)
-    assert metrics.registry.get_sample_value("digits_model_loads_total", {"result": "refused"}) == 3
+    assert results.count("refused") == 3

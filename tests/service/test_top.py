@@ -19,8 +19,8 @@ from rich.console import Console
 from digits.client import DigitClient
 from digits.oip import inference_pb2, inference_pb2_grpc
 from service import cli
-from service.metrics import BulkHistogram
 from service.scrape import Change, Scrape, ScrapeError, scrape
+from service.telemetry.metrics import BulkHistogram
 from service.top import View
 from tests.conftest import wait_until
 

@@ -17,13 +17,13 @@ from onnx import TensorProto, helper
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.artifact import MANIFEST, MODEL, sha256
-from service.metrics import Metrics
 from service.rpc.classify import CLASSIFY
 from service.serving.batcher import Batcher
 from service.serving.gate import Gate
 from service.serving.loader import load_model
 from service.serving.model import ModelRunner
 from service.serving.picture_decoder import PictureDecoder
+from service.telemetry.metrics import Metrics
 from service.watchdog import Watchdog
 from tests.conftest import REPOSITORY, wait_until
 

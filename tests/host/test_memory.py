@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from service import memory
+from service.host import memory
 
 # Blocks small enough for the heap, of which every hundredth stays: the rest are holes.
 HOLES = """
 import psutil
-from service import memory
+from service.host import memory
 
 process = psutil.Process()
 blocks = [b"%d" % number * 10_000 for number in range(1_000, 3_000)]

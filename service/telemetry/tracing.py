@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from grpc import StatusCode
 
-from service.background import in_daemon_thread
-from service.rpc.call import Call, Metadata
-from service.rpc.recorder import Method
+from service.host.background import in_daemon_thread
 from service.serving.request import Request
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
+
+    from service.rpc.call import Call, Metadata
+    from service.rpc.recorder import Method
 
 SERVICE_NAME = "digits-serving"
 # What the collector gets for the last spans when the server stops.

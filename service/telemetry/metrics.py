@@ -11,7 +11,7 @@ import threading
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,19 +25,24 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
+    values,
 )
-from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
 
-from service.histogram import BulkHistogram, MergedHistogram
-from service.quality import Quality, Seen
-from service.rpc.call import Call
-from service.rpc.recorder import Method
 from service.serving.batch import Batch
 from service.serving.batcher import Batcher
 from service.serving.model import ServedModel
 from service.serving.request import Refusal, Request
+from service.telemetry.answers import AnswerMetrics, Seen
+from service.telemetry.collectors import Before, LogLines
+from service.telemetry.histogram import BulkHistogram, MergedHistogram
 
+if TYPE_CHECKING:
+    from service.rpc.call import Call
+    from service.rpc.recorder import Method
+
+# PROMETHEUS_MULTIPROC_DIR would have the library keep values in files there, which outlive the
+# process and belong to other servers too. This one is a single process, and has a registry itself.
+values.ValueClass = values.MutexValue
 # Their creation times would double the number of series; process_start_time_seconds says when.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -71,18 +76,6 @@ class _Answers(NamedTuple):
     seen: list[Seen]
 
 
-class _Before(Collector):
-    """Does something before other metrics are collected; has none itself."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work = work
-
-    def collect(self) -> Iterable[Metric]:
-        """Nothing."""
-        self._work()
-        return ()
-
-
 class Metrics:
     """Every metric of the server, in a registry of its own.
 
@@ -99,7 +92,7 @@ class Metrics:
         self._unhandled: list[tuple[Method, list[float]]] = []
         self._unhandled_calls = 0
         self.registry = CollectorRegistry()
-        self.registry.register(_Before(self._count))  # collected in this order
+        self.registry.register(Before(self._count))  # collected in this order
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -107,7 +100,8 @@ class Metrics:
         self._batch_metrics()
         self._http_metrics()
         self._model_metrics()
-        self._quality = Quality(self.registry)
+        self._answers = AnswerMetrics(self.registry)
+        self.registry.register(LogLines())
 
     def _rpc_metrics(self, methods: Sequence[Method]) -> None:
         labels = ["grpc_type", "grpc_service", "grpc_method"]
@@ -331,7 +325,7 @@ class Metrics:
         self._inference_seconds.observe_many(batch_seconds)
         self._images.inc(sum(images))
         self._queue_seconds.observe_array(_array(chain.from_iterable(queue_s)))
-        self._quality.look_at([*chain.from_iterable(seen)])
+        self._answers.look_at([*chain.from_iterable(seen)])
 
     def refused(self, requests: Sequence[Request]) -> None:
         """See ``BatchListener``."""
@@ -352,7 +346,7 @@ class Metrics:
         self._model_info.labels(model.version, model.sha256, model.precision, model.provider).set(1)
         self._device_fallback.set(model.engine.fell_back)
         self._count()  # by the reference that they belong to
-        self._quality.compare_with(model.artifact.reference)
+        self._answers.compare_with(model.artifact.reference)
 
     def model_load(self, result: str) -> None:
         """A version was ``loaded`` or ``refused``, or loading it ``failed`` and is tried again."""

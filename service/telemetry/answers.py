@@ -11,15 +11,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from service.drift import BOUNDS, EXPORTED_BOUNDS, Reference, Window, observe
-from service.histogram import BulkHistogram
 from service.serving.request import IMAGE_BYTES
+from service.telemetry.drift import BOUNDS, EXPORTED_BOUNDS, Reference, Window, observe
+from service.telemetry.histogram import BulkHistogram
 
 # Probabilities float32[N, 10], and the pixels of the images they are of, in one or several pieces.
 Seen = tuple[npt.NDArray[np.float32], Sequence[bytes | memoryview]]
 
 
-class Quality(Collector):
+class AnswerMetrics(Collector):
     """Counts answered images. Thread-safe.
 
     Args:

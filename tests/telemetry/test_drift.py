@@ -17,7 +17,8 @@ from service.artifact import (
     read_reference,
     write_reference,
 )
-from service.drift import (
+from service.serving.engine import Engine
+from service.telemetry.drift import (
     BOUNDS,
     MIN_IMAGES,
     PART_S,
@@ -28,7 +29,6 @@ from service.drift import (
     observe,
     stability_index,
 )
-from service.serving.engine import Engine
 from tests.conftest import REPOSITORY, wait_until
 from tests.service.test_rpc import pixels, scrape
 from training.data import load_split

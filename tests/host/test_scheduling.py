@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from service import scheduling
-from service.scheduling import PATIENT_S, PROMPT_S, ask_for_slices, run_patiently
+from service.host import scheduling
+from service.host.scheduling import PATIENT_S, PROMPT_S, ask_for_slices, run_patiently
 
 # Numbers of the system call sched_getattr, for which C libraries have no name.
 SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}

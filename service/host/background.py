@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from service.scheduling import run_patiently
+from service.host.scheduling import run_patiently
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.buckets import bucket_counts
+from service.telemetry.buckets import bucket_counts
 
 # Upper bounds of the buckets, ascending; the last bucket has none. A reference tells those it was
 # counted with: one with others is compared with those.

@@ -10,13 +10,15 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpc import StatusCode
 
-from service.rpc.call import Call
-from service.rpc.recorder import Method
 from service.serving.request import Request
+
+if TYPE_CHECKING:
+    from service.rpc.call import Call
+    from service.rpc.recorder import Method
 
 logger = logging.getLogger(__name__)
 

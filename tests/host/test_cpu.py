@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service import cpu
+from service.host import cpu
 
 
 @pytest.fixture(autouse=True)
