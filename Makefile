@@ -42,6 +42,7 @@ test: .venv/dev.stamp ## Run the tests
 lint: .venv/dev.stamp ## Check style, types and the proto
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/buf lint && $(BIN)/buf format -d --exit-code
 
 format: .venv/dev.stamp ## Format the code

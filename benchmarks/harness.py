@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 
 from digits.client import DigitClient
-from service.artifact import Artifact, load_artifact
-from service.repository import in_serving_order
+from service.artifact.format import Artifact, load_artifact
+from service.artifact.repository import in_serving_order
 
 CLASSIFY_PATH = "/digits.v1.DigitClassifierService/Classify"
 # As for the server, another repository can be named.

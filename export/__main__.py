@@ -12,7 +12,7 @@ from export import show
 from export.artifact import check_signing_key, promote, sign_version
 from export.progress import Progress
 from export.verify import verify
-from service.artifact import ArtifactError, KeyFileError, load_artifact
+from service.artifact.format import ArtifactError, KeyFileError, load_artifact
 
 REPOSITORY = Path("models/digits")
 

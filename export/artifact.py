@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service import artifact
-from service.artifact import KeyFileError
-from service.repository import PROMOTED
+from service.artifact import format as artifact
+from service.artifact.format import KeyFileError
+from service.artifact.repository import PROMOTED
 
 TEMPORARY = ".export-"
 
@@ -91,7 +91,7 @@ def sign(manifest: bytes, signing_key: Path) -> bytes:
     Raises:
         KeyFileError: If the key can not be used.
     """
-    from service.signature import load_private_key  # noqa: PLC0415 - needs cryptography
+    from service.artifact.signature import load_private_key  # noqa: PLC0415 - needs cryptography
 
     return load_private_key(signing_key).sign(manifest)
 

@@ -23,9 +23,9 @@ from export.parity import make_references
 from export.quantize import is_quantizable, quantize_model
 from export.reference import make_reference
 from export.sessions import in_fresh_process, run_session, serving_session
-from service import artifact
-from service.artifact import Golden, write_golden
-from service.repository import promoted, versions
+from service.artifact import format as artifact
+from service.artifact.format import Golden, write_golden
+from service.artifact.repository import promoted, versions
 from service.serving.engine import Engine
 from training.checkpoint import Checkpoint
 from training.data import DataError, Split

@@ -30,7 +30,7 @@ from export.parity import (
 from export.sessions import Images, run_session, serving_session
 from export.structure import GROUP as STRUCTURE
 from export.structure import check_structure
-from service.artifact import sha256
+from service.artifact.format import sha256
 from training.data import Split
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from export.sessions import run_session, serving_session
-from service.artifact import Golden
+from service.artifact.format import Golden
 from training.data import Split
 from training.model import NUM_CLASSES
 
@@ -13,7 +13,7 @@ PER_CLASS = 6
 # Candidates that are enough to find hard digits of each class without running all 60,000.
 CANDIDATES = 10_000
 # Below this margin between the two best probabilities another CPU could round to another digit;
-# above twice the tolerance that a server allows (``service.artifact.GOLDEN_TOLERANCE``).
+# above twice the tolerance that a server allows (``service.artifact.format.GOLDEN_TOLERANCE``).
 MIN_MARGIN = 0.05
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from export.structure import metadata
-from service.artifact import INPUT, OPSET, OUTPUTS
+from service.artifact.format import INPUT, OPSET, OUTPUTS
 from training.model import Classifier
 
 # torch.export may specialise on a batch of 1; any larger example keeps the axis symbolic.

@@ -31,7 +31,7 @@ from export.sessions import (
     serving_session,
     session_digest,
 )
-from service.artifact import INPUT, OUTPUTS
+from service.artifact.format import INPUT, OUTPUTS
 from service.serving.engine import CPU_PROVIDER, session_options
 from training.data import Split
 from training.evaluate import confusion_matrix, predict_logits

@@ -25,7 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.graph import cleaned
 from export.sessions import Images
-from service.artifact import INPUT
+from service.artifact.format import INPUT
 
 # Training images, as they are and corrupted, that set the range of every activation.
 CALIBRATION_IMAGES = 2000

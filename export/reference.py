@@ -7,8 +7,8 @@ from typing import Any
 
 from export.artifact import replace_manifest
 from export.sessions import run_session, serving_session
-from service.artifact import ArtifactError, load_artifact, write_reference
-from service.telemetry.drift import observe
+from service.artifact.format import ArtifactError, load_artifact, write_reference
+from service.artifact.reference import observe
 from training.data import Split, hold_out
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.artifact import INPUT, OUTPUTS
+from service.artifact.format import INPUT, OUTPUTS
 from service.serving.engine import CPU_PROVIDER, session_options
 
 Images = npt.NDArray[np.uint8]

@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from export.check import GateReport, read_report
-from service.artifact import PARITY, Artifact, ArtifactError, load_artifact
-from service.repository import in_serving_order, versions
+from service.artifact.format import PARITY, Artifact, ArtifactError, load_artifact
+from service.artifact.repository import in_serving_order, versions
 
 
 @dataclass(frozen=True)

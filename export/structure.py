@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from export.check import Check, at_most, equal
-from service.artifact import INPUT, LABELS, OPSET, OUTPUTS
+from service.artifact.format import INPUT, LABELS, OPSET, OUTPUTS
 
 GROUP = "structure"
 IR_VERSION = 10

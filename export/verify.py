@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export.check import Check, read_report
 from export.structure import check_structure
-from service.artifact import MODEL, PARITY, ArtifactError, load_artifact, sha256
+from service.artifact.format import MODEL, PARITY, ArtifactError, load_artifact, sha256
 from service.serving.loader import load_model
 
 BATCH = 64

@@ -7,8 +7,8 @@ import sys
 import threading
 from pathlib import Path
 
-from service.addresses import socket_address
 from service.config import ServerConfig
+from service.host.addresses import socket_address
 from service.host.streams import STDOUT, write_all
 from service.security.access import Access
 from service.serving.model import ServedModel
@@ -40,7 +40,7 @@ def announce(
         seconds: From the start of the process to SERVING.
     """
     address = socket_address(_reachable(config.host), grpc_port)
-    http = socket_address(_reachable(config.http_host or config.host), http_port)
+    http = socket_address(_reachable(config.host), http_port)
     fields = {
         "model": f"{model.name} version {model.version}",
         "sha256": model.sha256,

@@ -5,31 +5,33 @@ from __future__ import annotations
 import resource
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service import http2
-from service.addresses import socket_address
 from service.announce import announce
 from service.config import ServerConfig
+from service.host.addresses import socket_address
 from service.host.cpu import cpu_quota
-from service.http import HttpServer, Offer
-from service.http.describe import describe
 from service.oip.infer import MODEL_INFER, InferEdge
 from service.oip.infer import SERVICE as OIP_SERVICE
 from service.oip.servicer import Descriptions
+from service.ops_http.server import HttpServer, Ops
+from service.playground.describe import describe
 from service.readiness import Readiness
-from service.reload import Reloader
+from service.reloader import Reloader
 from service.rpc import health, reflection
 from service.rpc.call import Route, StreamRoute, Transport, TransportError, UnaryRoute
 from service.rpc.classify import CLASSIFY, SERVICE, ClassifyEdge
-from service.rpc.classify_stream import CLASSIFY_STREAM, StreamEdge
+from service.rpc.classify_stream import CLASSIFY_STREAM, MAX_STREAMS, STREAM_IDLE_S, StreamEdge
 from service.rpc.get_model import (
     GET_MODEL,
     MAX_SMALL_MESSAGE_BYTES,
     SimpleMethod,
     answer_get_model,
 )
+from service.rpc.guard import Guard
 from service.rpc.health import Health
-from service.rpc.recorder import Method, Recorder, RpcListener
+from service.rpc.recorder import Recorder
 from service.rpc.reflection import Reflection
 from service.security.access import Access
 from service.serving.batcher import Batcher
@@ -38,10 +40,14 @@ from service.serving.loader import ModelLoader
 from service.serving.model import ModelRunner, ServedModel
 from service.serving.picture_decoder import PictureDecoder
 from service.serving.request import IMAGE_BYTES
+from service.telemetry.listener import Method, RpcListener
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_log import RequestLog
 from service.telemetry.tracing import Tracing
-from service.watchdog import Report, Watchdog
+from service.watchdog import GOLDEN_INTERVAL_S, STALL_TIMEOUT_S, Report, Watchdog
+
+if TYPE_CHECKING:
+    from aiohttp.web import Application
 
 # Room in a message beside the pixels of the largest request, and for files.
 MESSAGE_SLACK_BYTES = 2**20
@@ -76,7 +82,7 @@ class Parts:
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self._recorder = Recorder({m.path: m for m in methods}, self._listeners())
         self.access = Access(config, self.metrics)
-        self.guard = self.access.guard(self._recorder)
+        self.guard = Guard(self.access.tokens, self._recorder, self.metrics.dropped)
         self.gate = self._core()
         self.loader = self._loader()
         self.reloader = Reloader(self.loader, self.gate, self.metrics, config.reload_interval_s)
@@ -85,9 +91,9 @@ class Parts:
         self.streams = StreamEdge(
             self.gate,
             self._recorder,
-            max_streams=config.max_streams,
+            max_streams=MAX_STREAMS,
             max_ahead_bytes=config.max_queue_images // 2 * IMAGE_BYTES,
-            idle_s=config.stream_idle_s,
+            idle_s=STREAM_IDLE_S,
             is_admitted=self.guard.is_admitted,
         )
         self.reflection = Reflection(self._service_names()) if config.reflection else None
@@ -191,9 +197,7 @@ class Parts:
             return self._grpcio()
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limits = http2.Limits(
-            connections=config.max_connections or min(MAX_CONNECTIONS, descriptors // 2),
-            keepalive_s=config.keepalive_s,
-            keepalive_timeout_s=config.keepalive_timeout_s,
+            connections=min(MAX_CONNECTIONS, descriptors // 2),
             connection_age_s=config.max_connection_age_s,
             connection_grace_s=config.grace_s,
         )
@@ -247,8 +251,8 @@ class Parts:
             lambda: [*self.gate.threads, *transport.threads],
             report,
             self.metrics,
-            stall_timeout_s=self._config.stall_timeout_s,
-            golden_interval_s=self._config.golden_interval_s,
+            stall_timeout_s=STALL_TIMEOUT_S,
+            golden_interval_s=GOLDEN_INTERVAL_S,
         )
 
     def listen_http(self) -> HttpServer:
@@ -257,18 +261,27 @@ class Parts:
         Raises:
             TransportError: If it can not be had.
         """
-        config = self._config
-        has_tokens = bool(config.auth_token_file)
-        offer = Offer(
+        ops = Ops(
             registry=self.metrics.registry,
             is_ready=self.readiness.is_ready,
             is_alive=self.readiness.is_alive,
+        )
+        config = self._config
+        return HttpServer(config.host, config.http_port, ops, self._add_playground)
+
+    def _add_playground(self, app: Application) -> None:
+
+        from service.playground.app import Offer, add_playground  # noqa: PLC0415
+        from service.playground.classify import REQUESTS_PER_S  # noqa: PLC0415
+
+        config = self._config
+        offer = Offer(
+            is_ready=self.readiness.is_ready,
             describe=partial(describe, self.gate, config.transport),
-            classify=self.gate if config.classifies_over_http else None,
-            refusal=self.guard.refusal if has_tokens else None,
+            gate=self.gate if config.playground else None,
+            refusal=self.guard.refusal if config.auth_token_file else None,
             count=self.metrics.http_request,
             is_draining=self.readiness.is_draining,
-            requests_per_s=config.http_classify_rate,
-            playground=config.playground,
+            requests_per_s=REQUESTS_PER_S,
         )
-        return HttpServer(config.http_host or config.host, config.http_port, offer)
+        add_playground(app, offer)

@@ -30,7 +30,7 @@ COMMANDS = {
     "classify": ("service.classify_command", "classify_files"),
     "info": ("service.info_command", "info"),
     "health": ("service.health_command", "health"),
-    "top": ("service.top", "top"),
+    "top": ("service.top.command", "top"),
 }
 # What a command needs beyond the bare install.
 EXTRAS = {"top": "top"}
@@ -88,12 +88,13 @@ def _serve(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # means reload, and there is nothing loaded yet
-    from service.config import ConfigError, help_text, load_config
+    from service.config import ServerConfig, load_config
     from service.host.streams import STDERR, never_block, open_closed_streams
+    from service.settings import ConfigError, help_text
 
     open_closed_streams()
     if "-h" in argv or "--help" in argv:
-        print(f"usage: digits serve [FLAG ...]\n\n{help_text()}")
+        print(f"usage: digits serve [FLAG ...]\n\n{help_text(ServerConfig)}")
         return 0
     try:
         config = load_config(argv, os.environ)

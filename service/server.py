@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Any, TypeVar
 
-from service.artifact import ArtifactError, KeyFileError
+from service.artifact.format import ArtifactError, KeyFileError
 from service.assembly import Parts
 from service.config import ServerConfig
 from service.host.background import in_daemon_thread

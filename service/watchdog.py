@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from service.artifact import ArtifactError
+from service.artifact.format import ArtifactError
 from service.host.scheduling import run_patiently
 
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# An inference takes milliseconds; one that takes this long does not return.
+STALL_TIMEOUT_S = 10.0
+# Between two runs of the golden digits, which take a few milliseconds of one core.
+GOLDEN_INTERVAL_S = 60.0
 # Looks per stall timeout, and seconds between them at most.
 LOOKS_PER_TIMEOUT = 4
 MAX_PERIOD_S = 1.0
@@ -42,7 +46,7 @@ class Watchdog:
         report: Called from the thread.
         metrics: Told of stalls and golden checks.
         stall_timeout_s: An inference that takes longer is stuck.
-        golden_interval_s: Seconds between two checks of the golden digits; 0 for none.
+        golden_interval_s: Seconds between two checks of the golden digits.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,25 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = START_TIMEOUT_S)
 
 
 def start_process(
-    log: Path, *flags: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
+    log: Path,
+    *flags: str,
+    env: dict[str, str] | None = None,
+    under: Sequence[str] = (),
+    constants: Mapping[str, float] | None = None,
 ) -> Any:
-    """Starts the server, by another program where one is named; it may not be serving yet."""
+    """Starts the server; it may not be serving yet.
+
+    Args:
+        log: Gets its output.
+        flags: Of the server.
+        env: Variables beside those of this process.
+        under: A command that runs the server's.
+        constants: Values by ``module.NAME``, in place of those in the code.
+    """
     command = [*under, sys.executable, "-m", "service.cli", "serve"]
+    if constants:
+        values = [f"{name}={value}" for name, value in constants.items()]
+        command[-3:] = [str(ROOT / "tests/patched.py"), *values, "--", "serve"]
     command += ["--grpc-port=0", "--http-port=0", "--log-format=json"]
     if not any(flag.startswith("--model-repository") for flag in flags):
         command.append(f"--model-repository={REPOSITORY}")
@@ -93,9 +108,13 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     servers: list[RunningServer] = []
     numbers = itertools.count()  # two may be started at the same time
 
-    def start(*flags: str, env: dict[str, str] | None = None) -> RunningServer:
+    def start(
+        *flags: str,
+        env: dict[str, str] | None = None,
+        constants: Mapping[str, float] | None = None,
+    ) -> RunningServer:
         log = tmp_path / f"server-{next(numbers)}.log"
-        process = start_process(log, *flags, env=env)
+        process = start_process(log, *flags, env=env, constants=constants)
         try:
             entry = serving_entry(log, process)
         except BaseException:

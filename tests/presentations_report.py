@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from digits.images import examine
-from service.artifact import load_artifact
-from service.repository import in_serving_order
+from service.artifact.format import load_artifact
+from service.artifact.repository import in_serving_order
 from service.serving.engine import Engine
 from tests import presentations as p
 from training.data import Split, data_dir, load_split

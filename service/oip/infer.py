@@ -13,10 +13,11 @@ from service.oip.messages import infer_response, read_infer
 from service.rpc.call import Call
 from service.rpc.classify import FAILED, Ending
 from service.rpc.get_model import LOADING
-from service.rpc.recorder import Method, Recorder
+from service.rpc.recorder import Recorder
 from service.rpc.status import invalid_status
 from service.serving.gate import Gate
 from service.serving.request import InvalidInputError, Refusal, Request
+from service.telemetry.listener import Method
 
 logger = logging.getLogger(__name__)
 

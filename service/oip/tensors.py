@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from digits.oip import inference_pb2
-from service.artifact import INPUT
+from service.artifact.format import INPUT
 from service.serving.model import Predictions, ServedModel
 
 # The specification's name for an ONNX model.

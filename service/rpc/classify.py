@@ -12,10 +12,11 @@ from grpc import StatusCode
 from digits.v1 import digits_pb2
 from service.rpc import codec
 from service.rpc.call import Call
-from service.rpc.recorder import Method, Recorder
+from service.rpc.recorder import Recorder
 from service.rpc.status import REFUSALS, Status, departed_code, fail, invalid_status, refusal_status
 from service.serving.gate import Gate
 from service.serving.request import InvalidInputError, Origin, Refusal, Reply, Request
+from service.telemetry.listener import Method
 
 logger = logging.getLogger(__name__)
 

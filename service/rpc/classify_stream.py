@@ -17,7 +17,7 @@ from service.rpc import codec
 from service.rpc.call import Call
 from service.rpc.classify import FAILED, SERVICE, read_pixels, read_request
 from service.rpc.places import Places
-from service.rpc.recorder import CODES, Method, Recorder
+from service.rpc.recorder import CODES, Recorder
 from service.rpc.status import (
     REFUSALS,
     Status,
@@ -31,6 +31,7 @@ from service.rpc.status import (
 )
 from service.serving.gate import Gate
 from service.serving.request import InvalidInputError, Refusal, Request
+from service.telemetry.listener import Method
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,11 @@ CLASSIFY_STREAM = Method(SERVICE, "ClassifyStream", "bidi_stream")
 # Items of one stream that may be in work or wait for a slow reader: enough to keep every slot busy
 # with messages of a full batch, and a bound on what one stream can hold in memory.
 WINDOW_ITEMS = 8
-# Of all streams, how many one connection may have.
+# Streams that may be open; a connection may have half of them.
+MAX_STREAMS = 256
 CONNECTION_SHARE = 2
+# Seconds in which a stream must send a message or take an answer.
+STREAM_IDLE_S = 300.0
 # A tag that does not end: no message of any kind.
 MALFORMED = b"\xff"
 SHUTTING_DOWN = unavailable("the server is shutting down")
@@ -53,7 +57,7 @@ class StreamEdge:
         recorder: Is told of calls.
         max_streams: Open at the same time; a connection may have half of them.
         max_ahead_bytes: Of items that one stream may have in work or unread, if it is not one item.
-        idle_s: Seconds in which nothing may move while the stream waits for its caller; 0 for ever.
+        idle_s: Seconds in which a stream that waits for its caller must move.
         is_admitted: Whether a call's token is still valid.
         clock: Monotonic seconds.
     """
@@ -102,7 +106,7 @@ class StreamEdge:
 
     async def watch(self) -> None:
         """Ends streams in which nothing moves, until cancelled."""
-        while self._idle_s:
+        while True:
             await asyncio.sleep(min(1.0, self._idle_s / 4))
             now = self.clock()
             for stream in list(self._streams):

@@ -11,10 +11,11 @@ from grpc import StatusCode
 from digits.v1 import digits_pb2
 from service.rpc.call import Call
 from service.rpc.classify import SERVICE
-from service.rpc.recorder import Method, Recorder
+from service.rpc.recorder import Recorder
 from service.rpc.status import Status, departed_code, fail, invalid_status, unavailable
 from service.serving.gate import Gate
 from service.serving.request import InvalidInputError
+from service.telemetry.listener import Method
 
 GET_MODEL = Method(SERVICE, "GetModel")
 # Open to everybody, or nearly so; none of these requests needs more.

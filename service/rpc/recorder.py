@@ -5,58 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from grpc import StatusCode
 
 from service.rpc.call import Call
+from service.telemetry.listener import Method, RpcListener
 
 logger = logging.getLogger(__name__)
 
 CODES = {code.value[0]: code for code in StatusCode}
 # A listener that is broken fails thousands of times a second, always for the same reason.
 FAILURE_LOG_INTERVAL_S = 1.0
-
-
-@dataclass(frozen=True, eq=False)  # a constant each; looked up by identity for every call
-class Method:
-    """A method of a service.
-
-    Attributes:
-        service: Its full name.
-        name: Its own.
-        kind: ``unary``, ``server_stream``, ``client_stream`` or ``bidi_stream``.
-    """
-
-    service: str
-    name: str
-    kind: str = "unary"
-
-    @property
-    def path(self) -> str:
-        """As a request names it."""
-        return f"/{self.service}/{self.name}"
-
-
-class RpcListener(Protocol):
-    """Is told of RPCs, from any thread."""
-
-    def began(self, method: Method, count: int) -> None:
-        """So many RPCs of a method have begun."""
-
-    def ended(
-        self, method: Method, calls: Sequence[Call], code: StatusCode, message: str, now: float
-    ) -> None:
-        """RPCs have ended.
-
-        Args:
-            method: Theirs.
-            calls: They; ``state`` of one that was admitted to the core is its ``Request``.
-            code: How.
-            message: What their callers were told; empty for OK.
-            now: Monotonic seconds.
-        """
 
 
 class Recorder:

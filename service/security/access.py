@@ -8,9 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.addresses import is_loopback
-from service.rpc.recorder import Recorder
-from service.security.guard import Guard
+from service.host.addresses import is_loopback
 from service.security.rate_limit import RateLimit
 from service.security.tls import Tls
 from service.security.tokens import TokenFile
@@ -34,6 +32,7 @@ class Access:
 
     Attributes:
         tls: What the gRPC port is opened with.
+        tokens: Who may call.
         rate_limit: What each caller may ask for.
 
     Raises:
@@ -43,20 +42,16 @@ class Access:
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
         self._metrics = metrics
         self.tls = Tls.of(config)
-        self._tokens = TokenFile(Path(config.auth_token_file)) if config.auth_token_file else None
+        self.tokens = TokenFile(Path(config.auth_token_file)) if config.auth_token_file else None
         rate = config.rate_limit_images_per_s
         self.rate_limit = RateLimit(rate, time.monotonic) if rate else None
-        if self._tokens:
+        if self.tokens:
             _warn_of_plaintext(config)
-
-    def guard(self, recorder: Recorder) -> Guard:
-        """What stands before every method."""
-        return Guard(self._tokens, recorder, self._metrics.dropped)
 
     def summary(self) -> str:
         """For people, such as ``mutual TLS, 2 tokens``."""
         tls = "plaintext" if self.tls is None else "mutual TLS" if self.tls.is_mutual else "TLS"
-        tokens = f"{len(self._tokens.files.value)} token(s)" if self._tokens else "no tokens"
+        tokens = f"{len(self.tokens.files.value)} token(s)" if self.tokens else "no tokens"
         return f"{tls}, {tokens}"
 
     def flags(self) -> str:
@@ -65,11 +60,11 @@ class Access:
         if self.tls is not None:
             flags += "--tls-ca CA.pem "
             flags += "--tls-cert CERT.pem --tls-key KEY.pem " if self.tls.is_mutual else ""
-        return flags + ("--token-file TOKEN " if self._tokens else "")
+        return flags + ("--token-file TOKEN " if self.tokens else "")
 
     async def watch(self) -> None:
         """Reads files again that changed, until cancelled."""
-        watched = {"tls": self.tls, "tokens": self._tokens}
+        watched = {"tls": self.tls, "tokens": self.tokens}
         while any(watched.values()):
             await asyncio.sleep(LOOK_S)
             for kind, owner in watched.items():
@@ -84,16 +79,11 @@ class Access:
 
 def _warn_of_plaintext(config: ServerConfig) -> None:
     """Tells where tokens would cross a network as they are."""
-    ports = []
-    if not config.tls_cert:
-        ports.append(("without --tls-cert", config.host))
-    if config.classifies_over_http:
-        ports.append(("with --http-classify, which has no TLS,", config.http_host or config.host))
-    for how, host in ports:
-        if not is_loopback(host):
-            logger.warning(
-                "--auth-token-file %s on %s: whoever can read the network's traffic can read the "
-                "tokens",
-                how,
-                host,
-            )
+    if is_loopback(config.host) or (config.tls_cert and not config.playground):
+        return
+    how = "with --playground, which has no TLS," if config.playground else "without --tls-cert"
+    logger.warning(
+        "--auth-token-file %s on %s: whoever can read the network's traffic can read the tokens",
+        how,
+        config.host,
+    )

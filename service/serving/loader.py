@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from service.artifact import INPUT, MODEL, OUTPUTS, ArtifactError, load_artifact
-from service.repository import in_serving_order
+from service.artifact.format import INPUT, MODEL, OUTPUTS, ArtifactError, load_artifact
+from service.artifact.repository import in_serving_order
 from service.serving.cost import warm_up_sizes
 from service.serving.engine import DeviceError, Engine, cuda_problem, is_exhausted
 from service.serving.model import ServedModel

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from service.serving.request import IMAGE_SIDE
 
 if TYPE_CHECKING:
-    from service.artifact import Artifact
+    from service.artifact.format import Artifact
     from service.serving.engine import Engine
 
 

@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from service.artifact.reference import BOUNDS, Reference, observe
 from service.serving.request import IMAGE_BYTES
-from service.telemetry.drift import BOUNDS, EXPORTED_BOUNDS, Reference, Window, observe
+from service.telemetry.drift import Window
 from service.telemetry.histogram import BulkHistogram
 
 # Probabilities float32[N, 10], and the pixels of the images they are of, in one or several pieces.
@@ -35,11 +36,6 @@ class AnswerMetrics(Collector):
         self._confidence = BulkHistogram(
             "digits_confidence", "Probability of the digit answered.", BOUNDS["confidence"]
         )
-        self._margin = BulkHistogram(
-            "digits_margin",
-            "Probability of the digit answered over the next.",
-            EXPORTED_BOUNDS["margin"],
-        )
         self._ink = BulkHistogram(
             "digits_ink_ratio", "Brightness of an image, of one bright all over.", BOUNDS["ink"]
         )
@@ -55,7 +51,7 @@ class AnswerMetrics(Collector):
             "digits_drift_window_images", "Images that digits_drift_psi looks at.", registry=None
         )
         self._exported: tuple[Collector, ...] = (
-            predictions, self._confidence, self._margin, self._ink, psi, self._window_images,
+            predictions, self._confidence, self._ink, psi, self._window_images,
         )  # fmt: skip
         self._window: Window | None = None
         self._lock = threading.Lock()
@@ -73,16 +69,15 @@ class AnswerMetrics(Collector):
         probabilities = np.concatenate([probabilities for probabilities, _ in seen])
         pieces = [piece for _, images in seen for piece in images]
         pixels = np.frombuffer(b"".join(pieces), np.uint8).reshape(-1, IMAGE_BYTES)
-        observed = observe(pixels, probabilities, probabilities.argmax(axis=1))
-        counts = observed.counts(EXPORTED_BOUNDS)
+        observed = observe(pixels, probabilities)
+        counts = observed.counts()
         for counter, count in zip(self._predictions, counts["digit"].tolist(), strict=True):
             counter.inc(count)
         self._confidence.add(counts["confidence"].tolist(), float(observed.confidence.sum()))
-        self._margin.add(counts["margin"].tolist(), float(observed.margin.sum()))
         self._ink.add(counts["ink"].tolist(), float(observed.ink.sum()))
         with self._lock:
             if self._window is not None:
-                self._window.add(observed, counts)
+                self._window.add(observed)
 
     def collect(self) -> Iterable[Metric]:
         """Every family."""

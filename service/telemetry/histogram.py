@@ -12,7 +12,7 @@ import numpy.typing as npt
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from service.telemetry.buckets import bucket_counts
+from service.artifact.reference import bucket_counts
 
 
 class BulkHistogram(Collector):

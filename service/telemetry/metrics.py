@@ -11,7 +11,7 @@ import threading
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +35,7 @@ from service.serving.request import Refusal, Request
 from service.telemetry.answers import AnswerMetrics, Seen
 from service.telemetry.collectors import Before, LogLines
 from service.telemetry.histogram import BulkHistogram, MergedHistogram
-
-if TYPE_CHECKING:
-    from service.rpc.call import Call
-    from service.rpc.recorder import Method
+from service.telemetry.listener import EndedCall, Method
 
 # PROMETHEUS_MULTIPROC_DIR would have the library keep values in files there, which outlive the
 # process and belong to other servers too. This one is a single process, and has a registry itself.
@@ -254,7 +251,7 @@ class Metrics:
         self._started[method].inc(count)
 
     def ended(
-        self, method: Method, calls: Sequence[Call], code: StatusCode, message: str, now: float
+        self, method: Method, calls: Sequence[EndedCall], code: StatusCode, message: str, now: float
     ) -> None:
         """See ``RpcListener``."""
         del message

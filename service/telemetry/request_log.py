@@ -10,15 +10,12 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grpc import StatusCode
 
 from service.serving.request import Request
-
-if TYPE_CHECKING:
-    from service.rpc.call import Call
-    from service.rpc.recorder import Method
+from service.telemetry.listener import EndedCall, Method
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +41,7 @@ class RequestLog:
         """See ``RpcListener``."""
 
     def ended(
-        self, method: Method, calls: Sequence[Call], code: StatusCode, message: str, now: float
+        self, method: Method, calls: Sequence[EndedCall], code: StatusCode, message: str, now: float
     ) -> None:
         """See ``RpcListener``."""
         allowance = self._well if code is StatusCode.OK else self._badly

@@ -17,12 +17,12 @@ from grpc import StatusCode
 
 from service.host.background import in_daemon_thread
 from service.serving.request import Request
+from service.telemetry.listener import EndedCall, Method
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from service.rpc.call import Call, Metadata
-    from service.rpc.recorder import Method
+    from service.telemetry.listener import Method
 
 SERVICE_NAME = "digits-serving"
 # What the collector gets for the last spans when the server stops.
@@ -93,7 +93,7 @@ class Tracing:
         """See ``RpcListener``."""
 
     def ended(
-        self, method: Method, calls: Sequence[Call], code: StatusCode, message: str, now: float
+        self, method: Method, calls: Sequence[EndedCall], code: StatusCode, message: str, now: float
     ) -> None:
         """See ``RpcListener``."""
         clock = _WallClock()
@@ -107,7 +107,9 @@ class Tracing:
             span.set_attribute("rpc.grpc.status_code", code.value[0])
             span.end(clock(now))
 
-    def _begin(self, method: Method, peer: str, metadata: Metadata, start_ns: int) -> Span:
+    def _begin(
+        self, method: Method, peer: str, metadata: Sequence[tuple[str, str | bytes]], start_ns: int
+    ) -> Span:
         """A span under the caller's, if the caller sent one."""
         # Baggage is used nowhere, and OpenTelemetry writes a malformed one into the log, whole.
         carrier = {

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from digits.v1 import digits_pb2
-from service.artifact import load_artifact
+from service.artifact.format import load_artifact
 from service.config import load_config
 from tests.conftest import REPOSITORY
 

@@ -29,8 +29,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
 from digits.client import DigitClient
-from service.artifact import MANIFEST, MODEL, load_artifact
-from service.repository import in_serving_order
+from service.artifact.format import MANIFEST, MODEL, load_artifact
+from service.artifact.repository import in_serving_order
 from service.rpc.classify import SERVICE
 from tests.conftest import REPOSITORY, wait_until
 
@@ -205,7 +205,7 @@ def test_server_imports_everything_that_it_may_need(served):
         import importlib, pkgutil, digits.client, digits.files, onnxruntime, service
         from PIL import features
         for module in pkgutil.walk_packages(service.__path__, "service."):
-            if module.name != "service.top":  # rich is for people, and not in the image
+            if module.name != "service.top.command":  # rich is for people, and not in the image
                 importlib.import_module(module.name)
         service.telemetry.tracing.Tracing("http://127.0.0.1:1")
         print([name for name in ("zlib", "jpg", "webp") if not features.check(name)])

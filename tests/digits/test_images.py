@@ -17,8 +17,8 @@ from digits import images as module
 from digits.client import DigitClient, DigitError
 from digits.files import grey, opened
 from digits.images import PictureError, examine, normalise
-from service.artifact import load_artifact
-from service.repository import in_serving_order
+from service.artifact.format import load_artifact
+from service.artifact.repository import in_serving_order
 from service.serving.engine import Engine
 from service.serving.picture_decoder import PictureReader
 from service.serving.request import InvalidInputError

@@ -16,7 +16,7 @@ from digits.base_client import IN_FLIGHT
 from digits.client import AsyncDigitClient, DigitClient, DigitError
 from digits.requests import MAX_FILES, classify_requests
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.scrape import scrape
+from service.top.scrape import scrape
 from tests.conftest import SAMPLES, wait_until
 
 FILES = [SAMPLES / f"{digit}.png" for digit in range(10)]

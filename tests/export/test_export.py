@@ -23,8 +23,15 @@ from export.golden import MIN_MARGIN, PER_CLASS
 from export.graph import export_model
 from export.sessions import in_fresh_process
 from export.show import gate_markdown, read_gate
-from service.artifact import GOLDEN_TOLERANCE, MANIFEST, MODEL, PARITY, SIGNATURE, load_artifact
-from service.repository import PROMOTED, in_serving_order, promoted, versions
+from service.artifact.format import (
+    GOLDEN_TOLERANCE,
+    MANIFEST,
+    MODEL,
+    PARITY,
+    SIGNATURE,
+    load_artifact,
+)
+from service.artifact.repository import PROMOTED, in_serving_order, promoted, versions
 from service.serving.loader import load_model
 from tests.conftest import REPOSITORY, ROOT, wait_until
 from tests.export.conftest import Silent, trained

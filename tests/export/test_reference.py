@@ -10,9 +10,9 @@ import numpy as np
 from export import __main__ as command
 from export.reference import make_reference
 from export.sessions import run_session, serving_session
-from service.artifact import MANIFEST, load_artifact
-from service.repository import in_serving_order
-from service.telemetry.drift import observe
+from service.artifact.format import MANIFEST, load_artifact
+from service.artifact.reference import observe
+from service.artifact.repository import in_serving_order
 from tests.conftest import REPOSITORY
 from training import data
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from digits.oip import inference_pb2
 from digits.v1 import digits_pb2
-from service.artifact import GOLDEN, MODEL, Artifact, load_artifact, sha256
-from service.repository import in_serving_order
+from service.artifact.format import GOLDEN, MODEL, Artifact, load_artifact, sha256
+from service.artifact.repository import in_serving_order
 from tests.conftest import REPOSITORY, SAMPLES
 
 CLASSIFY_PATH = b"/digits.v1.DigitClassifierService/Classify"

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
 from digits.v1 import digits_pb2
-from service.artifact import (
+from service.artifact.format import (
     GOLDEN,
     MANIFEST,
     MODEL,
@@ -29,11 +29,11 @@ from service.artifact import (
     KeyFileError,
     load_artifact,
 )
-from service.config import ConfigError, ServerConfig, load_config
+from service.artifact.repository import PROMOTED, in_serving_order
+from service.config import ServerConfig, load_config
 from service.http2 import Connection, ConnectionLimits
 from service.http2.messages import OK_TRAILERS, RESPONSE_HEAD
 from service.http2.sending import END
-from service.repository import PROMOTED, in_serving_order
 from service.rpc import codec
 from service.rpc.classify import ClassifyEdge
 from service.rpc.classify_stream import StreamEdge
@@ -45,6 +45,7 @@ from service.serving.loader import load_model
 from service.serving.model import ModelRunner
 from service.serving.picture_decoder import PictureDecoder
 from service.serving.request import IMAGE_BYTES
+from service.settings import ConfigError
 from tests.conftest import REPOSITORY
 from tests.fuzz import inputs
 

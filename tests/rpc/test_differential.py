@@ -17,7 +17,7 @@ from tests.service.test_rpc import scrape
 SERVICE = "digits.v1.DigitClassifierService"
 OIP = "inference.GRPCInferenceService"
 SCRIPTS, CALLS = 4, 60
-FLAGS = ("--max-images-per-request=64", "--request-log-per-s=0", "--golden-interval-s=0")
+FLAGS = ("--max-images-per-request=64", "--request-log-per-s=0")
 
 
 def script(seed):

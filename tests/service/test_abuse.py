@@ -99,7 +99,7 @@ def test_metadata_over_the_limit_is_refused(server, channel):
 
 @TRANSPORTS
 def test_streams_over_the_limit_are_refused_until_one_ends(start_server, transport):
-    server = start_server(f"--transport={transport}", "--max-streams=4")
+    server = start_server(f"--transport={transport}", constants={f"{STREAM}.MAX_STREAMS": 4})
     ended = threading.Event()
 
     def requests():
@@ -122,7 +122,7 @@ def test_streams_over_the_limit_are_refused_until_one_ends(start_server, transpo
 
 @TRANSPORTS
 def test_stream_in_which_nothing_moves_is_ended_and_a_slow_one_is_not(start_server, transport):
-    server = start_server(f"--transport={transport}", "--stream-idle-s=1")
+    server = start_server(f"--transport={transport}", constants={f"{STREAM}.STREAM_IDLE_S": 1})
     never = threading.Event()
 
     def requests(count):
@@ -143,7 +143,10 @@ def test_stream_in_which_nothing_moves_is_ended_and_a_slow_one_is_not(start_serv
 
 @TRANSPORTS
 def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
-    server = start_server(f"--transport={transport}", "--stream-idle-s=1", "--max-streams=1")
+    server = start_server(
+        f"--transport={transport}",
+        constants={f"{STREAM}.STREAM_IDLE_S": 1, f"{STREAM}.MAX_STREAMS": 1},
+    )
     large = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE * 4096))
     never = threading.Event()
 
@@ -172,6 +175,7 @@ def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
         stream.cancel()
 
 
+STREAM = "service.rpc.classify_stream"
 HUGE_BYTES = 300 * MIB
 
 

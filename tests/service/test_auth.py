@@ -311,19 +311,16 @@ def test_token_on_plaintext_to_elsewhere_is_warned_about(guarded):
     assert warning.startswith("--auth-token-file without --tls-cert on 0.0.0.0")
 
 
-@pytest.mark.parametrize("flag", ["--http-classify", "--playground"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plaintext", "TLS"])
-def test_token_on_plaintext_http_to_elsewhere_is_warned_about(guarded, tmp_path, flag, tls):
-    flags = ["--http-host=0.0.0.0", flag]
+def test_token_on_plaintext_http_to_elsewhere_is_warned_about(guarded, tmp_path, tls):
+    flags = ["--host=0.0.0.0", "--playground"]
     if tls:
         certificate, key = Authority(tmp_path, "root").issue("server")
         flags += [f"--tls-cert={certificate}", f"--tls-key={key}"]
     server, _ = guarded("http2", *flags)
     entries = [json.loads(line) for line in server.log_text().splitlines()]
     [warning] = [entry["message"] for entry in entries if entry["level"] == "warning"]
-    assert warning.startswith(
-        "--auth-token-file with --http-classify, which has no TLS, on 0.0.0.0"
-    )
+    assert warning.startswith("--auth-token-file with --playground, which has no TLS, on 0.0.0.0")
 
 
 def test_log_names_callers_and_never_their_tokens(guarded):
@@ -345,9 +342,8 @@ def test_log_names_callers_and_never_their_tokens(guarded):
     assert not any(token in server.log_text() for token in (ANNA, BERT, "y" * 64))
 
 
-@pytest.mark.parametrize("flags", [["--http-classify"], ["--http-host=0.0.0.0"]], ids=str)
-def test_nothing_is_warned_about_where_tokens_stay_on_this_machine(guarded, flags):
-    server, _ = guarded("http2", *flags)
+def test_nothing_is_warned_about_where_tokens_stay_on_this_machine(guarded):
+    server, _ = guarded("http2", "--playground")
     assert "can read the tokens" not in server.log_text()
 
 

@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.config import (
-    ConfigError,
-    ServerConfig,
-    flag_name,
-    help_text,
-    load_config,
-    markdown_table,
-    variable_name,
-)
+from service.config import ServerConfig, load_config
+from service.settings import ConfigError, flag_name, help_text, markdown_table, variable_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,17 +80,17 @@ def test_variable_of_training_is_not_the_servers_business():
 
 
 def test_every_setting_is_in_help_and_readme():
-    readme = (ROOT / "README.md").read_text()
-    assert markdown_table() in readme, "README's table of settings is stale"
+    page = (ROOT / "docs/settings.md").read_text()
+    assert markdown_table(ServerConfig) in page, "the table of settings is stale"
     for setting in fields(ServerConfig):
-        assert flag_name(setting) in help_text()
-        assert variable_name(setting) in help_text()
+        assert flag_name(setting) in help_text(ServerConfig)
+        assert variable_name(setting) in help_text(ServerConfig)
 
 
 TLS = ["--tls-cert=cert.pem", "--tls-key=key.pem"]
 WITHOUT_CERTIFICATE = (
-    "--tls-client-ca: expected neither --http-classify nor --playground beside it, got one, and "
-    "the HTTP port asks nobody for a certificate"
+    "--tls-client-ca: expected no --playground beside it: the HTTP port asks nobody for a "
+    "certificate"
 )
 
 
@@ -110,7 +103,6 @@ WITHOUT_CERTIFICATE = (
             ["--tls-client-ca=ca.pem"],
             "--tls-client-ca: expected --tls-cert and --tls-key beside it, got none",
         ),
-        ([*TLS, "--tls-client-ca=ca.pem", "--http-classify"], WITHOUT_CERTIFICATE),
         ([*TLS, "--tls-client-ca=ca.pem", "--playground"], WITHOUT_CERTIFICATE),
         (
             ["--rate-limit-images-per-s=5"],

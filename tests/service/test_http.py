@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from functools import partial
 from urllib.parse import urlsplit
 
 import grpc
@@ -27,12 +28,13 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.parser import text_fd_to_metric_families
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.http import HttpServer, Offer
-from service.http.classify import BODY_S, MAX_AT_ONCE
-from service.http.connections import MAX_CONNECTIONS, SILENCE_S
-from service.http.errors import HTTP_STATUS
-from service.http.metrics import LOOP_SHARE
-from service.http.requests import MAX_BODY_BYTES, MAX_IMAGES, MAX_JSON_BYTES
+from service.ops_http.connections import MAX_CONNECTIONS, SILENCE_S
+from service.ops_http.errors import HTTP_STATUS
+from service.ops_http.metrics import LOOP_SHARE
+from service.ops_http.server import HttpServer, Ops
+from service.playground.app import Offer, add_playground
+from service.playground.classify import BODY_S, MAX_AT_ONCE
+from service.playground.requests import MAX_BODY_BYTES, MAX_IMAGES, MAX_JSON_BYTES
 from service.serving.request import Refusal
 from service.telemetry.metrics import HTTP_STATUSES
 from tests.conftest import SAMPLES, RunningServer, serving_entry, start_process, wait_until
@@ -49,7 +51,9 @@ STARTED = (
 def web(tmp_path_factory):
     """One server with everything on."""
     log = tmp_path_factory.mktemp("web") / "log"
-    process = start_process(log, "--playground", "--http-classify-rate=100000")
+    process = start_process(
+        log, "--playground", constants={"service.playground.classify.REQUESTS_PER_S": 100_000}
+    )
     entry = serving_entry(log, process)
     yield RunningServer(process, entry["grpc"], entry["http"].removesuffix("/metrics"), entry, log)
     process.terminate()
@@ -182,12 +186,6 @@ def test_classify_and_playground_are_off_unless_asked_for(start_server):
     for path in ("/draw", "/draw.js", "/draw.css"):
         assert ask(server, path)[0] == 404
     assert b'href="draw"' not in ask(server, "/")[2]
-
-
-def test_http_classify_alone_comes_without_the_page(start_server):
-    server = start_server("--http-classify")
-    assert classify(server, SEVEN.read_bytes(), "image/png")[0] == 200
-    assert ask(server, "/draw")[0] == 404
 
 
 # --- /v1/classify ----------------------------------------------------------------------------
@@ -372,7 +370,7 @@ def test_where_tokens_are_needed_classify_needs_one_and_probes_do_not(start_serv
     tokens, good = tmp_path / "tokens", "0123456789abcdef0123456789abcdef"
     tokens.write_text(f"me:{good}\n")
     tokens.chmod(0o600)
-    server = start_server("--http-classify", f"--auth-token-file={tokens}")
+    server = start_server("--playground", f"--auth-token-file={tokens}")
     data = SEVEN.read_bytes()
     for headers in ({}, {"authorization": f"Bearer {good[::-1]}"}):
         status, _, answer = classify(server, data, "image/png", **headers)
@@ -437,7 +435,9 @@ def test_bodies_that_trickle_hold_others_up_for_a_bounded_time(web):
 
 
 def test_an_address_that_asks_too_often_is_told_when_to_come_back(start_server):
-    server = start_server("--http-classify", "--http-classify-rate=1")
+    server = start_server(
+        "--playground", constants={"service.playground.classify.REQUESTS_PER_S": 1}
+    )
     data = SEVEN.read_bytes()
     assert classify(server, data, "image/png")[0] == 200
     asked = [classify(server, data, "image/png") for _ in range(2)]
@@ -479,7 +479,7 @@ def test_probes_are_answered_beside_2000_idle_connections(web):
 
 
 def test_one_connection_too_many_cuts_the_oldest(monkeypatch):
-    monkeypatch.setattr("service.http.connections.SILENCE_S", 3600)
+    monkeypatch.setattr("service.ops_http.connections.SILENCE_S", 3600)
 
     async def run():
         async with port() as (url, number), ClientSession() as client:
@@ -575,7 +575,7 @@ def test_a_broken_body_is_refused(web):
 
 
 def test_while_draining_classify_is_unavailable_and_health_says_so(start_server):
-    server = start_server("--http-classify", "--grace-s=20")
+    server = start_server("--playground", "--grace-s=20")
     with grpc.insecure_channel(server.address) as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
         files = digits_pb2.EncodedImages(files=[SEVEN.read_bytes()] * 4000)
@@ -598,7 +598,7 @@ def test_while_draining_classify_is_unavailable_and_health_says_so(start_server)
 
 
 def test_connections_that_do_nothing_do_not_hold_the_exit(start_server):
-    server = start_server("--http-classify")
+    server = start_server("--playground")
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
     with connect(server), connect(server) as slow:
         slow.sendall(head + b"Content-Length: 1000\r\n\r\nx")
@@ -612,14 +612,11 @@ def test_connections_that_do_nothing_do_not_hold_the_exit(start_server):
 
 
 @contextlib.asynccontextmanager
-async def port(**offer):
-    defaults = {
-        "registry": CollectorRegistry(),
-        "is_ready": lambda: True,
-        "describe": dict,
-        "requests_per_s": 1000.0,
-    }
-    server = HttpServer("127.0.0.1", 0, Offer(**{**defaults, **offer}))
+async def port(*, registry=None, is_alive=lambda: True, **offer):
+    ops = Ops(registry=registry or CollectorRegistry(), is_ready=lambda: True, is_alive=is_alive)
+    defaults = {"is_ready": lambda: True, "describe": dict, "requests_per_s": 1000.0}
+    extend = partial(add_playground, offer=Offer(**{**defaults, **offer}))
+    server = HttpServer("127.0.0.1", 0, ops, extend)
     await server.start()
     try:
         yield f"http://127.0.0.1:{server.port}", server.port
@@ -657,7 +654,7 @@ def test_each_refusal_has_its_http_status(refusal):
 
     async def run():
         async with (
-            port(classify=FakeGate(refuse)) as (url, _),
+            port(gate=FakeGate(refuse)) as (url, _),
             ClientSession() as client,
             client.post(f"{url}/v1/classify", json={"pixels": ""}) as response,
         ):
@@ -675,7 +672,7 @@ def test_a_caller_that_leaves_cancels_its_request():
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
     async def run():
-        async with port(classify=FakeGate(requests.extend), count=told.append) as (_, number):
+        async with port(gate=FakeGate(requests.extend), count=told.append) as (_, number):
             with socket.create_connection(("127.0.0.1", number)) as peer:
                 peer.sendall(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
                 await asyncio.to_thread(wait_until, lambda: requests)
@@ -687,12 +684,12 @@ def test_a_caller_that_leaves_cancels_its_request():
 
 
 def test_a_request_without_an_answer_ends_at_its_deadline(monkeypatch):
-    monkeypatch.setattr("service.http.classify.DEADLINE_S", 0.1)
+    monkeypatch.setattr("service.playground.classify.DEADLINE_S", 0.1)
     requests = []
 
     async def run():
         async with (
-            port(classify=FakeGate(requests.extend)) as (url, _),
+            port(gate=FakeGate(requests.extend)) as (url, _),
             ClientSession() as client,
             client.post(f"{url}/v1/classify", json={"pixels": ""}) as response,
         ):
@@ -709,7 +706,7 @@ def test_an_error_of_ours_tells_nothing_of_itself(caplog):
 
     async def run():
         async with (
-            port(classify=FakeGate(fail)) as (url, _),
+            port(gate=FakeGate(fail)) as (url, _),
             ClientSession() as client,
             client.post(f"{url}/v1/classify", json={"pixels": ""}) as response,
         ):

@@ -122,7 +122,7 @@ def test_server_holds_no_call_that_has_ended_and_no_item_of_a_silent_stream(tran
 
 def test_model_is_let_go_when_another_serves_and_after_looks_that_failed(tmp_path, monkeypatch):
     repository, elsewhere, said = tmp_path / "digits", tmp_path / "elsewhere", []
-    monkeypatch.setattr("service.reload.logger.error", lambda text, error: said.append(text))
+    monkeypatch.setattr("service.reloader.logger.error", lambda text, error: said.append(text))
     for number in (1, 2):
         add_version(repository, number, "1")
     promote(repository, 1)

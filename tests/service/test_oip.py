@@ -30,8 +30,8 @@ from service.serving.request import InvalidInputError
 from tests.conftest import start_process, wait_until
 from tests.service.test_lifecycle import endless_repository  # noqa: F401 - a fixture
 from tests.service.test_overload import LONG, busy, dropped  # noqa: F401 - a fixture
-from tests.service.test_request_log import entries
 from tests.service.test_rpc import pixels, refused, rich_detail, scrape
+from tests.telemetry.test_request_log import entries
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 FORMS = [(28, 28), (1, 28, 28), (784,)]

@@ -19,7 +19,7 @@ import pytest
 
 from digits.client import DigitClient
 from export.artifact import promote
-from service.artifact import GOLDEN, MANIFEST, MODEL, load_artifact, read_golden, sha256
+from service.artifact.format import GOLDEN, MANIFEST, MODEL, load_artifact, read_golden, sha256
 from service.config import ServerConfig
 from service.server import Server
 from service.serving.engine import Engine

@@ -19,9 +19,9 @@ from rich.console import Console
 from digits.client import DigitClient
 from digits.oip import inference_pb2, inference_pb2_grpc
 from service import cli
-from service.scrape import Change, Scrape, ScrapeError, scrape
 from service.telemetry.metrics import BulkHistogram
-from service.top import View
+from service.top.command import View
+from service.top.scrape import Change, Scrape, ScrapeError, scrape
 from tests.conftest import wait_until
 
 BOUNDS = (1.0, 2.0, 4.0)

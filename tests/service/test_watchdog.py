@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.artifact import MANIFEST, MODEL, sha256
+from service.artifact.format import MANIFEST, MODEL, sha256
 from service.rpc.classify import CLASSIFY
 from service.serving.batcher import Batcher
 from service.serving.gate import Gate
@@ -34,7 +34,7 @@ TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 # What the model below makes of an image of nothing but this value.
 FOR_EVER, FOR_A_WHILE = 255, 254
 ROUNDS = {FOR_EVER: 2**45, FOR_A_WHILE: 2_000_000}
-QUICK = ("--stall-timeout-s=0.4", "--grace-s=0.2")
+STALL_TIMEOUT = "service.watchdog.STALL_TIMEOUT_S"
 
 
 def add_trap(model):
@@ -133,7 +133,11 @@ def test_an_inference_that_never_returns_is_noticed_and_reported(
     transport, repository, start_server
 ):
     server = start_server(
-        f"--model-repository={repository}", f"--transport={transport}", "--instances=1", *QUICK
+        f"--model-repository={repository}",
+        f"--transport={transport}",
+        "--instances=1",
+        "--grace-s=0.2",
+        constants={STALL_TIMEOUT: 0.4},
     )
     assert health(server.address) == health(server.address, SERVICE) == HEALTHY
     with grpc.insecure_channel(server.address) as channel:
@@ -155,7 +159,11 @@ def test_an_inference_that_never_returns_is_noticed_and_reported(
 @TRANSPORTS
 def test_a_lone_call_that_never_returns_takes_health_with_it(transport, repository, start_server):
     server = start_server(
-        f"--model-repository={repository}", f"--transport={transport}", "--instances=1", *QUICK
+        f"--model-repository={repository}",
+        f"--transport={transport}",
+        "--instances=1",
+        "--grace-s=0.2",
+        constants={STALL_TIMEOUT: 0.4},
     )
     with grpc.insecure_channel(server.address) as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
@@ -173,7 +181,9 @@ def test_an_inference_that_returns_after_all_brings_the_server_back(
     transport, repository, start_server
 ):
     server = start_server(
-        f"--model-repository={repository}", f"--transport={transport}", "--stall-timeout-s=0.1"
+        f"--model-repository={repository}",
+        f"--transport={transport}",
+        constants={STALL_TIMEOUT: 0.1},
     )
     with grpc.insecure_channel(server.address) as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)

@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from service.artifact import (
+from service.artifact.format import (
     GOLDEN,
     MANIFEST,
     MODEL,
@@ -30,7 +30,7 @@ from service.artifact import (
     sha256,
     write_golden,
 )
-from service.repository import PROMOTED
+from service.artifact.repository import PROMOTED
 from service.serving.engine import Engine
 from service.serving.loader import FAILED, LOADED, REFUSED, ModelLoader, load_model
 from tests.conftest import REPOSITORY

@@ -24,8 +24,8 @@ from benchmarks import limit
 from benchmarks.harness import CLASSIFY_PATH, REPOSITORY, BenchmarkError, ServerProcess
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.artifact import MANIFEST, MODEL, load_artifact
-from service.repository import PROMOTED, in_serving_order
+from service.artifact.format import MANIFEST, MODEL, load_artifact
+from service.artifact.repository import PROMOTED, in_serving_order
 
 TIMEOUT_S = 60.0
 BULK_IMAGES, STREAM_ITEMS = 300, 24

@@ -10,25 +10,16 @@ import numpy as np
 import pytest
 
 from digits.v1 import digits_pb2_grpc
-from service.artifact import (
+from service.artifact.format import (
     MANIFEST,
     ArtifactError,
     load_artifact,
     read_reference,
     write_reference,
 )
+from service.artifact.reference import BOUNDS, Observed, Reference, observe
 from service.serving.engine import Engine
-from service.telemetry.drift import (
-    BOUNDS,
-    MIN_IMAGES,
-    PART_S,
-    PARTS,
-    Observed,
-    Reference,
-    Window,
-    observe,
-    stability_index,
-)
+from service.telemetry.drift import MIN_IMAGES, PART_S, PARTS, Window, stability_index
 from tests.conftest import REPOSITORY, wait_until
 from tests.service.test_rpc import pixels, scrape
 from training.data import load_split
@@ -50,9 +41,7 @@ class Clock:
 def answers(digits):
     """Images that differ in the digit that was answered alone."""
     number = len(digits)
-    return Observed(
-        np.asarray(digits), np.full(number, 0.99), np.ones(number), np.full(number, 0.1)
-    )
+    return Observed(np.asarray(digits), np.full(number, 0.99), np.full(number, 0.1))
 
 
 EVEN = np.arange(5000) % 10
@@ -106,7 +95,6 @@ def test_observed_is_what_was_sent_and_answered():
     seen = observe(images, answers)
     assert seen.digit.tolist() == [3, 9]
     assert seen.confidence.tolist() == [0.75, 1]
-    assert seen.margin.tolist() == [0.5, 1]
     assert seen.ink.tolist() == [0, 0.2]
     assert all(count.sum() == 2 for count in seen.counts().values())
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.telemetry.buckets import bucket_counts
+from service.artifact.reference import bucket_counts
 
 # Values and bounds of few levels: many values are on a bound.
 LEVELS = st.sampled_from([-1.0, 0.0, 0.1, 0.25, 0.5, 1.0, 3.0, 4096.0])

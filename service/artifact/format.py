@@ -1,4 +1,4 @@
-"""The model artifact's format, and its verification. Shared by the exporter and the server.
+"""The files of a model version, and their verification.
 
 A version is a folder ``<repository>/<N>/`` with the files below; ``manifest.json`` holds the
 SHA-256 of every other one, and a detached signature may stand beside it. See docs/artifact.md.
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from service.telemetry.drift import BOUNDS, Counts, Reference
+from service.artifact.reference import BOUNDS, Counts, Reference
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -168,7 +168,7 @@ def load_artifact(folder: Path, public_key: Path | None = None) -> Artifact:
 
 def _check_signature(manifest: bytes, folder: Path, public_key: Path) -> None:
     # Here, because it needs an extra.
-    from service.signature import check_signature, load_public_key  # noqa: PLC0415
+    from service.artifact.signature import check_signature, load_public_key  # noqa: PLC0415
 
     key = load_public_key(public_key)
     check_signature(key, manifest, _read(folder / SIGNATURE))

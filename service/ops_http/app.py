@@ -1,50 +1,34 @@
-"""What is served under which path, and what every request has in common."""
+"""The paths for operators, and what every request has in common."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
-from grpc import StatusCode
+from aiohttp.typedefs import Handler
 
-from service.http import Offer, pages
-from service.http.classify import ClassifyHandler
-from service.http.connections import Connections
-from service.http.errors import HTTP_STATUS, error_response, harden, invalid_response
-from service.http.metrics import MetricsHandler
-from service.http.requests import MAX_BODY_BYTES
+from service.ops_http.connections import Connections
+from service.ops_http.errors import error_response, harden, invalid_response
+from service.ops_http.metrics import MetricsHandler
+from service.ops_http.server import Ops
 from service.serving.request import InvalidInputError
 
 __all__ = ["Connections", "make_runner"]  # what the port is made of
 
-CLASSIFY = "/v1/classify"
-# Of a request whose caller left; it reaches nobody.
-LEFT = HTTP_STATUS[StatusCode.CANCELLED]
+# A photo of a phone. Read whole into memory.
+MAX_BODY_BYTES = 4 * 2**20
 # What answers get to leave once the server stops.
 SHUTDOWN_S = 1.0
 
 
-def make_runner(offer: Offer) -> web.AppRunner:
+def make_runner(ops: Ops, extend: Callable[[web.Application], None]) -> web.AppRunner:
     """The application, ready to be set up on the running event loop."""
     app = web.Application(middlewares=[_answer_errors], client_max_size=MAX_BODY_BYTES)
     app.on_response_prepare.append(_harden)
-    app.router.add_get("/metrics", MetricsHandler(offer.registry).handle)
-    app.router.add_get("/healthz", _health(offer.is_ready, "SERVING", "NOT_SERVING"))
-    app.router.add_get("/livez", _health(offer.is_alive, "ALIVE", "STALLED"))
-    pages.add_status_page(app, offer)
-    if offer.classify is not None:
-        handler = ClassifyHandler(
-            offer.classify,
-            refusal=offer.refusal,
-            is_draining=offer.is_draining,
-            requests_per_s=offer.requests_per_s,
-        )
-        app.router.add_post(CLASSIFY, handler.handle)
-        app.middlewares.insert(0, _counted(offer.count))
-    if offer.playground:
-        pages.add_playground(app)
+    app.router.add_get("/metrics", MetricsHandler(ops.registry).handle)
+    app.router.add_get("/healthz", _health(ops.is_ready, "SERVING", "NOT_SERVING"))
+    app.router.add_get("/livez", _health(ops.is_alive, "ALIVE", "STALLED"))
+    extend(app)
     # A caller that leaves costs no inference: its handler is cancelled.
     return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
 
@@ -74,27 +58,6 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return error_response(404, f"path: expected one of {paths}, got another")
     except web.HTTPException as error:
         return error_response(error.status, error.text or error.reason)
-
-
-def _counted(count: Callable[[int], None]) -> Middleware:
-    """Counts what becomes of the requests for ``CLASSIFY``."""
-
-    @web.middleware
-    async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path != CLASSIFY:
-            return await handler(request)
-        status = 500
-        try:
-            response = await handler(request)
-            status = response.status
-        except asyncio.CancelledError:
-            status = LEFT
-            raise
-        finally:
-            count(status)
-        return response
-
-    return counted
 
 
 def _paths(app: web.Application) -> list[str]:

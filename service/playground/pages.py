@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from string import Template
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-
-from service.http import Offer
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {
@@ -27,18 +26,24 @@ LINKS = {
 }
 
 
-def add_status_page(app: web.Application, offer: Offer) -> None:
-    """Serves / with the facts of the moment."""
+def add_status_page(
+    app: web.Application,
+    *,
+    is_ready: Callable[[], bool],
+    describe: Callable[[], Mapping[str, str]],
+    has_draw: bool,
+) -> None:
+    """Serves / with the current facts."""
     page = Template((STATIC / "status.html").read_text(encoding="utf-8"))
-    links = {path: text for path, text in LINKS.items() if path != "draw" or offer.playground}
+    links = {path: text for path, text in LINKS.items() if path != "draw" or has_draw}
 
     async def status(_: web.Request) -> web.Response:
         facts = "\n".join(
             f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
-            for name, value in offer.describe().items()
+            for name, value in describe().items()
         )
         items = "\n".join(f'<li><a href="{p}">/{p}</a> {text}</li>' for p, text in links.items())
-        state = "SERVING" if offer.is_ready() else "NOT SERVING"
+        state = "SERVING" if is_ready() else "NOT SERVING"
         text = page.substitute(state=state, facts=facts, links=items)
         return web.Response(text=text, content_type="text/html")
 
@@ -47,7 +52,7 @@ def add_status_page(app: web.Application, offer: Offer) -> None:
         app.router.add_get(f"/{name}", _file(name))
 
 
-def add_playground(app: web.Application) -> None:
+def add_draw_page(app: web.Application) -> None:
     """Serves /draw and what it loads."""
     app.router.add_get("/draw", _file("draw.html"))
     for name in ("draw.css", "draw.js"):

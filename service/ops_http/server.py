@@ -1,7 +1,7 @@
-"""The HTTP port: metrics, health and a status page; on request also a way to try the model.
+"""The HTTP port's life: it is bound at once, and served from ``start`` to ``close``.
 
-Importing this is cheap. The framework, aiohttp, takes a tenth of a second, and is imported by
-``HttpServer.start`` on another thread, so that a model comes into service before it.
+Importing this is cheap. The framework, aiohttp, takes a tenth of a second to import; ``start`` does
+so on another thread, so that a model is served before that.
 """
 
 from __future__ import annotations
@@ -9,57 +9,37 @@ from __future__ import annotations
 import asyncio
 import importlib
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from service.addresses import socket_address
+from service.host.addresses import socket_address
 from service.host.background import in_daemon_thread
 from service.rpc.call import TransportError
 
 if TYPE_CHECKING:
-    from aiohttp.web import AppRunner
-
-    from service.rpc.status import Status
-    from service.serving.gate import Gate
-
-    Metadata = Sequence[tuple[str, str | bytes]]
+    from aiohttp.web import Application, AppRunner
 
 # Connections that the kernel holds until they are accepted: room for a burst of probes and tabs.
 BACKLOG = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
-    """What the port offers.
+class Ops:
+    """What operators get.
 
     Attributes:
-        registry: What /metrics exports.
-        is_ready: What /healthz tells: 200 if true, else 503.
-        is_alive: What /livez tells: 200 if true, else 503.
-        describe: The facts on the status page, by name.
-        classify: The way into the core: serves POST /v1/classify by it; None is without.
-        refusal: How to answer one of its requests by its metadata, before its body is read, or None
-            to read it; None where everybody may call.
-        count: Is told the HTTP status of each of its answers.
-        is_draining: Whether /v1/classify is refused, for the server is shutting down.
-        requests_per_s: What one address may send to /v1/classify.
-        playground: Serve /draw, a page that uses /v1/classify.
+        registry: Exported by /metrics.
+        is_ready: Whether /healthz answers 200, else 503.
+        is_alive: Whether /livez answers 200, else 503.
     """
 
     registry: CollectorRegistry
     is_ready: Callable[[], bool]
-    is_alive: Callable[[], bool] = lambda: True
-    describe: Callable[[], Mapping[str, str]]
-    classify: Gate | None = None
-    refusal: Callable[[Metadata], Status | None] | None = None
-    count: Callable[[int], None] = lambda _: None
-    is_draining: Callable[[], bool] = lambda: False
-    requests_per_s: float = 20.0
-    playground: bool = False
+    is_alive: Callable[[], bool]
 
 
 class HttpServer:
@@ -68,7 +48,8 @@ class HttpServer:
     Args:
         host: Address to listen on.
         port: Port, or 0 for a free one.
-        offer: What to serve.
+        ops: What operators get.
+        extend: Adds further paths to the application.
 
     Attributes:
         port: The port really bound.
@@ -77,8 +58,15 @@ class HttpServer:
         TransportError: If the port can not be bound.
     """
 
-    def __init__(self, host: str, port: int, offer: Offer) -> None:
-        self._offer = offer
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        ops: Ops,
+        extend: Callable[[Application], None] = lambda _: None,
+    ) -> None:
+        self._ops = ops
+        self._extend = extend
         self._socket = _bound_socket(host, port)
         self.port: int = self._socket.getsockname()[1]
         self._runner: AppRunner | None = None
@@ -86,8 +74,8 @@ class HttpServer:
 
     async def start(self) -> None:
         """Accepts connections."""
-        app = await in_daemon_thread(partial(importlib.import_module, "service.http.app"))
-        self._runner = app.make_runner(self._offer)
+        app = await in_daemon_thread(partial(importlib.import_module, "service.ops_http.app"))
+        self._runner = app.make_runner(self._ops, self._extend)
         await self._runner.setup()
         accept = app.Connections(self._runner.server).accept
         loop = asyncio.get_running_loop()

@@ -9,10 +9,9 @@ from typing import Any
 
 from aiohttp import BodyPartReader, web
 
+from service.ops_http.app import MAX_BODY_BYTES
 from service.serving.request import IMAGE_BYTES, IMAGE_SIDE, InvalidInputError
 
-# A photo of a phone. Read whole into memory, like a message of gRPC.
-MAX_BODY_BYTES = 4 * 2**20
 # JSON is read on the event loop, a few milliseconds for this much.
 MAX_JSON_BYTES = 512 * 2**10
 # This port is for trying; gRPC takes thousands.

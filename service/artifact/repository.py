@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from service.artifact import ArtifactError
+from service.artifact.format import ArtifactError
 
 PROMOTED = "PROMOTED"
 MAX_DIGITS = 10

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from digits.client import DigitClient, DigitError
 from service.connection import CALL_ERRORS, add_connection_flags, connect, explained
-from service.scrape import Change, Scrape, ScrapeError, scrape
+from service.top.scrape import Change, Scrape, ScrapeError, scrape
 
 # Methods whose calls each are one request.
 INFERENCE_METHODS = ("Classify", "ModelInfer")

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from functools import partial
 
-from service.artifact import ArtifactError, KeyFileError
+from service.artifact.format import ArtifactError, KeyFileError
 from service.host import memory
 from service.host.background import in_daemon_thread
 from service.serving.engine import DeviceError

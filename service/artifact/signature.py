@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.artifact import SIGNATURE, ArtifactError, KeyFileError
+from service.artifact.format import SIGNATURE, ArtifactError, KeyFileError
 
 try:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm

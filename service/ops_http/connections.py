@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from service.http.errors import error_response, harden
+from service.ops_http.errors import error_response, harden
 
 # Prometheus, a few probes and some browsers; far below the usual limit of 1,024 descriptors.
 MAX_CONNECTIONS = 256

@@ -6,25 +6,25 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 from grpc import StatusCode
 
-from service.http.errors import error_response, invalid_response, status_response
-from service.http.requests import Images, read_request
+from service.ops_http.errors import error_response, invalid_response, status_response
+from service.playground.requests import Images, read_request
+from service.rpc.call import Metadata
 from service.rpc.status import Status, refusal_status, unavailable
 from service.security.rate_limit import TokenBuckets
 from service.serving.gate import Gate
 from service.serving.request import IMAGE_BYTES, InvalidInputError, Refusal, Request
 
-if TYPE_CHECKING:
-    from service.http import Metadata
-
 # Requests that are read or answered at once: what their bodies hold in memory is bounded by it.
 MAX_AT_ONCE = 16
+# Requests that one address may send, on average; for people, and a page that redraws.
+REQUESTS_PER_S = 20.0
 # What a body may take to arrive, from its header on.
 BODY_S = 5.0
 # What an answer may take. A browser has no deadline of its own.

@@ -1,0 +1,1 @@
+"""The HTTP port: /metrics for Prometheus, /healthz and /livez for probes."""

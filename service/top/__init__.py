@@ -1,0 +1,1 @@
+"""``digits top``: watches a running server in the terminal."""

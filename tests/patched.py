@@ -1,0 +1,28 @@
+"""``digits`` with other constants: patched.py MODULE.NAME=VALUE ... -- ARGUMENT ...
+
+For tests of limits that a user can not set, such as timeouts of minutes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+
+def main() -> int:
+    """Runs the command with the constants set."""
+    end = sys.argv.index("--")
+    for assignment in sys.argv[1:end]:
+        target, _, value = assignment.partition("=")
+        module, _, name = target.rpartition(".")
+        owner = importlib.import_module(module)
+        assert hasattr(owner, name), target
+        setattr(owner, name, json.loads(value))
+    from service.cli import main as digits
+
+    return digits(sys.argv[end + 1 :])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
