@@ -122,7 +122,7 @@ class Intake:
     def _tell_refused(self, call: Call, code: int, message: str, work: Work) -> None:
         known = call.info.route is not None and call.info.http_status is None
         if known and self._server.hooks is not None:
-            work.add_step(self._server.hooks.refused, call, code, message)
+            work.add_refused(call, code, message)
 
     def _on_reset(self, call: Call, work: Work) -> None:
         call.cancelled = True

@@ -368,7 +368,7 @@ class Link:
 
     def abandon(self, code: ErrorCode, message: str) -> None:
         """Ends the connection and its calls, with GOAWAY if the caller still reads."""
-        work = Work()
+        work = Work(self._server.hooks)
         with self.lock:
             self.intake.take(self._connection.close(code, message), self._heard, work)
             self.flush()

@@ -53,8 +53,8 @@ class Server:
         routes: What answers each method, by its path. A route has ``is_unary``,
             ``max_message_bytes``, and either ``receive``, which takes bursts of calls, or ``open``,
             which takes a call and returns the receiver of its messages, and ``window_bytes``.
-        hooks: ``admit(call)`` decides by metadata whether a call may be read; ``refused(call, code,
-            message)`` is told of calls that ended before their route saw them.
+        hooks: ``admit(call)`` decides by metadata whether a call may be read; ``refused(calls,
+            code, message)`` is told of calls that ended before their route saw them.
         limits: What callers are held to.
         tls: Returns the context for the next connection; None for plaintext.
 
@@ -170,7 +170,7 @@ class Server:
         if self._handshakes is not None:
             self._handshakes.stop()
         self._close_listeners()
-        work = Work()
+        work = Work(self.hooks)
         for link in list(self._links.values()):
             link.lose(work)
         work.do()
@@ -228,7 +228,7 @@ class Server:
             timeout = self._timeout_s(next_look)
             ready = self._epoll.poll(timeout)
             now = time.monotonic()
-            work = Work()
+            work = Work(self.hooks)
             for descriptor, events in ready:
                 link = self._links.get(descriptor)
                 if link is not None:
@@ -294,7 +294,7 @@ class Server:
             largest.abandon(ErrorCode.ENHANCE_YOUR_CALM, "answers unread")
 
     def _relieve_memory(self) -> None:
-        work = Work()
+        work = Work(self.hooks)
         while self._held > self.limits.held_bytes and self._links:
             largest = max(self._links.values(), key=lambda link: link.intake.held_bytes)
             if not largest.intake.held_bytes:
@@ -343,7 +343,7 @@ class Server:
         if oldest is None:
             return False
         oldest.abandon(ErrorCode.NO_ERROR, "others need the connection")
-        work = Work()
+        work = Work(self.hooks)
         oldest.lose(work)
         work.do()
         return True
@@ -365,7 +365,7 @@ class Server:
         link = Link(self, sock, peer, tls, now)
         self._links[sock.fileno()] = link
         self._epoll.register(sock.fileno(), READABLE)
-        work = Work()
+        work = Work(self.hooks)
         link.take(b"", now, work)  # what came behind a handshake; sends the first frames
         work.do()
         if self.is_stopping:

@@ -15,10 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 class Work:
-    """Whole unary calls by their route, and steps of streaming calls in order."""
+    """Whole unary calls by their route, refused ones by status, and steps of streams in order.
 
-    def __init__(self) -> None:
+    Args:
+        hooks: Are told of refused calls; None if there are none.
+    """
+
+    def __init__(self, hooks: Any = None) -> None:
         self.bursts: dict[Any, list[Call]] = {}
+        self._hooks = hooks
+        self._refused: dict[tuple[str, int, str], list[Call]] = {}
         self._steps: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def add_call(self, call: Call) -> None:
@@ -28,6 +34,10 @@ class Work:
             self.bursts[call.info.route] = [call]
         else:
             burst.append(call)
+
+    def add_refused(self, call: Call, code: int, message: str) -> None:
+        """A call that ended without its handler: a flood of them must cost little each."""
+        self._refused.setdefault((call.path, code, message), []).append(call)
 
     def add_step(self, step: Callable[..., None], *args: Any) -> None:
         """Something to be done for one call."""
@@ -42,6 +52,11 @@ class Work:
                 logger.exception("%s failed; this is a bug", burst[0].path)
                 for call in burst:
                     call.end(INTERNAL, "the server failed; its log says why")
+        for (_, code, message), calls in self._refused.items():
+            try:
+                self._hooks.refused(calls, code, message)
+            except Exception:
+                logger.exception("recording refused calls failed; this is a bug")
         for step, args in self._steps:
             try:
                 step(*args)

@@ -154,8 +154,8 @@ class Hooks(Protocol):
         Sets ``call.caller``. False: it has ended the call, and counted it.
         """
 
-    def refused(self, call: Any, code: int, message: str) -> None:
-        """A call to a known method ended before its route was given it.
+    def refused(self, calls: Sequence[Any], code: int, message: str) -> None:
+        """Calls of one known method ended before their route got them.
 
         Too large, malformed, an unknown compression, too slow to arrive, or its caller left.
         """

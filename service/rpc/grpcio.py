@@ -272,7 +272,7 @@ class GrpcioServer:
             message = "request: expected 1 message, got none"
             await asyncio.sleep(CANCELLATION_S)
             if call.end(INVALID_ARGUMENT, message):
-                self._hooks.refused(call, INVALID_ARGUMENT, message)
+                self._hooks.refused([call], INVALID_ARGUMENT, message)
             return
         receiver = call.receiver = route.open(call)
         if receiver is None:
@@ -286,7 +286,7 @@ class GrpcioServer:
         if call.receiver is not None:
             call.receiver.cancelled()
         elif not call.has_arrived and not isinstance(route, StreamRoute):
-            self._hooks.refused(call, CANCELLED, "the caller left")
+            self._hooks.refused([call], CANCELLED, "the caller left")
 
 
 def _unknown(calls: Sequence[Any]) -> None:

@@ -51,14 +51,14 @@ class Guard:
             fail(call, UNAUTHENTICATED)
             self._dropped([Refusal.UNAUTHENTICATED])
             code = UNAUTHENTICATED.code.value[0]
-            self._recorder.refused(call, code, UNAUTHENTICATED.message)
+            self._recorder.refused([call], code, UNAUTHENTICATED.message)
             return False
         call.caller = caller
         return True
 
-    def refused(self, call: Call, code: int, message: str) -> None:
+    def refused(self, calls: Sequence[Call], code: int, message: str) -> None:
         """See ``Hooks``."""
-        self._recorder.refused(call, code, message)
+        self._recorder.refused(calls, code, message)
 
     def is_admitted(self, call: Call) -> bool:
         """Whether a call that was admitted still would be: its token may be revoked."""

@@ -58,12 +58,12 @@ class Recorder:
             except Exception as error:
                 self._log(listener, error)
 
-    def refused(self, call: Call, code: int, message: str) -> None:
-        """An RPC has begun and ended without its method: see ``Hooks.refused``."""
-        method = self._methods.get(call.path)
+    def refused(self, calls: Sequence[Call], code: int, message: str) -> None:
+        """RPCs of one method have begun and ended without it: see ``Hooks.refused``."""
+        method = self._methods.get(calls[0].path)
         if method is not None:
-            self.began(method)
-            self.ended(method, [call], CODES[code], message)
+            self.began(method, len(calls))
+            self.ended(method, calls, CODES[code], message)
 
     def _log(self, listener: Any, error: Exception) -> None:
         now = self._clock()

@@ -477,9 +477,10 @@ def check_bounds(config: ServerConfig) -> None:
     for setting in fields(config):
         value, about = getattr(config, setting.name), setting.metadata
         assert type(value).__name__ == setting.type
-        assert about["choices"] is None or value in about["choices"]
-        if about["minimum"] is not None:
-            assert about["minimum"] <= value <= about["maximum"]
+        assert not about["choices"] or value in about["choices"]
+        if setting.type in ("int", "float"):
+            low, high = about["bounds"]
+            assert low <= value <= high
 
 
 TARGETS: dict[str, type[Target]] = {
