@@ -120,6 +120,8 @@ class Link:
             self._read(now, work)
 
     def _read(self, now: float, work: Work) -> None:
+        if self._connection.has_more:  # before it takes any more
+            return
         try:
             data = self._socket.recv(READ_BYTES)
         except BlockingIOError:
@@ -148,7 +150,16 @@ class Link:
             self.flush()
         if self._connection.closed:
             self._begin_close(now)
+        elif self._connection.has_more:
+            self._server.call_soon(self._go_on)
         self._note_idle(now)
+
+    def _go_on(self) -> None:
+        """Takes what was left over, after other connections have had their turn."""
+        work = Work(self._server.hooks)
+        if not self.is_closed:
+            self.take(b"", self._heard, work)
+        work.do()
 
     def resume(self, call: Call) -> None:
         """Delivers the messages of a stream again, from the loop's thread."""

