@@ -82,8 +82,13 @@ class Parts:
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self._recorder = Recorder({m.path: m for m in methods}, self._listeners())
         self.access = Access(config, self.metrics)
-        self.guard = Guard(self.access.tokens, self._recorder, self.metrics.dropped)
         self.gate = self._core()
+        self.guard = Guard(
+            self.access.tokens,
+            self._recorder,
+            self.metrics.dropped,
+            lambda: self.gate.batcher.overload_s,
+        )
         self.loader = self._loader()
         self.reloader = Reloader(self.loader, self.gate, self.metrics, config.reload_interval_s)
         self.health = Health()

@@ -96,21 +96,16 @@ class Call(Stream):
         Returns:
             For each whether its caller was still there.
         """
+        link = answers[0][0].link
+        if len({id(call.link) for call, _ in answers}) == 1:
+            return link.respond(answers)
         by_link: dict[Link, list[tuple[Call, bytes]]] = {}
         for answer in answers:
-            link = answer[0].link
-            group = by_link.get(link)
-            if group is None:
-                by_link[link] = [answer]
-            else:
-                group.append(answer)
-        if len(by_link) == 1:
-            return answers[0][0].link.respond(answers)
+            by_link.setdefault(answer[0].link, []).append(answer)
         sent: dict[Call, bool] = {}
         for link, group in by_link.items():
-            arrived = link.respond(group)
-            for (call, _), reached in zip(group, arrived, strict=True):
-                sent[call] = reached
+            calls = [call for call, _ in group]
+            sent.update(zip(calls, link.respond(group), strict=True))
         return [sent[call] for call, _ in answers]
 
     def send(self, message: bytes) -> bool:
@@ -125,7 +120,25 @@ class Call(Stream):
             message: For people.
             trailers: Trailing metadata; values of names in -bin are bytes, not encoded.
         """
-        return self.link.end(self, status_trailers(code, message, tuple(trailers)))
+        return self.end_all([self], code, message, trailers)[0]
+
+    @staticmethod
+    def end_all(
+        calls: Sequence[Call], code: int, message: str = "", trailers: Metadata = ()
+    ) -> list[bool]:
+        """Ends many calls with one status, with one write a connection.
+
+        Returns:
+            For each whether its caller was still there.
+        """
+        encoded = status_trailers(code, message, tuple(trailers))
+        by_link: dict[Link, list[Call]] = {}
+        for call in calls:
+            by_link.setdefault(call.link, []).append(call)
+        ended: dict[Call, bool] = {}
+        for link, group in by_link.items():
+            ended.update(zip(group, link.end(group, encoded), strict=True))
+        return [ended[call] for call in calls]
 
     def pause(self) -> None:
         """Takes no further message until ``resume``; flow control makes the caller wait."""

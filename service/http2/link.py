@@ -197,15 +197,18 @@ class Link:
                 self._watched.add(call)
         return True
 
-    def end(self, call: Call, trailers: bytes) -> bool:
-        """Ends a call with encoded trailers; False if its caller has left."""
+    def end(self, calls: Sequence[Call], trailers: bytes) -> list[bool]:
+        """Ends calls of this connection with encoded trailers, with one write."""
+        ended = []
         with self.lock:
-            if call.closed or call.local_closed:
-                return False
-            self.end_locked(call, trailers)
+            for call in calls:
+                is_open = not (call.closed or call.local_closed)
+                if is_open:
+                    self.end_locked(call, trailers)
+                ended.append(is_open)
             self.flush()
         self._leave_soon()
-        return True
+        return ended
 
     def end_locked(self, call: Call, trailers: bytes) -> None:
         """The same, with the lock held, and without sending it yet."""

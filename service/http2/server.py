@@ -36,6 +36,11 @@ BACKLOG = 1024
 ACCEPT_AT_ONCE = 64
 # Where no file descriptor is left, accepting is tried again after this.
 ACCEPT_PAUSE_S = 0.1
+# Connections that one turn of the loop reads. Calls on the others wait in their sockets for the next
+# turn, a few milliseconds later: all that is read at once while the queue is full is refused.
+READY_AT_ONCE = 8
+# While calls are refused for overload, the loop works for a third of the time at most.
+REST_PER_WORK = 2.0
 # How often every connection's bounds in time are checked; more often where one is shorter.
 LOOK_S = 1.0
 # Deadlines of streams that are kept before those of streams that have ended are looked for.
@@ -54,7 +59,8 @@ class Server:
             ``max_message_bytes``, and either ``receive``, which takes bursts of calls, or ``open``,
             which takes a call and returns the receiver of its messages, and ``window_bytes``.
         hooks: ``admit(call)`` decides by metadata whether a call may be read; ``refused(calls,
-            code, message)`` is told of calls that ended before their route saw them.
+            code, message)`` is told of calls that ended before their route saw them;
+            ``overload_s()`` tells how many seconds of work wait while calls are refused, else 0.
         limits: What callers are held to.
         tls: Returns the context for the next connection; None for plaintext.
 
@@ -226,7 +232,7 @@ class Server:
         next_look = time.monotonic() + self._look_s
         while not self._stopped and threading.current_thread() is self._thread:
             timeout = self._timeout_s(next_look)
-            ready = self._epoll.poll(timeout)
+            ready = self._epoll.poll(timeout, READY_AT_ONCE)
             now = time.monotonic()
             work = Work(self.hooks)
             for descriptor, events in ready:
@@ -244,6 +250,14 @@ class Server:
                 next_look = now + self._look_s
                 self._look(now, work)
             work.do()
+            self._rest(now)
+
+    def _rest(self, began: float) -> None:
+        """Leaves callers waiting in an overload: most of what they send would be refused."""
+        overload_s = self.hooks.overload_s() if self.hooks is not None else 0.0
+        if overload_s:
+            spent_s = time.monotonic() - began
+            time.sleep(min(REST_PER_WORK * spent_s, overload_s / 2))
 
     def _timeout_s(self, next_look: float) -> float:
         """How long the loop may sleep; epoll's -1 is for ever."""

@@ -65,6 +65,16 @@ class Call(Protocol):
             trailers: Trailing metadata; values of names that end in -bin are bytes, not encoded.
         """
 
+    @staticmethod
+    def end_all(
+        calls: Sequence[Any], code: int, message: str = "", trailers: Metadata = ()
+    ) -> list[bool]:
+        """``end`` for many calls of one transport, with one status and one write a connection.
+
+        Returns:
+            For each whether its caller was still there.
+        """
+
     def pause(self) -> None:
         """Takes no further message of a stream: its receiver gets none until ``resume``.
 
@@ -152,6 +162,13 @@ class Hooks(Protocol):
         """Whether a call may be read, decided by its metadata before any byte of its message.
 
         Sets ``call.caller``. False: it has ended the call, and counted it.
+        """
+
+    def overload_s(self) -> float:
+        """Seconds of work that wait while new calls are refused for overload, else 0.
+
+        A transport may leave its callers waiting for a part of it: refusing calls as fast as they
+        come would take the CPU from those that were admitted.
         """
 
     def refused(self, calls: Sequence[Any], code: int, message: str) -> None:

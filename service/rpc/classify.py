@@ -13,7 +13,14 @@ from digits.v1 import digits_pb2
 from service.rpc import codec
 from service.rpc.call import Call
 from service.rpc.recorder import Recorder
-from service.rpc.status import REFUSALS, Status, departed_code, fail, invalid_status, refusal_status
+from service.rpc.status import (
+    REFUSALS,
+    Status,
+    departed_code,
+    fail_all,
+    invalid_status,
+    refusal_status,
+)
 from service.serving.gate import Gate
 from service.serving.request import InvalidInputError, Origin, Refusal, Reply, Request
 from service.telemetry.listener import Method
@@ -50,11 +57,12 @@ class Ending:
     def reply(self, requests: Sequence[Request]) -> None:
         """Answers the calls of requests that the core has ended; see ``Reply``."""
         answers: list[tuple[Call, bytes]] = []
+        failed: dict[Status, list[Call]] = {}
         for request in requests:
             call: Call = request.origin  # type: ignore[assignment] # a request here is a call's
             try:
                 if request.result is None:
-                    self.fail(call, refusal_status(request))
+                    failed.setdefault(refusal_status(request), []).append(call)
                 else:
                     answers.append((call, self._encode(request)))
             except InvalidInputError as error:
@@ -64,6 +72,8 @@ class Ending:
                 self.fail(call, FAILED)
         if answers:
             self._respond(answers)
+        for status, calls in failed.items():
+            self._fail_all(calls, status)
 
     def _respond(self, answers: Sequence[tuple[Call, bytes]]) -> None:
         sent = answers[0][0].respond_all(answers)
@@ -80,11 +90,20 @@ class Ending:
 
     def fail(self, call: Call, status: Status) -> None:
         """Ends one call with a status other than OK."""
-        if fail(call, status):
-            self._recorder.ended(self._method, [call], status.code, status.message)
+        self._fail_all([call], status)
+
+    def _fail_all(self, calls: Sequence[Call], status: Status) -> None:
+        """In an overload, refusing a call must cost far less than answering it."""
+        ended = []
+        for call, was_there in zip(calls, fail_all(calls, status), strict=True):
+            if was_there:
+                ended.append(call)
+            else:
+                self._depart(call)
+        if ended:
+            self._recorder.ended(self._method, ended, status.code, status.message)
+        for call in ended:
             call.state = None
-        else:
-            self._depart(call)
 
     def _depart(self, call: Call) -> None:
         """The caller left before its answer."""

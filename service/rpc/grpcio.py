@@ -107,6 +107,13 @@ class GrpcioCall:
         self._loop.call_soon_threadsafe(self.out.put_nowait, (code, message, trailers))
         return True
 
+    @staticmethod
+    def end_all(
+        calls: Sequence[GrpcioCall], code: int, message: str = "", trailers: Metadata = ()
+    ) -> list[bool]:
+        """See ``Call``."""
+        return [call.end(code, message, trailers) for call in calls]
+
     def _put(self, message: bytes, size: int) -> bool:
         with self._lock:
             if self._ended or self.cancelled:

@@ -27,6 +27,7 @@ class Guard:
         tokens: Those that are valid; None lets everybody call.
         recorder: Is told of the RPCs that are refused here.
         dropped: Is told why.
+        overload_s: Seconds of work that wait while the queue is full, else 0; see ``Hooks``.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class Guard:
         tokens: TokenFile | None,
         recorder: Recorder,
         dropped: Callable[[Sequence[Refusal]], None],
+        overload_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._tokens = tokens
         self._recorder = recorder
         self._dropped = dropped
+        self.overload_s = overload_s
         # Callers by the headers that show their tokens, as the file says at this time.
         self._known: dict[Any, str | None] = {}
         self._valid: Sequence[Token] | None = None

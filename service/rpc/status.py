@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf import duration_pb2
@@ -73,7 +74,13 @@ class Status:
 
 def fail(call: Call, status: Status) -> bool:
     """Ends a call with a status other than OK; False if its caller has left."""
-    return call.end(status.code.value[0], status.message, status.trailers())
+    return fail_all([call], status)[0]
+
+
+def fail_all(calls: Sequence[Call], status: Status) -> list[bool]:
+    """Ends calls with a status other than OK; for each, whether its caller was still there."""
+    code = status.code.value[0]
+    return calls[0].end_all(calls, code, status.message, status.trailers())
 
 
 class NotServedError(InvalidInputError):

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # A request of more than this share of a batch (one in so many) waits among the large ones.
 BULK_SHARE = 4
+# A lane is full from this share of its bound on: a batch has just been taken from one that was.
+FULL = 0.9
 # Images that a lone request may have to be run on the thread that submits it.
 LONE_IMAGES = 4
 # A broken engine fails hundreds of batches a second, each with the same traceback.
@@ -97,6 +99,12 @@ class Batcher:
     def queued_images(self) -> int:
         """Images that wait, cancelled ones included until a batch passes them over."""
         return self._small.images + self._bulk.images
+
+    @property
+    def overload_s(self) -> float:
+        """Seconds of work that wait while a lane is full; 0 while none is."""
+        full = max(self._small.images, self._bulk.images) >= FULL * self._max_queue_images
+        return self.queued_images * self._cost.image_cost_s / self._slots if full else 0.0
 
     @property
     def queued_requests(self) -> int:

@@ -13,7 +13,8 @@ import grpc
 import pytest
 
 from service.http2 import Limits
-from service.http2.messages import prefixed
+from service.http2.messages import OK_TRAILERS, prefixed
+from service.http2.server import READY_AT_ONCE
 from tests.certificates import Authority
 from tests.http2.echo import ROUTES, EchoReceiver, Streaming, Unary
 from tests.http2.wire import STREAM, UNARY, Caller, call, data, eventually, opening, running
@@ -317,3 +318,30 @@ def test_no_call_fails_while_a_server_drains_and_another_takes_its_place():
             assert all(each.result() == b"y" for each in calls)
             thread.join(LONG_S)
             assert outcome[0][0]
+
+
+class Overloaded:
+    """Hooks of a server whose queue is full; the loop rests for half of what they say at most."""
+
+    def __init__(self):
+        self.rests = 0
+
+    def admit(self, call):
+        return True
+
+    def refused(self, calls, code, message):
+        pass
+
+    def overload_s(self):
+        self.rests += 1
+        return 0.002
+
+
+def test_overloaded_server_answers_every_connection_in_turn():
+    hooks = Overloaded()
+    with running(ROUTES, hooks=hooks) as server, contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(Caller(server)) for _ in range(3 * READY_AT_ONCE)]
+        for caller in callers:
+            caller.send(call(1) + call(3))
+        assert all(OK_TRAILERS in caller.status(3) for caller in callers)
+    assert hooks.rests >= 3

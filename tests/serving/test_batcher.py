@@ -130,6 +130,17 @@ def test_expired_request_costs_no_inference():
     assert (bench.told.batches, bench.told.dropped) == ([], [late])
 
 
+def test_overload_is_the_work_that_waits_while_a_lane_is_full():
+    bench = Bench(max_batch_size=4, max_queue_images=10)
+    bench.batcher.expect({1: 0.01, 4: 0.04})
+    bench.submit(*[bench.request(number) for number in range(8)])
+    assert bench.batcher.overload_s == 0
+    bench.submit(bench.request(8))
+    assert bench.batcher.overload_s == pytest.approx(9 * 0.01 / 2)
+    bench.step()
+    assert bench.batcher.overload_s == 0
+
+
 def test_full_queue_refuses_with_a_hint_and_keeps_what_it_has():
     bench = Bench(max_queue_images=4, max_batch_size=16)
     bench.batcher.expect({1: 1e-3})
