@@ -36,7 +36,7 @@ BACKLOG = 1024
 ACCEPT_AT_ONCE = 64
 # Where no file descriptor is left, accepting is tried again after this.
 ACCEPT_PAUSE_S = 0.1
-# Connections that one turn of the loop reads. Calls on the others wait in their sockets for the next
+# Connections that one turn of the loop reads. Calls on others wait in their sockets for the next
 # turn, a few milliseconds later: all that is read at once while the queue is full is refused.
 READY_AT_ONCE = 8
 # While calls are refused for overload, the loop works for a third of the time at most.
