@@ -57,8 +57,8 @@ export: .venv/export.stamp ## Prove and write the trained model as the next vers
 bench: .venv/dev.stamp ## Measure every figure beside its limit (needs h2load; ARGS="latency stream")
 	$(BIN)/python -m benchmarks $(ARGS)
 
-peers: .venv/dev.stamp ## Measure mosec, LitServe and MLServer beside this server, each in an environment of its own
-	$(BIN)/python -m benchmarks.peers $(ARGS)
+peers: .venv/dev.stamp ## Measure mosec beside this server, in an environment of its own
+	$(BIN)/python -m benchmarks mosec $(ARGS)
 
 soak: .venv/dev.stamp ## Mixed traffic and reloads for 10 minutes, everything checked (ARGS="--minutes 1 --transport grpcio")
 	$(BIN)/python -m tests.soak $(ARGS)
@@ -97,5 +97,5 @@ image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits
 		$(BIN)/pytest tests/deploy/test_container.py
 
 clean: ## Remove the environment and caches; runs/ and data/ stay
-	rm -rf .venv .venv-checkov .venv-peers .fuzz .mypy_cache .pytest_cache .ruff_cache build dist benchmarks/results
+	rm -rf .venv .venv-checkov .venv-peers .fuzz .mypy_cache .pytest_cache .ruff_cache build dist
 	rm -f proto/digits/*/*_pb2*.py proto/digits/*/*_pb2*.pyi

@@ -13,6 +13,7 @@ from benchmarks import (
     footprint,
     latency,
     models,
+    mosec,
     overload,
     pairs,
     results,
@@ -20,15 +21,13 @@ from benchmarks import (
 )
 from benchmarks.figures import Figure
 from benchmarks.harness import BenchmarkError
-from benchmarks.peers import suite as peers
 
 Suite = Callable[[int, float], list[Figure]]
 # What a committed result holds.
 SUITES: dict[str, Suite] = {
     "front": pairs.front,
-    "mosec": peers.mosec,
+    "mosec": mosec.measure,
     "throughput": throughput.measure,
-    "reference": pairs.reference,
     "tls": pairs.tls,
     "latency": latency.measure,
     "stream": pairs.stream,
@@ -40,10 +39,7 @@ SUITES: dict[str, Suite] = {
     "footprint": footprint.measure,
 }
 # Measured only by name.
-OTHERS: dict[str, Suite] = {
-    "peers": peers.others,
-    "capacity": capacity.measure,
-}
+OTHERS: dict[str, Suite] = {"capacity": capacity.measure}
 
 
 def main(argv: list[str]) -> int:

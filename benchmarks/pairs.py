@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.altered import COUNT, COUNT_NOT
 from benchmarks.echo import ANSWER
+from benchmarks.environment import SERVERS, Environment
 from benchmarks.figures import Figure, medians, ratios
 from benchmarks.harness import (
     CLASSIFY_PATH,
@@ -30,8 +31,6 @@ from benchmarks.load import (
     infer_request,
     stream_request,
 )
-from benchmarks.peers.environment import Environment
-from benchmarks.peers.peer import SERVERS
 from benchmarks.throughput import BULK, PEAK, SINGLES, scaled, title
 
 NATIVE = Environment("pygrpc-native", ("pygrpc-native==0.5.0",))
@@ -51,17 +50,6 @@ def front(rounds: int, scale: float) -> list[Figure]:
     name = "CPU of a call to an empty handler, over pygrpc-native's"
     shares = ratios(rows, "cpu_us", "other_cpu_us")
     return [Figure("front_cpu", name, shares, 0.4, at_least=False, details=medians(rows))]
-
-
-def reference(rounds: int, scale: float) -> list[Figure]:
-    """The transport that is there to compare behaviour with: nobody needs it to be fast."""
-    figures = []
-    with _server() as ours, running_server("--transport=grpcio") as grpcio:
-        for key, case in (("grpcio_singles", SINGLES), ("grpcio_bulk", BULK)):
-            run = scaled(case, scale / 4)
-            rows = _turns(rounds, lambda r=run: h2load(grpcio, r), lambda r=run: h2load(ours, r))  # type: ignore[misc]
-            figures.append(_rates(key, f"--transport grpcio over http2, {title(run)}", rows))
-    return figures
 
 
 def tls(rounds: int, scale: float) -> list[Figure]:

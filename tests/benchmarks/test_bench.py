@@ -9,30 +9,24 @@ import shutil
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import results
+from benchmarks import mosec, results
 from benchmarks.figures import Figure
 from benchmarks.harness import BenchmarkError, running_server
 from benchmarks.load import Run, h2load
 from benchmarks.pairs import NATIVE
-from benchmarks.peers.peer import PEERS
 
 needs_h2load = pytest.mark.skipif(
     shutil.which("h2load") is None, reason="h2load is not installed (Debian: nghttp2-client)"
 )
 # What a suite compares with, in an environment that it would have to download.
-PEERS_OF = {
-    "front": [NATIVE],
-    "mosec": [PEERS["mosec"].environment],
-    "peers": [peer.environment for name, peer in PEERS.items() if name != "mosec"],
-}
+PEERS = {"front": NATIVE, "mosec": mosec.ENVIRONMENT}
 
 
 @needs_h2load
 @pytest.mark.parametrize("suite", [*bench.SUITES, *bench.OTHERS])
 def test_short_run_of_every_suite_reports_its_figures(suite, tmp_path, monkeypatch, capsys):
-    missing = [each.name for each in PEERS_OF.get(suite, []) if not each.is_installed]
-    if missing:
-        pytest.skip(f"{', '.join(missing)}: not installed (make bench ARGS={suite})")
+    if suite in PEERS and not PEERS[suite].is_installed:
+        pytest.skip(f"{PEERS[suite].name} is not installed (make bench ARGS={suite})")
     monkeypatch.setattr(results, "COMMITTED", tmp_path / "none")
     output = tmp_path / "bench.json"
     assert bench.main([suite, "--rounds=1", "--scale=0.02", f"--output={output}"]) == 0

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from benchmarks.harness import BenchmarkError
 
-FOLDER = Path(__file__).parents[2] / ".venv-peers"
+FOLDER = Path(__file__).parents[1] / ".venv-peers"
+# What runs in them.
+SERVERS = Path(__file__).with_name("servers")
 
 
 def same_engine() -> tuple[str, ...]:
