@@ -1,4 +1,4 @@
-"""Callers that nobody here wrote: grpc-go, grpc-js, and the tools that people reach for."""
+"""Callers that nobody here wrote: grpc-go, grpc-js, grpc-java, and the tools that people reach for."""
 
 from __future__ import annotations
 
@@ -64,7 +64,14 @@ def node_caller():
     return [node, str(folder / "main.js")]
 
 
-@pytest.fixture(params=["go", "node"])
+@pytest.fixture(scope="session")
+def java_caller():
+    java, mvn, folder = need("java"), need("mvn"), copied("java")
+    build([mvn, "--batch-mode", "--quiet", "package"], folder)
+    return [java, "-cp", f"{folder}/target/classes:{folder}/target/lib/*", "Caller"]
+
+
+@pytest.fixture(params=["go", "node", "java"])
 def caller(request):
     return request.getfixturevalue(f"{request.param}_caller")
 
@@ -144,7 +151,9 @@ def test_no_call_fails_while_one_of_two_servers_stops(caller, start_server, samp
     first, second = start_server("--drain-delay-s=1"), start_server()
     addresses = [server.address.split(":") for server in (first, second)]
     target = "ipv4:" + ",".join(":".join(address) for address in addresses)
-    if "main.js" not in caller[-1]:  # grpc-go knows no lists of addresses without a resolver
+    if (
+        "main.js" not in caller[-1]
+    ):  # grpc-go and grpc-java know no lists of addresses without a resolver
         target = first.address
         first, second = second, first
     file = tmp_path / "message"
@@ -155,8 +164,7 @@ def test_no_call_fails_while_one_of_two_servers_stops(caller, start_server, samp
         assert running.stdout.readline() == b"started\n"
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(RUN_S) == 0
-        running.stdin.close()
-        said = json.loads(running.stdout.readlines()[-1])
+        said = json.loads(running.communicate(timeout=RUN_S)[0].splitlines()[-1])
     assert said["code"] == 0, said["message"]
 
 

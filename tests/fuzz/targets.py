@@ -177,6 +177,10 @@ class RecordedCall:
         self.ended.set()
         return True
 
+    @staticmethod
+    def end_all(calls, code, message="", trailers=()):
+        return [call.end(code, message, trailers) for call in calls]
+
     def pause(self) -> None:
         pass
 
