@@ -1,4 +1,4 @@
-"""Callers that nobody here wrote: grpc-go, grpc-js, grpc-java, and the tools that people reach for."""
+"""Callers that nobody here wrote: grpc-go, grpc-js, grpc-java, and the tools people reach for."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ from tests.service.test_rpc import scrape
 
 FLAGS = (f"--max-images-per-request={MAX_IMAGES}", "--reload-interval-s=0")
 CALLS_IN_FLIGHT = 50
-# INTERNAL is right for a compressed message without grpc-encoding (doc/compression.md of gRPC); what is
-# the fault of the server is logged as an error, too.
+# INTERNAL is right for a compressed message without grpc-encoding (doc/compression.md of gRPC);
+# where it is the server's fault, an error is logged, too.
 UNHANDLED = ("UNKNOWN", "DATA_LOSS")
 
 
