@@ -103,7 +103,6 @@ def _serve(argv: list[str]) -> int:
             print(f"digits serve: {line}", file=sys.stderr)
         return 2
     try:
-        from service.host.scheduling import run_promptly
         from service.server import serve
         from service.telemetry.logs import configure_logging, finish_logs
     except ImportError as error:
@@ -115,7 +114,6 @@ def _serve(argv: list[str]) -> int:
         return 1
     never_block(STDERR)
     configure_logging(config.log_format)
-    run_promptly()  # as every thread that is started from here on, unless it says otherwise
     code = serve(config, started)
     finish_logs()
     # A thread that is still inside onnxruntime would abort the interpreter's own shutdown.

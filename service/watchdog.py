@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from service.artifact.format import ArtifactError
-from service.host.scheduling import run_patiently
 
 if TYPE_CHECKING:
     from service.serving.gate import Gate
@@ -150,7 +149,6 @@ class GoldenCheck:
         self._thread.start()
 
     def _check(self, model: ServedModel) -> None:
-        run_patiently()
         golden = model.artifact.golden
         try:
             golden.check(model.engine.run(golden.images), model.precision)

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from service.host.scheduling import run_patiently
-
 T = TypeVar("T")
 
 
@@ -21,7 +19,6 @@ def in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
 
 
 def _run(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], work: Callable[[], T]) -> None:
-    run_patiently()
     try:
         result = work()
     except Exception as error:

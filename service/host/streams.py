@@ -14,8 +14,6 @@ import stat
 import threading
 from collections.abc import Callable
 
-from service.host.scheduling import run_patiently
-
 STDIN, STDOUT, STDERR = 0, 1, 2
 # What waits to be written at most: thousands of lines.
 QUEUE_BYTES = 2**20
@@ -114,7 +112,6 @@ class LineWriter:
             return self._changed.wait_for(lambda: not self._queued_bytes, timeout_s)
 
     def _run(self) -> None:
-        run_patiently()
         while True:
             line = self._lines.get()
             written = self._write(line)

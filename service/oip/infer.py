@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from service.host.scheduling import run_patiently
 from service.oip.messages import infer_response, read_infer
 from service.rpc.call import Call
 from service.rpc.classify import FAILED, Ending
@@ -44,7 +43,7 @@ class InferEdge:
         self._recorder = recorder
         self._max_images = max_images
         self._ending = Ending(MODEL_INFER, recorder, _encode)
-        self._thread = ThreadPoolExecutor(1, "oip-reader", initializer=run_patiently)
+        self._thread = ThreadPoolExecutor(1, "oip-reader")
         self._lock = threading.Lock()
         self._waiting_bytes = 0
 

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from service.host.scheduling import run_patiently
 from service.serving.batch import Batch, BatchListener, Lane, Split
 from service.serving.cost import BatchCost
 from service.serving.model import Predictions
@@ -246,7 +245,6 @@ class Batcher:
         return bool(self._small.requests or self._bulk.requests)
 
     def _serve_slot(self) -> None:
-        run_patiently()
         while self._serve_batch():
             pass
 

@@ -20,7 +20,6 @@ import numpy as np
 
 from digits.files import grey, opened, pixels_claimed
 from digits.images import Normalised, PictureError, examine_grey
-from service.host.scheduling import run_patiently
 from service.serving.batch import BatchListener
 from service.serving.replies import Replies
 from service.serving.request import InvalidInputError, Refusal, Request
@@ -193,7 +192,6 @@ class PictureDecoder:
         return not self.thread.is_alive()
 
     def _serve(self) -> None:
-        run_patiently()
         while self._sort():
             self._serve_file()
 
