@@ -14,14 +14,14 @@ from typing import Any
 
 from service.artifact import format as artifact
 from service.artifact.format import KeyFileError
-from service.artifact.repository import PROMOTED
+from service.artifact.repository import NUMBER, PROMOTED
 
 TEMPORARY = ".export-"
 
 
 def next_version(repository: Path) -> int:
     """One more than the highest version there is."""
-    taken = [int(path.name) for path in repository.glob("*") if path.name.isdecimal()]
+    taken = [int(path.name) for path in repository.glob("*") if NUMBER.fullmatch(path.name)]
     return max(taken, default=0) + 1
 
 

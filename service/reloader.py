@@ -17,6 +17,9 @@ from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+# Loading a version takes about a tenth of a second.
+LOAD_TIMEOUT_S = 60.0
+
 
 class Reloader:
     """Looks at the repository again and again. Whatever is wrong there, something serves.
@@ -69,8 +72,12 @@ class Reloader:
             DeviceError: If the device can not serve.
             KeyFileError: If the key for signatures can not be used.
         """
-        look = partial(self._loader.load_other_than, self._gate.model)
-        model = await in_daemon_thread(look)
+        loading = in_daemon_thread(partial(self._loader.load_other_than, self._gate.model))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(loading), LOAD_TIMEOUT_S)
+        if not loading.done():  # a thread can not be ended; a version that hangs must be removed
+            logger.error("reload: not done after %g s: a version hangs, or storage", LOAD_TIMEOUT_S)
+        model = await loading
         if model is None:
             return False
         self._gate.serve(model)

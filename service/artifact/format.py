@@ -21,6 +21,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from service.artifact.reference import BOUNDS, Counts, Reference
+from service.host.files import read_regular
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -38,6 +39,17 @@ LABELS = [str(digit) for digit in range(10)]
 MIN_GOLDEN = 32
 # Unpacked, many times what the exporter writes. A small zip can unfold into any size.
 MAX_GOLDEN_BYTES = 4 * 2**20
+# Many times what the exporter writes: whoever can write to the repository must not be able to fill
+# the memory of the servers that read it.
+MAX_BYTES = {
+    MODEL: 256 * 2**20,
+    GOLDEN: MAX_GOLDEN_BYTES,
+    PARITY: 16 * 2**20,
+    MANIFEST: 4 * 2**20,
+    SIGNATURE: 4096,
+}
+# How an entry of TensorProto.external_data begins in a serialised model: {key: "location", value:
+EXTERNAL_DATA = b"\n\x08location\x12"
 # Kernels differ between CPUs (AVX2, AVX-512) in the last bits; far below what a caller can see.
 # In int8 such a bit can round an activation to the next integer.
 GOLDEN_TOLERANCE = {"fp32": 1e-5, "int8": 0.02}
@@ -45,7 +57,7 @@ GOLDEN_TOLERANCE = {"fp32": 1e-5, "int8": 0.02}
 # files, of the disk or of a network volume, say nothing about the version.
 ERRORS_OF_A_FILE = (
     errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG,
 )  # fmt: skip
 MANIFEST_FIELDS = (
     "name", "version", "precision", "files", "labels", "input", "opset", "training", "dataset",
@@ -158,6 +170,8 @@ def load_artifact(folder: Path, public_key: Path | None = None) -> Artifact:
         expected, got = manifest["files"].get(name), sha256(data)
         if got != expected:
             raise ArtifactError(f"{name}: expected sha256 {expected}, got {got}")
+    if EXTERNAL_DATA in contents[MODEL]:
+        raise ArtifactError(f"{MODEL}: external data: expected all weights in the file")
     opset = model_opset(contents[MODEL])
     if opset != OPSET:
         raise ArtifactError(f"{MODEL}: opset: expected {OPSET}, got {opset}")
@@ -247,7 +261,7 @@ def _refuse_constant(text: str) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES[path.name])
     except OSError as error:
         if error.errno in ERRORS_OF_A_FILE:
             raise ArtifactError(f"{path.name}: {error.strerror}") from None

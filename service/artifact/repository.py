@@ -7,16 +7,26 @@ and is tried last.
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from service.artifact.format import ArtifactError
+from service.host.files import read_regular
 
 PROMOTED = "PROMOTED"
-MAX_DIGITS = 10
+MAX_NOTE_BYTES = 64
+# A version's name: ASCII digits without leading zeros. \d would match digits of other scripts.
+NUMBER = re.compile(r"[1-9][0-9]{0,9}")
+
+
+def name_of(repository: Path) -> str:
+    """The name of the model: the last part of the path as it was given, not of a link's target."""
+    return Path(os.path.abspath(repository)).name  # noqa: PTH100 - resolve() would follow links
 
 
 def versions(repository: Path) -> list[Path]:
-    """Folders of the repository with a number for a name, the highest first.
+    """Folders of the repository whose name is a ``NUMBER``, the highest first.
 
     Raises:
         ArtifactError: If the repository can not be read.
@@ -25,7 +35,7 @@ def versions(repository: Path) -> list[Path]:
         if not repository.is_dir():
             raise ArtifactError(f"model_repository: {repository} is not a folder")
         entries = repository.iterdir()
-        numbered = [path for path in entries if path.name.isdecimal() and path.is_dir()]
+        numbered = [path for path in entries if NUMBER.fullmatch(path.name) and path.is_dir()]
     except OSError as error:
         raise ArtifactError(f"model_repository: {repository}: {error.strerror}") from None
     return sorted(numbered, key=lambda path: int(path.name), reverse=True)
@@ -38,12 +48,12 @@ def promoted(repository: Path) -> int | None:
         ArtifactError: If the note is no number.
     """
     try:
-        text = (repository / PROMOTED).read_text(encoding="utf-8").strip()
+        text = read_regular(repository / PROMOTED, MAX_NOTE_BYTES).decode().strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{PROMOTED}: unreadable: {error}") from None
-    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
+    if not NUMBER.fullmatch(text):
         raise ArtifactError(f"{PROMOTED}: expected the number of a version, got {text[:40]!r}")
     return int(text)
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from service.artifact.format import INPUT, MODEL, OUTPUTS, ArtifactError, load_artifact
-from service.artifact.repository import in_serving_order
+from service.artifact.format import INPUT, MANIFEST, MODEL, OUTPUTS, ArtifactError, load_artifact
+from service.artifact.repository import in_serving_order, name_of
 from service.serving.cost import warm_up_sizes
 from service.serving.engine import DeviceError, Engine, cuda_problem, is_exhausted
 from service.serving.model import ServedModel
@@ -56,7 +56,7 @@ class ModelLoader:
         self._pinned = pinned
         self._load = partial(
             load_model,
-            name=repository.resolve().name,
+            name=name_of(repository),
             device=device,
             intra_op_threads=intra_op_threads,
             max_batch_size=max_batch_size,
@@ -158,6 +158,9 @@ def load_model(
         MemoryError: If memory or threads ran out.
     """
     artifact = load_artifact(folder, public_key)
+    if artifact.manifest["name"] != name:
+        got = f"expected {name!r}, the name of the repository, got {artifact.manifest['name']!r}"
+        raise ArtifactError(f"{MANIFEST}: name: {got}")
     if artifact.precision == "int8" and device != "cpu" and cuda_problem() is None:
         raise ArtifactError("precision: int8 runs on the CPU, and this server uses CUDA")
     try:

@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.conftest import REPOSITORY, SAMPLES, START_TIMEOUT_S, start_process, wait_until
+from tests.service.trap import write_trap
 
 SERVICE = "digits.v1.DigitClassifierService"
 TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
@@ -234,12 +235,9 @@ def test_interrupt_drains_like_sigterm(start_server):
 
 @pytest.fixture
 def endless_repository(tmp_path):
-    """A version whose model is a pipe that nobody writes to: loading never ends."""
-    folder = tmp_path / "digits/1"
-    shutil.copytree(REPOSITORY / "1", folder)
-    (folder / "model.onnx").unlink()
-    os.mkfifo(folder / "model.onnx")
-    return folder.parent
+    """A version whose golden digits are never answered: loading never ends."""
+    write_trap(tmp_path / "digits/1", at_once=True)
+    return tmp_path / "digits"
 
 
 def test_while_a_model_loads_slowly_http_says_not_serving(endless_repository, tmp_path):
@@ -331,27 +329,23 @@ def as_pid_1():
     pytest.skip("a PID namespace can not be made here (unshare --pid)")
 
 
-def writer_of(pipe):
-    """Opens a pipe for writing, if somebody reads from it."""
-    with contextlib.suppress(OSError):
-        return os.fdopen(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "wb")
-    return None
-
-
 def test_sigterm_while_loading_as_pid_1_exits_within_two_seconds(endless_repository, tmp_path):
     """The kernel drops signals that the first process of a container does not handle."""
-    flags = f"--model-repository={endless_repository}"
-    parent = start_process(tmp_path / "log", flags, under=as_pid_1())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = (f"--model-repository={endless_repository}", f"--grpc-port={port}")
+    parent = start_process(tmp_path / "log", *flags, under=as_pid_1())
     try:
-        # Somebody reads the model, and waits for more of it.
-        with wait_until(lambda: writer_of(endless_repository / "1/model.onnx")):
-            (server,) = psutil.Process(parent.pid).children()
-            status = Path(f"/proc/{server.pid}/status").read_text()
-            assert status.partition("NSpid:")[2].split()[1] == "1"
-            began = time.monotonic()
-            server.terminate()
-            assert parent.wait(30) == 0
-            assert time.monotonic() - began < 2
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=30)
+        (server,) = psutil.Process(parent.pid).children()
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        assert status.partition("NSpid:")[2].split()[1] == "1"
+        began = time.monotonic()
+        server.terminate()
+        assert parent.wait(30) == 0
+        assert time.monotonic() - began < 2
     finally:
         parent.kill()  # and its child with it
         parent.wait()

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 import threading
 import urllib.error
 import urllib.request
 
 import grpc
-import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from onnx import TensorProto, helper
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.artifact.format import MANIFEST, MODEL, sha256
 from service.rpc.classify import CLASSIFY
 from service.serving.batcher import Batcher
 from service.serving.gate import Gate
@@ -26,76 +21,19 @@ from service.serving.picture_decoder import PictureDecoder
 from service.telemetry.metrics import Metrics
 from service.watchdog import Watchdog
 from tests.conftest import REPOSITORY, wait_until
+from tests.service.trap import FOR_A_WHILE, FOR_EVER, write_trap
 
 SERVICE = "digits.v1.DigitClassifierService"
 HEALTHY = health_pb2.HealthCheckResponse.SERVING
 UNHEALTHY = health_pb2.HealthCheckResponse.NOT_SERVING
 TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
-# What the model below makes of an image of nothing but this value.
-FOR_EVER, FOR_A_WHILE = 255, 254
-ROUNDS = {FOR_EVER: 2**45, FOR_A_WHILE: 2_000_000}
 STALL_TIMEOUT = "service.watchdog.STALL_TIMEOUT_S"
-
-
-def add_trap(model):
-    """Makes the graph loop, on an image of one of the two values, before it answers.
-
-    Everything else is answered as ever: a model that passes every check at its load.
-    """
-    graph = model.graph
-    [logits] = [node for node in graph.node if "probabilities" in node.output]
-    logits.output[list(logits.output).index("probabilities")] = "honest"
-    state = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("s", "s2")]
-    body = helper.make_graph(
-        [
-            helper.make_node("Cos", ["s"], ["s2"]),
-            helper.make_node("Identity", ["go"], ["go2"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            state[0],
-        ],
-        [helper.make_tensor_value_info("go2", TensorProto.BOOL, []), state[1]],
-    )
-    constants = {"zero": 0.0, "small": 1e-30}
-    graph.initializer.extend(
-        helper.make_tensor(name, TensorProto.FLOAT, [], [value])
-        for name, value in constants.items()
-    )
-    graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
-    nodes = [helper.make_node("Cast", ["image"], ["wide"], to=TensorProto.INT64)]
-    nodes.append(helper.make_node("ReduceMin", ["wide"], ["least"], keepdims=0))
-    for value, rounds in ROUNDS.items():
-        for name, number in (("value", value), ("rounds", rounds)):
-            tensor = helper.make_tensor(f"{name}{value}", TensorProto.INT64, [], [number])
-            graph.initializer.append(tensor)
-        nodes += [
-            helper.make_node("Equal", ["least", f"value{value}"], [f"is{value}"]),
-            helper.make_node("Cast", [f"is{value}"], [f"as{value}"], to=TensorProto.INT64),
-            helper.make_node("Mul", [f"as{value}", f"rounds{value}"], [f"times{value}"]),
-        ]
-    nodes += [
-        helper.make_node("Add", [f"times{value}" for value in ROUNDS], ["trips"]),
-        helper.make_node("Loop", ["trips", "yes", "zero"], ["looped"], body=body),
-        helper.make_node("Mul", ["looped", "small"], ["nothing"]),
-        helper.make_node("Add", ["honest", "nothing"], ["probabilities"]),
-    ]
-    graph.node.extend(nodes)
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     path = tmp_path_factory.mktemp("trap") / "digits"
-    shutil.copytree(REPOSITORY / "1", path / "1")
-    model = onnx.load(path / "1" / MODEL)
-    add_trap(model)
-    data = model.SerializeToString()
-    (path / "1" / MODEL).write_bytes(data)
-    manifest = json.loads((path / "1" / MANIFEST).read_text())
-    manifest["files"][MODEL] = sha256(data)
-    (path / "1" / MANIFEST).write_text(json.dumps(manifest))
+    write_trap(path / "1")
     return path
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import resource
 import shutil
 import zipfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from service.artifact.format import (
     GOLDEN,
     MANIFEST,
+    MAX_BYTES,
     MODEL,
     PARITY,
     SIGNATURE,
@@ -31,6 +33,7 @@ from service.artifact.format import (
     write_golden,
 )
 from service.artifact.repository import PROMOTED
+from service.host.files import read_regular
 from service.serving.engine import Engine
 from service.serving.loader import FAILED, LOADED, REFUSED, ModelLoader, load_model
 from tests.conftest import REPOSITORY
@@ -274,6 +277,75 @@ def test_any_defect_of_the_highest_version_yields_to_the_next(repository, precis
     assert load(repository)[0].version == "1"
 
 
+def test_link_to_a_repository_names_it(repository, tmp_path):
+    """Operators swap links; callers know the model by the name of the link."""
+    target = tmp_path / "release-7"
+    repository.rename(target)
+    repository.symlink_to(target)
+    model, _ = load(repository)
+    assert model.name == "digits"
+
+
+@pytest.mark.parametrize("name", ["01", "+1", "\u0661", "1 ", "11111111111", "0", "1.0"])
+def test_names_that_are_no_version_are_passed_over(repository, name):
+    (repository / "1").rename(repository / name)
+    with pytest.raises(ArtifactError, match="found none"):
+        load(repository)
+
+
+def test_dangling_link_is_no_version(repository):
+    (repository / "9").symlink_to(repository / "8")
+    model, _ = load(repository)
+    assert model.version == "1"
+
+
+def test_version_of_another_model_is_refused(repository, caplog):
+    """Another model may have been signed with the same key."""
+    path = repository / "1" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "fashion-mnist"}))
+    with pytest.raises(ArtifactError, match="found none"):
+        load(repository)
+    assert "name: expected 'digits', the name of the repository, got 'fashion" in caplog.text
+
+
+@pytest.mark.parametrize("name", [MODEL, MANIFEST, GOLDEN])
+def test_pipe_in_place_of_a_file_is_refused_and_blocks_nobody(repository, name, caplog):
+    (repository / "1" / name).unlink()
+    os.mkfifo(repository / "1" / name)
+    with pytest.raises(ArtifactError, match="found none"):
+        load(repository)
+    assert f"{name}: expected a regular file" in caplog.text
+
+
+def test_device_without_end_is_refused(repository, caplog):
+    (repository / "1" / MODEL).unlink()
+    (repository / "1" / MODEL).symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match="found none"):
+        load(repository)
+    assert f"{MODEL}: expected a regular file" in caplog.text
+
+
+def test_file_that_is_too_large_is_refused_unread(repository, caplog):
+    """It has holes only, and takes no space on the disk."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with (repository / "1" / MODEL).open("r+b") as file:
+        file.truncate(3 * 2**30)
+    with pytest.raises(ArtifactError, match="found none"):
+        load(repository)
+    assert f"{MODEL}: expected at most {MAX_BYTES[MODEL]} bytes, got {3 * 2**30}" in caplog.text
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
+
+
+def test_model_with_weights_in_another_file_is_refused(repository):
+    folder = repository / "1"
+    model = onnx.load(folder / MODEL)
+    onnx.external_data_helper.convert_model_to_external_data(model, size_threshold=0)
+    onnx.save(model, folder / MODEL)
+    rewrite(folder, MODEL, (folder / MODEL).read_bytes())
+    with pytest.raises(ArtifactError, match="external data: expected all weights in the file"):
+        load_artifact(folder)
+
+
 def test_repository_named_by_a_dot_keeps_its_name(repository, monkeypatch):
     monkeypatch.chdir(repository)
     assert load(Path())[0].name == "digits"
@@ -309,7 +381,7 @@ def test_promotion_of_a_version_that_is_not_there_leaves_the_highest(repository)
     assert load(repository)[0].version == "2"
 
 
-@pytest.mark.parametrize("text", ["", "two", "-1", "1 2", "²", "9" * 5000])
+@pytest.mark.parametrize("text", ["", "two", "-1", "1 2", "²", "07", "9" * 11])
 def test_note_that_is_no_version_is_refused_by_name(repository, text):
     (repository / PROMOTED).write_text(text)
     with pytest.raises(ArtifactError, match="PROMOTED: expected the number of a version"):
@@ -397,15 +469,14 @@ OF_THE_ENVIRONMENT = [
 def reading_fails(monkeypatch):
     """Reading the files of a version fails with what is set here."""
     errors = {}
-    read = Path.read_bytes
 
-    def read_bytes(path):
+    def read(path, max_bytes):
         error = errors.get(path.parent.name)
         if error is not None:
             raise error
-        return read(path)
+        return read_regular(path, max_bytes)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr("service.artifact.format.read_regular", read)
     return errors
 
 
