@@ -82,7 +82,7 @@ def by_hand(decide: Callable[..., None], size: int) -> Callable[..., None]:
 def main(model: str, size: int) -> int:
     """Serves; returns the exit code."""
     # What is altered must be before anybody holds on to one of its methods.
-    from service import cli  # noqa: PLC0415 - the names above are for those who start this
+    from digits.cli.main import main as digits  # noqa: PLC0415 - for those who start this
     from service.serving.cost import BatchCost  # noqa: PLC0415
     from service.serving.engine import Engine  # noqa: PLC0415
     from service.telemetry.metrics import Metrics  # noqa: PLC0415
@@ -96,7 +96,7 @@ def main(model: str, size: int) -> int:
         setattr(Metrics, name, switch.guard(getattr(Metrics, name)))
     for number in (COUNT, COUNT_NOT):
         signal.signal(number, switch.turn)
-    return cli.main()
+    return digits()
 
 
 if __name__ == "__main__":

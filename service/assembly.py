@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from service import http2
 from service.announce import announce
-from service.config import ServerConfig
+from service.config import ServerConfig, model_repository
 from service.host.addresses import socket_address
 from service.host.cpu import cpu_quota
 from service.oip.infer import MODEL_INFER, InferEdge
@@ -135,7 +135,7 @@ class Parts:
     def _loader(self) -> ModelLoader:
         config = self._config
         return ModelLoader(
-            Path(config.model_repository),
+            model_repository(config),
             pinned=config.model_version,
             device=config.device,
             intra_op_threads=config.intra_op_threads,

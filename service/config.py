@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from service.settings import ConfigError, load_values, setting
 
@@ -27,7 +28,11 @@ class ServerConfig:
     http_port: int = setting(
         8080, "HTTP port of /metrics, /healthz and /livez; 0 picks a free port", bounds=(0, 65535)
     )
-    model_repository: str = setting("models/digits", "folder that holds the model's versions")
+    model_repository: str = setting(
+        "",
+        "folder that holds the model's versions; by default the model that is installed with the "
+        "server, or that of the clone in an editable installation",
+    )
     model_version: int = setting(
         0,
         "version to serve and no other; 0 serves the promoted one, else the highest valid one",
@@ -101,6 +106,15 @@ class ServerConfig:
     playground: bool = setting(
         False, "serve a page to draw digits on (/draw) and POST /v1/classify on the HTTP port"
     )
+
+
+def model_repository(config: ServerConfig) -> Path:
+    """Where the model's versions are: the setting, else what the wheel or the clone holds."""
+    if config.model_repository:
+        return Path(config.model_repository)
+    package = Path(__file__).parent
+    packaged = package / "models/digits"
+    return packaged if packaged.is_dir() else package.parent / "models/digits"
 
 
 def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,34 @@ def sample() -> dict[str, np.ndarray]:
     """500 MNIST test digits: images uint8[500, 28, 28], labels int64[500]."""
     with np.load(SAMPLES / "mnist-500.npz") as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def run_outside(command: Sequence[Any], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a command that sees nothing of this checkout or its settings."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DIGITS_"))}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=600,
+        **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheels of this tree, or a skip where their builds can not be set up."""
+    folder = tmp_path_factory.mktemp("wheels")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    probe = [*pip, "download", "--retries=0", "--timeout=10", "--no-deps", "-d", folder / "probe"]
+    if run_outside([*probe, "hatchling"]).returncode:
+        pytest.skip("pip reaches no index")
+    tree = folder / "tree"
+    for name in ("proto", "service", "training", "export", "models"):
+        ignored = shutil.ignore_patterns("__pycache__", "*_pb2*")  # the build makes stubs
+        shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, tree / name)
+    built = run_outside([*pip, "wheel", "--no-deps", "-w", folder, tree / "proto", tree])
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ def main() -> int:
         owner = importlib.import_module(module)
         assert hasattr(owner, name), target
         setattr(owner, name, json.loads(value))
-    from service.cli import main as digits
+    from digits.cli.main import main as digits
 
     return digits(sys.argv[end + 1 :])
 

@@ -1,32 +1,20 @@
-"""The bare install, in environments of its own, with the oldest and the newest gRPC it allows."""
+"""The client alone, in environments of its own, with the oldest and the newest gRPC it allows."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SAMPLES
+from tests.conftest import SAMPLES, run_outside
 
-# The floors of pyproject.toml, and whatever is newest.
+# The floors of proto/pyproject.toml, and whatever is newest.
 OLDEST = ["grpcio==1.76.*", "protobuf==6.31.1"]
 NEWEST = ["grpcio", "protobuf"]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-SOURCES = (
-    "proto",
-    "service",
-    "training",
-    "export",
-    "hatch_build.py",
-    "pyproject.toml",
-    "README.md",
-)
 ABSENT = {"onnxruntime", "pillow", "torch", "prometheus-client", "rich"}
 
 SCRIPT = """
@@ -59,53 +47,17 @@ print(json.dumps({
 
 
 def run(command, **options):
-    """What it prints; PYTHONPATH would show it the source tree."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        **options,
-    )
+    """What it prints."""
+    done = run_outside(command, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of this tree, or a skip where its build can not be set up."""
-    folder = tmp_path_factory.mktemp("wheel")
-    probe = [
-        *PIP,
-        "download",
-        "--retries=0",
-        "--timeout=10",
-        "--no-deps",
-        "-d",
-        folder,
-        "hatchling",
-    ]
-    if subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("pip reaches no index")
-    tree = folder / "tree"
-    tree.mkdir()
-    for name in SOURCES:
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tree / name)
-    for stub in tree.glob("proto/digits/v1/*_pb2*"):
-        stub.unlink()  # the build makes them
-    run([*PIP, "wheel", "--no-deps", "-w", folder, tree])
-    [built] = folder.glob("digits_serving-*.whl")
-    return built
-
-
 @pytest.mark.parametrize("versions", [OLDEST, NEWEST], ids=["oldest", "newest"])
-def test_client_in_a_clean_environment_calls_a_server(versions, wheel, start_server, tmp_path):
+def test_client_in_a_clean_environment_calls_a_server(versions, wheels, start_server, tmp_path):
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv/bin/python"
+    [wheel] = wheels.glob("digits_client-*.whl")
     run([*PIP, "--python", python, "install", wheel, *versions])
     listed = json.loads(run([*PIP, "--python", python, "list", "--format=json"]))
     installed = {package["name"].lower(): package["version"] for package in listed}

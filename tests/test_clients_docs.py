@@ -133,10 +133,10 @@ def test_go_example(server, go_workspace):
 
 
 def test_command_line_examples(server):
-    ours = rf"{sys.executable} -m service.cli \1 --address {server.address}"
+    ours = rf"{sys.executable} -m digits \1 --address {server.address}"
     script = re.sub(r"^digits (\w+)", ours, shell_block("digits"), flags=re.MULTILINE)
     printed = output_of(["bash", "-e"], input=script)
     assert "tests/samples/7.png      7" in printed
-    assert printed.count("tests/samples/3.png,3,") == 2
+    assert printed.count("tests/samples/3.png      3") == 2
     assert '"digit": 4' in printed
     assert printed.endswith("SERVING\n")

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from service import cli
+from digits.cli.main import main
 from tests.conftest import ROOT
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -36,6 +36,6 @@ def test_commands_work_as_they_stand(document, servers, start_server, tmp_path, 
                 address = start_server(*arguments).address
                 started += 1
             else:
-                assert cli.main([command, "--address", address, *arguments]) == 0
+                assert main([command, "--address", address, *arguments]) == 0
                 asked += 1
     assert (started, asked) == (servers, servers)

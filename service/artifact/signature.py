@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service.artifact.format import SIGNATURE, ArtifactError, KeyFileError
+from service.host.extras import not_installed
 
 try:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -22,10 +23,8 @@ try:
         load_pem_private_key,
         load_pem_public_key,
     )
-except ImportError:
-    raise KeyFileError(
-        "signatures need the package cryptography: pip install 'digits-serving[signing]'"
-    ) from None
+except ImportError as error:
+    raise KeyFileError(f"signatures: {not_installed(error, 'signing')}") from None
 
 
 def load_public_key(path: Path) -> Ed25519PublicKey:

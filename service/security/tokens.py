@@ -76,18 +76,6 @@ def shown_digest(metadata: Iterable[tuple[str, Any]]) -> bytes | None:
     return _digest(shown[0][len(SCHEME) :])
 
 
-def first_token(path: Path) -> str:
-    """The first token of such a file, for a caller to show.
-
-    Raises:
-        CredentialError: If the file can not be used.
-    """
-    try:
-        return _lines(path, path.read_bytes())[0]["token"]
-    except OSError as error:
-        raise CredentialError(f"{path}: {error.strerror}") from None
-
-
 def _tokens(path: Path, content: bytes) -> tuple[Token, ...]:
     try:
         lines = _lines(path, content)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from grpc import StatusCode
 
 from service.host.background import in_daemon_thread
+from service.host.extras import not_installed
 from service.serving.request import Request
 from service.telemetry.listener import EndedCall, Method
 
@@ -69,9 +70,7 @@ class Tracing:
             from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
             from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         except ImportError as error:
-            raise TracingError(
-                f"otlp_endpoint: {error.name} is not installed: pip install 'digits-serving[otel]'"
-            ) from error
+            raise TracingError(f"otlp_endpoint: {not_installed(error, 'otel')}") from error
         resource = Resource.create(
             {
                 "service.name": SERVICE_NAME,

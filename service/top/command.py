@@ -18,8 +18,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from digits.cli.flags import CALL_ERRORS, add_connection_flags, connect, explained
 from digits.client import DigitClient, DigitError
-from service.connection import CALL_ERRORS, add_connection_flags, connect, explained
 from service.top.scrape import Change, Scrape, ScrapeError, scrape
 
 # Methods whose calls each are one request.

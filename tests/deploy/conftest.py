@@ -40,7 +40,7 @@ def tool(name):
     """A program that pip installs beside Python."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
-        pytest.skip(f"{name} is not installed beside {sys.executable}: pip install -e '.[dev]'")
+        pytest.skip(f"{name} is not installed beside {sys.executable}: make test installs it")
     return path
 
 

@@ -19,7 +19,7 @@ from service.artifact.format import load_artifact
 from service.config import load_config
 from tests.conftest import REPOSITORY
 
-pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
+pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
 from tests.deploy.conftest import (
     COMPONENTS,

@@ -34,7 +34,7 @@ from service.artifact.repository import in_serving_order
 from service.rpc.classify import SERVICE
 from tests.conftest import REPOSITORY, wait_until
 
-pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
+pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
 from tests.deploy.conftest import combined
 

@@ -1,4 +1,4 @@
-"""The locks: exact versions, with hashes, of what pyproject.toml asks for, and no more."""
+"""The locks: exact versions, with hashes, of what both pyproject.toml ask for, and no more."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-OWN = PROJECT["project"]["name"]
+SERVER = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CLIENT = tomllib.loads((ROOT / "proto/pyproject.toml").read_text())
+OWN = {each["project"]["name"]: each["project"] for each in (SERVER, CLIENT)}
 LOCKS = {
     "cpu": ["cpu", "signing", "otel"],
     "cuda": ["gpu", "signing", "otel"],
@@ -49,19 +50,22 @@ def entries(lock):
 
 
 def asked_for(lock):
-    """What pyproject.toml asks for, the project's own extras resolved."""
+    """What both pyproject.toml ask for, the project's own distributions and extras resolved."""
     if lock == "build":
-        return [Requirement(each) for each in PROJECT["build-system"]["requires"]]
-    todo = [Requirement(each) for each in PROJECT["project"]["dependencies"]]
-    todo.append(Requirement(f"{OWN}[{','.join(LOCKS[lock])}]"))
+        both = SERVER["build-system"]["requires"] + CLIENT["build-system"]["requires"]
+        return [Requirement(each) for each in both]
+    todo = [Requirement(f"digits-serving[{','.join(LOCKS[lock])}]")]
     found = []
     while todo:
         requirement = todo.pop()
-        if requirement.name == OWN:
-            optional = PROJECT["project"]["optional-dependencies"]
-            todo += [Requirement(each) for extra in requirement.extras for each in optional[extra]]
-        else:
+        own = OWN.get(requirement.name)
+        if own is None:
             found.append(requirement)
+            continue
+        asked = [*own["dependencies"]]
+        for extra in requirement.extras:
+            asked += own["optional-dependencies"][extra]
+        todo += [Requirement(each) for each in asked]
     return found
 
 
@@ -89,6 +93,13 @@ def test_lock_satisfies_what_the_project_asks_for(lock, platform):
             assert requirement.specifier.contains(version), (
                 f"{requirement}, got {version}: make lock"
             )
+
+
+@EACH_LOCK
+def test_own_distributions_are_built_here_and_not_locked(lock):
+    assert not OWN.keys() & {
+        canonicalize_name(requirement.name) for requirement, _ in entries(lock)
+    }
 
 
 @EACH_LOCK

@@ -17,7 +17,7 @@ from service.settings import FOREIGN_VARIABLES, ConfigError
 from service.watchdog import STALL_TIMEOUT_S
 from tests.conftest import ROOT
 
-pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
+pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
 from tests.deploy.conftest import DEPLOY, OVERLAYS, combined, image, rendered, tool
 from tests.deploy.validators import ERRORS, KUBERNETES, NEWEST, OLDEST, validate

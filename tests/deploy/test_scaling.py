@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-pytest.importorskip("kubernetes_validate", reason="pip install -e '.[dev]'")
+pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
 from digits.client import DigitClient
 from tests.conftest import wait_until

@@ -30,7 +30,7 @@ def broken(folder):
     """What breaks callers, one line for each."""
     buf = shutil.which("buf", path=sysconfig.get_path("scripts"))
     if buf is None:
-        pytest.skip("buf is not installed: pip install -e '.[dev]'")
+        pytest.skip("buf is not installed: make test installs it")
     command = [buf, "breaking", folder, "--against", CONTRACT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in {0, 100}, done.stderr

@@ -16,9 +16,9 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from digits.cli.main import main
 from digits.client import AsyncDigitClient, DigitClient, DigitError
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service import cli
 from service.security import tokens as tokens_module
 from service.security.rotation import CredentialError
 from service.security.tokens import MAX_TOKENS, MIN_CHARS, TokenFile, shown_digest
@@ -178,8 +178,8 @@ def test_clients_show_their_token(guarded, file, sample, capsys):
         client.classify(images)
     assert (caught.value.code, caught.value.message) == DENIED
     flags = ["classify", "--address", server.address]
-    assert cli.main([*flags, "--token-file", str(file), str(SAMPLES / "7.png")]) == 0
-    assert cli.main([*flags, str(SAMPLES / "7.png")]) == 1
+    assert main([*flags, "--token-file", str(file), str(SAMPLES / "7.png")]) == 0
+    assert main([*flags, str(SAMPLES / "7.png")]) == 1
     assert "UNAUTHENTICATED: a valid bearer token is needed" in capsys.readouterr().err
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.config import ServerConfig, load_config
+from service.config import ServerConfig, load_config, model_repository
 from service.settings import ConfigError, flag_name, help_text, markdown_table, variable_name
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +85,12 @@ def test_every_setting_is_in_help_and_readme():
     for setting in fields(ServerConfig):
         assert flag_name(setting) in help_text(ServerConfig)
         assert variable_name(setting) in help_text(ServerConfig)
+
+
+def test_model_of_the_clone_is_served_by_default():
+    """In an editable installation; tests/test_wheels.py serves the one in the wheel."""
+    assert model_repository(load_config([], {})) == ROOT / "models/digits"
+    assert model_repository(load_config(["--model-repository=else"], {})) == Path("else")
 
 
 TLS = ["--tls-cert=cert.pem", "--tls-key=key.pem"]

@@ -14,8 +14,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
+from digits.cli.main import main
 from digits.client import AsyncDigitClient, DigitClient, DigitError, Tls
-from service import cli
 from service.security.tls import Tls as ServerTls
 from tests.certificates import Authority
 from tests.conftest import SAMPLES, start_process, wait_until
@@ -86,7 +86,7 @@ def test_clients_are_answered_over_tls(start_server, authority, files, sample, c
     assert asyncio.run(ask()) == digits
     seven = str(SAMPLES / "7.png")
     flags = ["--address", server.address, "--tls-ca", str(authority.root)]
-    assert cli.main(["classify", *flags, seven]) == 0
+    assert main(["classify", *flags, seven]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == [seven, "7"]
 
 

@@ -16,9 +16,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from rich.console import Console
 
+from digits.cli.main import main
 from digits.client import DigitClient
 from digits.oip import inference_pb2, inference_pb2_grpc
-from service import cli
 from service.telemetry.metrics import BulkHistogram
 from service.top.command import View
 from service.top.scrape import Change, Scrape, ScrapeError, scrape
@@ -163,7 +163,7 @@ def test_a_server_that_went_away_is_told_and_the_last_figures_stay(start_server)
 
 def test_once_prints_a_view(server, capsys):
     arguments = ["--metrics", f"{server.http}/metrics", "--address", server.address]
-    assert cli.main(["top", "--once", "--interval-s", "0.1", *arguments]) == 0
+    assert main(["top", "--once", "--interval-s", "0.1", *arguments]) == 0
     assert "SERVING" in capsys.readouterr().out
 
 
@@ -171,7 +171,7 @@ def test_q_leaves_the_terminal_as_it_was(server):
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(ours)
     process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "top", "--metrics", f"{server.http}/metrics",
+        [sys.executable, "-m", "digits", "top", "--metrics", f"{server.http}/metrics",
          "--address", server.address, "--interval-s", "0.2"],
         stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm-256color"},
     )  # fmt: skip

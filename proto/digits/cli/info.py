@@ -7,8 +7,8 @@ import json
 import sys
 from typing import Any
 
+from digits.cli.flags import CALL_ERRORS, add_connection_flags, connect, explained
 from digits.client import Model
-from service.connection import CALL_ERRORS, add_connection_flags, connect, explained
 
 EPILOG = """\
 exit status:

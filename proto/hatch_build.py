@@ -11,14 +11,14 @@ SOURCES = ("digits/v1/digits.proto", "digits/oip/inference.proto")
 
 
 class StubsHook(BuildHookInterface):
-    """Runs protoc with ``proto/`` as include root and output root, so imports need no rewriting."""
+    """Runs protoc with this folder as include root and output root: imports need no rewriting."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         from grpc_tools import protoc
 
-        root = Path(self.root, "proto")
+        root = Path(self.root)
         sources = [str(root / source) for source in SOURCES]
         outputs = [f"--{kind}_out={root}" for kind in ("python", "pyi", "grpc_python")]
         if protoc.main(["protoc", f"-I{root}", *outputs, *sources]):
             raise RuntimeError(f"protoc failed on {', '.join(sources)}")
-        build_data["artifacts"].append("/proto/digits/*/*_pb2*")
+        build_data["artifacts"].append("/digits/*/*_pb2*")

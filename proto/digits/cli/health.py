@@ -10,8 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digits.channel import call_metadata, checked_timeout_s
-from service.connection import add_connection_flags, explained, tls_of, token_of
-from service.security.rotation import CredentialError
+from digits.cli.flags import add_connection_flags, explained, tls_of, token_of
 
 SERVING, MISUSED, NOT_CONNECTED, FAILED, UNHEALTHY = range(5)
 READINESS = "digits.v1.DigitClassifierService"
@@ -53,7 +52,7 @@ def health(argv: list[str]) -> int:
         tls = tls_of(arguments)
         credentials = tls.credentials() if tls else None
         metadata = call_metadata(token_of(arguments))
-    except (ValueError, OSError, CredentialError) as error:
+    except (ValueError, OSError) as error:
         parser.error(explained(error))
     if credentials is None:
         channel = grpc.insecure_channel(arguments.address)

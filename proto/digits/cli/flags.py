@@ -6,11 +6,9 @@ import argparse
 from pathlib import Path
 
 from digits.client import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, DigitClient, DigitError, Tls
-from service.security.rotation import CredentialError
-from service.security.tokens import first_token
 
 # What ``connect`` and its client raise when a server can not be asked.
-CALL_ERRORS = (OSError, CredentialError, DigitError)
+CALL_ERRORS = (OSError, DigitError)
 
 
 def add_connection_flags(
@@ -31,16 +29,17 @@ def add_connection_flags(
     group.add_argument("--tls-ca", metavar="FILE", help="PEM roots of the server's certificate")
     group.add_argument("--tls-cert", metavar="FILE", help="PEM certificate to show (mutual TLS)")
     group.add_argument("--tls-key", metavar="FILE", help="PEM private key of --tls-cert")
-    group.add_argument("--token-file", metavar="FILE", help="shows the first token in it")
+    group.add_argument(
+        "--token-file", metavar="FILE", help="file of TOKEN or NAME:TOKEN lines; the first is shown"
+    )
 
 
 def connect(arguments: argparse.Namespace) -> DigitClient:
     """A client as the flags say.
 
     Raises:
-        ValueError: If they do not go together.
-        OSError: If a file of TLS can not be read.
-        CredentialError: If the file of tokens can not be used.
+        ValueError: If they do not go together, or the file of tokens holds none.
+        OSError: If a file can not be read.
     """
     return DigitClient(
         arguments.address,
@@ -60,8 +59,21 @@ def tls_of(arguments: argparse.Namespace) -> Tls | None:
 
 
 def token_of(arguments: argparse.Namespace) -> str | None:
-    """The token that the flags name; raises CredentialError as ``connect`` does."""
-    return first_token(Path(arguments.token_file)) if arguments.token_file else None
+    """The token that the flags name; raises as ``connect`` does."""
+    return _first_token(Path(arguments.token_file)) if arguments.token_file else None
+
+
+def _first_token(path: Path) -> str:
+    """Of a file such as the server's: ``TOKEN`` or ``NAME:TOKEN`` a line, ``#`` begins a comment.
+
+    Raises:
+        ValueError: If it holds none; the message tells nothing that is in the file.
+        OSError: If it can not be read.
+    """
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if entry := line.partition("#")[0].strip():
+            return entry.rpartition(":")[2]
+    raise ValueError(f"{path}: expected a line with TOKEN or NAME:TOKEN, got none")
 
 
 def explained(error: Exception) -> str:

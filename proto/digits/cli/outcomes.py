@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from digits.cli.sources import Item
 from digits.client import DigitClient, DigitError, Model, Prediction
-from service.pictures import Item
 
 FIELD = re.compile(r"encoded\.files\[(\d+)\]")
 

@@ -1,18 +1,17 @@
-"""How ``digits classify`` prints answers: a table with pictures, JSON, CSV."""
+"""How ``digits classify`` prints answers: a table with pictures, or JSON."""
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from digits.cli.sources import Item
 from digits.client import Model, Prediction
-from service.pictures import Item
 
 # Both halves of a character, from the upper pixel and the lower one.
 HALVES = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
@@ -32,27 +31,11 @@ class Printer(Protocol):
         """There are no more."""
 
 
-def printer(form: str, items: list[Item], *, pictures: bool, endless: bool) -> Printer:
-    """The printer of a form: table, json or csv.
-
-    Args:
-        form: Its name.
-        items: What will be printed, as far as it is known, for the width of the names.
-        pictures: Whether a table shows what the network saw.
-        endless: Whether there is no last row to wait for.
-    """
-    if form == "table":
-        return TablePrinter([item.name for item in items], pictures=pictures)
-    if form == "csv":
-        return CsvPrinter()
-    return JsonLinesPrinter() if endless else JsonPrinter()
-
-
 class TablePrinter:
     """A line for each picture, and below it, where asked for, the picture itself."""
 
-    def __init__(self, names: list[str], *, pictures: bool) -> None:
-        longest = max(map(len, names), default=MAX_NAME)
+    def __init__(self, items: Sequence[Item], *, pictures: bool) -> None:
+        longest = max((len(item.name) for item in items), default=0)
         self._width = min(MAX_NAME, max(len("file"), longest))
         self._pictures = pictures
         self._models: list[Model] = []
@@ -92,7 +75,16 @@ class JsonPrinter:
 
     def row(self, item: Item, prediction: Prediction, model: Model) -> None:
         """See ``Printer.row``."""
-        self._predictions.append(_fields(item, prediction, model))
+        self._predictions.append(
+            {
+                "file": item.name,
+                "digit": prediction.digit,
+                "confidence": prediction.confidence,
+                "digit_score": prediction.digit_score,
+                "model_version": model.version,
+                "probabilities": [float(p) for p in prediction.probabilities],
+            }
+        )
         if model not in self._models:
             self._models.append(model)
 
@@ -102,51 +94,14 @@ class JsonPrinter:
         print(json.dumps({"predictions": self._predictions, "models": models}, indent=2))
 
 
-class JsonLinesPrinter:
-    """One object a line, as soon as it is there."""
-
-    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
-        """See ``Printer.row``."""
-        print(json.dumps(_fields(item, prediction, model)), flush=True)
-
-    def end(self) -> None:
-        """See ``Printer.end``."""
-
-
-class CsvPrinter:
-    """A header, then a line for each picture."""
-
-    def __init__(self) -> None:
-        self._writer = csv.writer(sys.stdout, lineterminator="\n")
-        probabilities = [f"probability_{digit}" for digit in range(10)]
-        self._writer.writerow(
-            ["file", "digit", "confidence", "digit_score", "model_version", *probabilities]
-        )
-
-    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
-        """See ``Printer.row``."""
-        fields = _fields(item, prediction, model)
-        self._writer.writerow([*list(fields.values())[:-1], *fields["probabilities"]])
-        sys.stdout.flush()
-
-    def end(self) -> None:
-        """See ``Printer.end``."""
-
-
 def _picture(item: Item) -> Iterator[str]:
-    try:
-        yield from drawn(seen(item))
-    except (OSError, ValueError) as error:  # gone meanwhile, or a server that reads more than we
-        yield f"(not drawn: {error})"
-
-
-def seen(item: Item) -> npt.NDArray[np.uint8]:
-    """uint8[28, 28]: what the network saw of a picture; the server makes the same of it."""
-    if isinstance(item.picture, np.ndarray):
-        return item.picture
+    """What the network saw of a picture: the server makes the same of it."""
     from digits.images import normalise  # noqa: PLC0415 - needs Pillow
 
-    return normalise(item.picture)
+    try:
+        yield from drawn(normalise(item.picture))
+    except (OSError, ValueError) as error:  # gone meanwhile, or a server that reads more than we
+        yield f"(not drawn: {error})"
 
 
 def drawn(image: npt.NDArray[np.uint8]) -> Iterator[str]:
@@ -159,17 +114,6 @@ def drawn(image: npt.NDArray[np.uint8]) -> Iterator[str]:
     for row in range(rows[0] // 2 * 2, rows[-1] + 1, 2):
         halves = zip(ink[row].tolist(), ink[row + 1].tolist(), strict=True)
         yield "".join(HALVES[pair] for pair in halves).rstrip()
-
-
-def _fields(item: Item, prediction: Prediction, model: Model) -> dict[str, Any]:
-    return {
-        "file": item.name,
-        "digit": prediction.digit,
-        "confidence": prediction.confidence,
-        "digit_score": prediction.digit_score,
-        "model_version": model.version,
-        "probabilities": [float(p) for p in prediction.probabilities],
-    }
 
 
 def _shortened(name: str, width: int) -> str:

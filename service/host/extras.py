@@ -1,0 +1,16 @@
+"""What to do where an optional part of the installation is missing."""
+
+from __future__ import annotations
+
+
+def not_installed(error: ImportError, extra: str) -> str:
+    """What is missing, and how to install it; no package index has this project.
+
+    Args:
+        error: Of the import that failed.
+        extra: The extra of the server's distribution that brings it.
+    """
+    return (
+        f"{error.name} is not installed: pip install -e ./proto -e '.[{extra}]' in a clone, or "
+        f"pip install --find-links FOLDER 'digits-serving[{extra}]' with a folder of wheels"
+    )

@@ -1,0 +1,94 @@
+"""What ``digits`` itself does: finds commands, and ends them as a shell expects."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from digits.cli.main import main
+from tests.conftest import SAMPLES
+
+DIGITS = [sys.executable, "-m", "digits"]
+SEVEN = str(SAMPLES / "7.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["health", "--unknown"], 1),
+        (["health", "--timeout-s", "0"], 1),
+        (["health", "--tls-ca", "nowhere.pem"], 1),
+        (["health", "--tls-cert", "nowhere.pem"], 1),
+        (["info", "--tls-key", "nowhere.pem"], 2),
+        (["info", "--timeout-s", "0"], 2),
+        (["top", "--tls-key", "nowhere.pem"], 2),
+        (["classify"], 2),
+        (["classify", "-", "-"], 2),
+        (["classify", "--tls-cert", "nowhere.pem", SEVEN], 2),
+    ],
+)
+def test_misused_command_says_how_it_is_used(arguments, code, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == code
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"usage: digits {arguments[0]}")
+    assert printed.out == ""
+
+
+def test_misuse_exits_with_2(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert main([]) == 2
+    assert main(["dance"]) == 2
+    assert "usage: digits COMMAND" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("command", ["", "serve", "classify", "info", "health", "top"])
+def test_help_exits_with_0(command):
+    line = [*DIGITS, *command.split(), "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "usage: digits" in done.stdout
+    if command in ("classify", "info", "health", "top"):
+        for flag in ("--address", "--timeout-s", "--tls-ca", "--tls-cert", "--token-file"):
+            assert flag in done.stdout
+
+
+def test_version_tells_both_distributions(capsys):
+    assert main(["--version"]) == 0
+    version = importlib.metadata.version("digits-client")
+    expected = f"digits-client {version}\ndigits-serving {version}\n"
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    "command",
+    ["classify {samples}", "classify --json {samples}", "info", "info --json", "health",
+     "top --once --interval-s 0.1 --metrics {http}/metrics"],
+)  # fmt: skip
+def test_output_that_nobody_reads_ends_a_command_quietly(server, command, buffered):
+    words = command.format(samples=SAMPLES, http=server.http).split()
+    unread, output = os.pipe()
+    os.close(unread)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    done = subprocess.run(
+        [*DIGITS, *words, "--address", server.address],
+        stdout=output, stderr=subprocess.PIPE, text=True, env=environment, check=False,
+    )  # fmt: skip
+    os.close(output)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_client_commands_load_nothing_of_the_server():
+    code = (
+        "import sys; from digits.cli import classify, flags, health, info, main;"
+        "print([m for m in sys.modules if m.split('.')[0] in ('service', 'training', 'export')])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
