@@ -29,13 +29,13 @@ endef
 	$(call install,cpu$(COMMA)top,the first time 70 MB to download and 250 MB on disk)
 
 .venv/export.stamp: .venv/serve.stamp
-	$(call install,export,the first time PyTorch: 3 GB to download and 6 GB on disk on Linux)
+	$(call install,export,the first time PyTorch with CUDA: 6 GB on disk on Linux)
 
 .venv/dev.stamp: .venv/export.stamp
-	$(call install,dev,the first time 300 MB to download)
+	$(call install,dev,the first time another 700 MB on disk)
 
 .venv/fuzz.stamp: .venv/dev.stamp
-	$(call install,fuzz,the first time 35 MB to download)
+	$(call install,fuzz,the first time another 35 MB on disk)
 
 serve: .venv/serve.stamp ## Serve the default model; ARGS="--grpc-port 0" passes flags
 	@exec $(BIN)/digits serve $(ARGS)

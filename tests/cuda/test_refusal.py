@@ -39,7 +39,7 @@ def python(tmp_path_factory):
     """An environment with the project and onnxruntime-gpu, without the CUDA libraries."""
     folder = tmp_path_factory.mktemp("gpu") / "venv"
     venv.create(folder, with_pip=True)
-    install(folder / "bin/python", f"{ROOT}[server]", wheel("gpu"))
+    install(folder / "bin/python", f"{ROOT / 'proto'}", f"{ROOT}[server]", wheel("gpu"))
     return folder / "bin/python"
 
 
