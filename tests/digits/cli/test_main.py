@@ -66,6 +66,39 @@ def test_version_tells_both_distributions(capsys):
     assert capsys.readouterr().out == expected
 
 
+@pytest.fixture
+def distribution(tmp_path):
+    """Adds a command of another distribution, by its source; returns the environment."""
+
+    def add(name, source):
+        metadata = tmp_path / f"{name}-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text(f"[digits.commands]\n{name} = {name}:run\n")
+        (tmp_path / f"{name}.py").write_text(source)
+        return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    return add
+
+
+def test_command_of_another_distribution_is_found(distribution):
+    environment = distribution("greet", "def run(argv):\n    print('hello', *argv)\n    return 3\n")
+    command = [*DIGITS, "greet", "--to", "you"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (3, "hello --to you\n")
+
+
+def test_sigterm_ends_well_while_a_command_is_imported(distribution):
+    """As of a container that is stopped while it starts."""
+    environment = distribution("slow", "import sys\nprint('here', flush=True)\nsys.stdin.read()\n")
+    with subprocess.Popen(
+        [*DIGITS, "slow"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout.readline() == b"here\n"
+        process.terminate()
+        assert process.wait(30) == 0
+
+
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize(
     "command",
