@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.http2.messages import (
     INVALID_ARGUMENT,
+    NEVER_RETRY,
     PREFIX_BYTES,
     RESOURCE_EXHAUSTED,
     GrpcError,
@@ -181,7 +182,7 @@ class Call(Stream):
         length = int.from_bytes(prefix[1:PREFIX_BYTES], "big")
         limit = self.info.route.max_message_bytes
         if length > limit:  # compressed ones are not longer than what they expand to, or nearly so
-            raise GrpcError(RESOURCE_EXHAUSTED, too_large(length, limit))
+            raise GrpcError(RESOURCE_EXHAUSTED, too_large(length, limit), NEVER_RETRY)
         self.expected = PREFIX_BYTES + length
 
     def _cut(self) -> bytes:

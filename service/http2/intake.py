@@ -18,6 +18,7 @@ from service.http2.messages import (
     PREFIX_BYTES,
     RESOURCE_EXHAUSTED,
     RESPONSE_HEAD,
+    RETRY_LATER,
     UNAVAILABLE,
     GrpcError,
     RequestInfo,
@@ -99,7 +100,7 @@ class Intake:
             self._refuse(call, info.error, work)
         elif self._link.unread_bytes > server.limits.unread_bytes:
             message = "the answers on this connection are not being read; retry later"
-            self._refuse(call, GrpcError(RESOURCE_EXHAUSTED, message), work)
+            self._refuse(call, GrpcError(RESOURCE_EXHAUSTED, message, RETRY_LATER), work)
         elif info.route.is_unary:
             self._arriving[call.id] = call
         else:
@@ -229,7 +230,7 @@ class Intake:
         if held is None or not held.held:
             return False
         message = "the server holds too many unfinished requests; retry later"
-        self._refuse(held, GrpcError(RESOURCE_EXHAUSTED, message), work)
+        self._refuse(held, GrpcError(RESOURCE_EXHAUSTED, message, RETRY_LATER), work)
         return True
 
     def look(self, now: float, draining_since: float | None, work: Work) -> None:
@@ -271,7 +272,8 @@ class Intake:
         except GrpcError as error:
             self._hold(call.held - before)
             call.cancelled = True
-            self._link.end_locked(call, status_trailers(error.code, error.message, ()))
+            trailers = status_trailers(error.code, error.message, tuple(error.trailers))
+            self._link.end_locked(call, trailers)
             work.add_step(_fail, call, error.code, error.message)
             return
         call.waiting += whole

@@ -36,6 +36,10 @@ MAX_STATUS_MESSAGE = 2048
 STATUS_200 = b"\x88"
 RESPONSE_HEAD = STATUS_200 + b"\x0f\x10" + bytes((len(CONTENT_TYPE),)) + CONTENT_TYPE
 OK_TRAILERS = encode_field(b"grpc-status", b"0")
+# Trailers of RESOURCE_EXHAUSTED, by which callers tell what is too large for ever from what may fit
+# a second later. Source: gRFC A6, server pushback.
+NEVER_RETRY: Metadata = (("grpc-retry-pushback-ms", "-1"),)
+RETRY_LATER: Metadata = (("grpc-retry-pushback-ms", "1000"),)
 # Headers that are HTTP/2's and gRPC's own, no metadata of the caller's.
 OWN_HEADERS = frozenset(
     (b"te", b"content-type", b"content-length", b"grpc-timeout", b"grpc-encoding")
@@ -99,7 +103,7 @@ class RequestInfo:
     def _read(self, head: Head, max_list_bytes: int) -> None:
         if head.size > max_list_bytes:
             message = f"metadata: expected at most {max_list_bytes} bytes, got {head.size}"
-            raise GrpcError(RESOURCE_EXHAUSTED, message)
+            raise GrpcError(RESOURCE_EXHAUSTED, message, NEVER_RETRY)
         fields = dict(head.fields)
         if b"grpc-timeout" in fields:
             self.timeout_s = _timeout_s(fields[b"grpc-timeout"])
@@ -218,7 +222,7 @@ def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
     if damaged:
         raise GrpcError(INVALID_ARGUMENT, f"request: expected {encoding} data, got damaged data")
     if len(message) > limit:
-        raise GrpcError(RESOURCE_EXHAUSTED, too_large(f"more than {limit}", limit))
+        raise GrpcError(RESOURCE_EXHAUSTED, too_large(f"more than {limit}", limit), NEVER_RETRY)
     return message
 
 

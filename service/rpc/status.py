@@ -19,6 +19,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 # A shorter hint than this would only make callers spin.
 MIN_RETRY_AFTER_S = 0.005
+# Where nobody knows when: often enough to find a place soon, too seldom to be a burden.
+STREAM_RETRY_AFTER_S = 1.0
 # A caller gives up by its own clock, which may be a moment ahead of this one.
 CLOCK_SLACK_S = 0.005
 
@@ -144,7 +146,7 @@ def departed_code(deadline: float | None, now: float) -> StatusCode:
 def too_many_streams(limit: int) -> Status:
     """A stream beyond those that may be open; when one of them ends, nobody knows."""
     message = f"{limit} streams are open, the most this server takes; retry later"
-    return Status(StatusCode.RESOURCE_EXHAUSTED, message)
+    return Status(StatusCode.RESOURCE_EXHAUSTED, message, retry_after_s=STREAM_RETRY_AFTER_S)
 
 
 def idle_stream(idle_s: float) -> Status:

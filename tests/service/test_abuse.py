@@ -114,6 +114,7 @@ def test_streams_over_the_limit_are_refused_until_one_ends(start_server, transpo
         error = refused(list, stub.ClassifyStream(requests()))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert error.details() == "2 streams are open, the most this server takes; retry later"
+        assert ("grpc-retry-pushback-ms", "1000") in error.trailing_metadata()
         assert stub.Classify(pixels(IMAGE)).predictions
         ended.set()
         assert [list(stream) for stream in streams] == [[], []]
