@@ -1,6 +1,7 @@
 """Image files to grey levels. Needs Pillow, unlike the rest of what a client installs.
 
-What a file claims is checked before anything is allocated for it: see MAX_PIXELS, MAX_SCANS.
+What a file claims is checked before anything is allocated for it: see MAX_PIXELS, MAX_SCANS,
+MAX_CHUNKS and MAX_TEXTS. Pillow's own settings are the process's and stay as they are.
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from digits.images import PictureError, levels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-# A photograph of 16 million pixels. Pillow's own guard only guesses at bombs.
+# A photograph of 16 million pixels. Pillow's own guard warns of more than 89 million.
 MAX_PIXELS = 2**24
-Image.MAX_IMAGE_PIXELS = None
 # A progressive JPEG is decoded once more for each scan. Encoders write about ten. One that says it
 # has further pictures (MPO) has a class and a format of its own in Pillow, derived from JPEG's.
 MAX_SCANS = 64
@@ -29,8 +29,12 @@ START_OF_SCAN = b"\xff\xda"
 # for 8 KiB or more, so a picture of MAX_PIXELS in colour has fewer than this.
 MAX_CHUNKS = 2**14
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Text and colour profiles inside a PNG are compressed, too: no digit needs this much of them.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 1024
+# Text and colour profiles inside a PNG are compressed, too; Pillow expands each to 1 MiB at most.
+TEXTS = {b"zTXt", b"iTXt", b"iCCP"}
+MAX_TEXTS = 32
+SMALLER = f"an image of at most {MAX_PIXELS:,} pixels"
+# What Pillow's decoders say where an allocation failed.
+OUT_OF_MEMORY = "out of memory"
 # JPEG decodes to a half, a quarter or an eighth at a fraction of the cost; no more than this many
 # pixels a side are of use.
 JPEG_SIDE = 576
@@ -57,18 +61,17 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     Raises:
         PictureError: If it is no such file, damaged, or too large.
     """
-    if data.startswith(PNG_SIGNATURE) and _has_too_many_chunks(data):
-        raise PictureError(f"a PNG of at most {MAX_CHUNKS:,} chunks", "more")
-    with _reading():
-        try:
+    if data.startswith(PNG_SIGNATURE):
+        _check_chunks(data)
+    try:
+        with _reading():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:
-            got = f"{len(data)} bytes of something else"
-            raise PictureError("a PNG, JPEG, WebP or BMP file", got) from None
+    except UnidentifiedImageError:
+        got = f"{len(data)} bytes of something else"
+        raise PictureError("a PNG, JPEG, WebP or BMP file", got) from None
     with image:
         if image.width * image.height > MAX_PIXELS:
-            expected = f"an image of at most {MAX_PIXELS:,} pixels"
-            raise PictureError(expected, f"{image.width}x{image.height}")
+            raise PictureError(SMALLER, f"{image.width}x{image.height}")
         if isinstance(image, JpegImageFile) and data.count(START_OF_SCAN) > MAX_SCANS:
             scans = f"{data.count(START_OF_SCAN)} scans"
             raise PictureError(f"a JPEG of at most {MAX_SCANS} scans", scans)
@@ -77,27 +80,36 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Around what Pillow does with a file's content, and around nothing else.
+    """Around what Pillow reads a file with, and around nothing else.
 
     Raises:
         PictureError: In place of what Pillow raises on a damaged file.
+        MemoryError: If memory ran out, which Pillow's decoders tell as an OSError.
     """
     try:
         yield
-    except (PictureError, MemoryError):
+    except (MemoryError, UnidentifiedImageError):
         raise
-    except Exception:  # Pillow raises many types on damaged files
+    except Image.DecompressionBombError:  # by the process's own limit, which may be any
+        raise PictureError(SMALLER, "more") from None
+    except Exception as error:  # Pillow raises many types on damaged files
+        if isinstance(error, OSError) and OUT_OF_MEMORY in str(error):
+            raise MemoryError(str(error)) from error
         raise PictureError("a readable image file", "a damaged one") from None
 
 
-def _has_too_many_chunks(data: bytes) -> bool:
-    """Whether a PNG has more than MAX_CHUNKS, by their lengths alone."""
-    position = len(PNG_SIGNATURE)
+def _check_chunks(data: bytes) -> None:
+    """Raises PictureError of a PNG with too many chunks, or too many compressed texts."""
+    position, texts = len(PNG_SIGNATURE), 0
     for _ in range(MAX_CHUNKS):
         if position >= len(data):
-            return False
+            return
+        texts += data[position + 4 : position + 8] in TEXTS
+        if texts > MAX_TEXTS:
+            raise PictureError(f"a PNG of at most {MAX_TEXTS} texts and profiles", "more")
         position += 12 + int.from_bytes(data[position : position + 4], "big")
-    return position < len(data)
+    if position < len(data):
+        raise PictureError(f"a PNG of at most {MAX_CHUNKS:,} chunks", "more")
 
 
 def pixels_claimed(data: bytes) -> int:
@@ -119,7 +131,7 @@ def as_image(picture: Any) -> Image.Image:
         return picture
     try:
         return Image.fromarray(picture)
-    except Exception:  # Pillow raises several types
+    except (AttributeError, TypeError, ValueError):
         expected = "a path, bytes, a PIL image, or an array [h, w], or uint8[h, w, 3 or 4]"
         shape = f" of shape {list(picture.shape)}" if isinstance(picture, np.ndarray) else ""
         raise PictureError(expected, f"{type(picture).__name__}{shape}") from None
@@ -133,8 +145,7 @@ def grey(image: Image.Image) -> npt.NDArray[Any]:
     Raises:
         PictureError: If the file that the image is of is damaged.
     """
-    with _reading():
-        image = _upright(image)
+    image = _upright(image)
     if image.mode in ("L", "RGBA"):
         return np.asarray(_on_paper(image).convert("L") if image.mode == "RGBA" else image)
     return levels(np.asarray(image))
@@ -148,7 +159,8 @@ def _upright(image: Image.Image) -> Image.Image:
     """
     if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB", "YCbCr"):
         image.draft("L", (JPEG_SIDE, JPEG_SIDE))
-    image.load()
+    with _reading():
+        image.load()
     turn = TURNS.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
@@ -166,6 +178,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
+    except MemoryError:
+        raise
     except Exception:  # Pillow raises many types on damaged Exif, which is no part of the picture
         return 1
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image, PngImagePlugin
 
 from digits.files import grey, opened, pixels_claimed
 from digits.images import Normalised, PictureError, examine_grey
@@ -26,6 +27,10 @@ from service.serving.request import InvalidInputError, Refusal, Request
 
 logger = logging.getLogger(__name__)
 
+# Of this process, whose pictures are strangers': no text or colour profile of a digit needs more,
+# and the warning of large pictures would be logged for files that are refused in any case.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 1024
+Image.MAX_IMAGE_PIXELS = None
 # Of all files of a request together: a few kilobytes can unfold into as many as one file may have,
 # and the files of others wait meanwhile.
 MAX_REQUEST_PIXELS = 2**26
