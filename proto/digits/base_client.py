@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from datetime import UTC, datetime
+from operator import attrgetter
+from typing import Any, ClassVar, NoReturn
 
+import grpc
+import grpc.aio
+
+from digits import fork
 from digits.channel import (
-    CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
     Tls,
     call_metadata,
+    channel_options,
     checked_timeout_s,
 )
-from digits.errors import DigitError
-from digits.patience import MAX_ATTEMPTS, Patience
+from digits.errors import ClientStateError, DigitError, is_unreachable, rpc_error
+from digits.retry import MAX_ATTEMPTS, Retry
+from digits.target import checked_address, proxy_of
 from digits.v1 import digits_pb2, digits_pb2_grpc
 
 # What a large input is split into, and how many requests of it are under way: together half of what
 # a server lets wait by default, so that one caller does not crowd out the others.
 REQUEST_IMAGES = 256
 IN_FLIGHT = 4
+# How calls end that nobody may have answered.
+SILENT = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A request under way, and how long its sender will try."""
+class PendingCall:
+    """A request under way.
+
+    Attributes:
+        request: To be sent again if need be.
+        call: What gRPC returned for it.
+        retry: Its further attempts.
+    """
 
     request: digits_pb2.ClassifyRequest
     call: Any
-    patience: Patience
+    retry: Retry
 
 
-class Client:
+class BaseClient:
     """What both clients have in common: their settings, and everything but waiting.
+
+    The first call opens the channel. From then on the client can be used in this process alone; see
+    ``digits.fork``.
 
     Args:
         address: ``host:port``, or any gRPC target. Of a name with several addresses
@@ -47,12 +67,13 @@ class Client:
 
     Raises:
         OSError: If a file of ``tls`` can not be read.
-        ValueError: If the address is empty, the token can not be one, ``tls`` lacks a file, or a
-            number is out of range.
+        ValueError: If the address is malformed, the token can not be one, ``tls`` lacks a file, or
+            a number is out of range.
     """
 
     _insecure_channel: ClassVar[Callable[..., Any]]
     _secure_channel: ClassVar[Callable[..., Any]]
+    _is_async: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -63,38 +84,115 @@ class Client:
         token: str | None = None,
         request_images: int = REQUEST_IMAGES,
     ) -> None:
-        if not address:
-            raise ValueError("address: expected host:port or a gRPC target, got nothing")
         if request_images < 1:
             raise ValueError(f"request_images: expected 1 or more, got {request_images}")
-        self._address = address
+        self._address = checked_address(address)
+        self._route = address
         self._timeout_s = timeout_s
         self._metadata = call_metadata(token)
         self._request_images = request_images
-        self._channel: Any = (
-            self._insecure_channel(address, options=CHANNEL_OPTIONS)
-            if tls is None
-            else self._secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
-        )
-        self._stub: Any = digits_pb2_grpc.DigitClassifierServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._credentials = None if tls is None else tls.credentials()
+        self._unreachable_since: datetime | None = None
+        self._lock = threading.Lock()
+        # Under the lock.
+        self._process: int | None = None  # that opened the channel
+        self._closed = False
+        self._channel: Any = None
+        self._stub: Any = None
 
-    def _patience(self, timeout_s: float | None) -> Patience:
+    def __reduce__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(f"a {name} can not be pickled or copied: make one in each process")
+
+    def _is_foreign(self) -> bool:
+        """Whether another process has opened the channel."""
+        return self._process not in (None, os.getpid())
+
+    def _check_place(self) -> None:
+        """Raises ClientStateError where the client can not be used."""
+        if self._is_foreign():
+            raise ClientStateError(
+                f"the client was used in process {self._process} and can not be in {os.getpid()}, "
+                "which was forked from it: make a client in each process, after the fork"
+            )
+
+    def _open(self) -> None:
+        """Opens the channel, if this was not done; raises ClientStateError after ``close``."""
+        with self._lock:
+            if self._closed:
+                raise ClientStateError("the client is closed")
+            if self._process is None:
+                self._connect()
+                self._process = os.getpid()
+
+    def _connect(self) -> None:
+        fork.opening(self, is_async=self._is_async)
+        options = channel_options(self._address)
+        if self._credentials is None:
+            self._channel = self._insecure_channel(self._address, options=options)
+        else:
+            self._channel = self._secure_channel(self._address, self._credentials, options=options)
+        self._stub = digits_pb2_grpc.DigitClassifierServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        proxy = proxy_of(self._address)
+        self._route = f"{self._address} through proxy {proxy}" if proxy else self._address
+
+    def _close(self) -> Any:
+        """Lets no further call begin; the channel, to be closed, or None if there is none.
+
+        That of another process is left alone.
+        """
+        if self._is_foreign():
+            return None
+        with self._lock:
+            self._closed = True
+            fork.closed(self)
+            return self._channel
+
+    def _retry(self, timeout_s: float | None) -> Retry:
         timeout_s = checked_timeout_s(self._timeout_s if timeout_s is None else timeout_s)
-        return Patience(timeout_s, timeout_s, MAX_ATTEMPTS)
+        return Retry(timeout_s, timeout_s, MAX_ATTEMPTS)
 
-    def _stream_patience(self, timeout_s: float | None) -> Patience:
-        return Patience(
-            self._timeout_s, None if timeout_s is None else checked_timeout_s(timeout_s)
-        )
+    def _stream_retry(self, timeout_s: float | None) -> Retry:
+        return Retry(self._timeout_s, None if timeout_s is None else checked_timeout_s(timeout_s))
 
-    def _start(self, method: Any, request: Any, patience: Patience) -> Any:
+    def _start(self, method: str, request: Any, retry: Retry) -> Any:
         """One attempt: what a method of the stub returns."""
-        return method(request, timeout=patience.time_left_s(), metadata=self._metadata)
+        self._check_place()
+        if self._closed or self._process is None:
+            self._open()
+        call = attrgetter(method)(self._stub)
+        try:
+            return call(request, timeout=retry.time_left_s(), metadata=self._metadata)
+        except (ValueError, grpc.aio.UsageError):
+            if self._closed:  # by another thread, a moment ago
+                raise ClientStateError("the client is closed") from None
+            raise
 
-    def _send(self, method: Any, request: Any, timeout_s: float | None) -> Sent:
+    def _send(self, method: str, request: Any, timeout_s: float | None) -> PendingCall:
         """The same, without waiting for it."""
-        patience = self._patience(timeout_s)
-        return Sent(request, self._start(method, request, patience), patience)
+        retry = self._retry(timeout_s)
+        return PendingCall(request, self._start(method, request, retry), retry)
+
+    def _reached(self) -> None:
+        """The server answered."""
+        self._unreachable_since = None
 
     def _error(self, error: Any) -> DigitError:
-        return DigitError(error, self._address)
+        """What a call raised, for people.
+
+        Raises:
+            ClientStateError: In its place, if the client was closed meanwhile.
+        """
+        if error.code() is grpc.StatusCode.CANCELLED:
+            self._check_open()
+        found = rpc_error(error, self._route)
+        if is_unreachable(found):
+            self._unreachable_since = self._unreachable_since or datetime.now(UTC).astimezone()
+            found.unreachable_since = self._unreachable_since
+        elif found.code not in SILENT:
+            self._reached()
+        return found
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientStateError("the client was closed during the call") from None

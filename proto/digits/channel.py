@@ -1,4 +1,4 @@
-"""How the clients reach a server: encryption, tokens, balancing, keepalive, deadlines."""
+"""How the clients reach a server: encryption, tokens, balancing, connections, deadlines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import grpc
 
+from digits.target import is_loopback
+
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 10.0
 # gRPC takes far longer deadlines for ones that have passed.
@@ -17,7 +19,7 @@ MAX_TIMEOUT_S = 1e6
 
 # Calls go to every address that the name resolves to, in turn, and round those that do not answer.
 # There is no retry policy: the server's hint when to come back is in the status details, where
-# gRPC does not look (see digits.patience).
+# gRPC does not look (see digits.retry).
 SERVICE_CONFIG: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
 # A ping on a connection with a call under way and nothing to read for so long. This project's
 # servers allow one every 5 s; load balancers forget connections that are silent for 350 s.
@@ -25,12 +27,31 @@ KEEPALIVE_S = 30
 # Sent bytes and pings that nobody acknowledges for so long end the connection: a server that is
 # gone without a word costs its callers this long, not the quarter of an hour that TCP waits.
 KEEPALIVE_TIMEOUT_S = 20
+# After an outage of any length a server is found again this soon; gRPC's own backoff grows to two
+# minutes. An attempt to connect may take longer, TLS being slow when all callers come back at once;
+# in 5 s TCP sends its SYN at 0, 1 and 3 s, so that no gap is longer than 2 s there either.
+RECONNECT_BACKOFF_S = (0.1, 2.0)
+CONNECT_TIMEOUT_S = 5
+# An answer of the largest request that a server can be told to take (--max-images-per-request, at
+# most 100,000 images of 56 bytes in the answer) fits; a peer gone wrong can not fill the memory.
+# gRPC's own limit is 4 MiB.
+MAX_ANSWER_BYTES = 2**23
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),  # of what was sent
     ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),  # of pings: a minute otherwise
+    ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_BACKOFF_S[0] * 1000)),
+    ("grpc.max_reconnect_backoff_ms", int(RECONNECT_BACKOFF_S[1] * 1000)),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_S * 1000),  # the time of an attempt, really
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
 ]
+
+
+def channel_options(address: str) -> list[tuple[str, Any]]:
+    """For a channel to an address. A proxy would look for a loopback address on its own machine."""
+    proxy = [("grpc.enable_http_proxy", 0)] if is_loopback(address) else []
+    return [*CHANNEL_OPTIONS, *proxy]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """A client of the digit classifier: ``DigitClient`` for threads, ``AsyncDigitClient`` for asyncio.
 
-Needs grpcio, protobuf and numpy only. Calls that the server refuses for a passing reason are tried
-again within the deadline, when the server asks for it or after a growing pause.
+Needs grpcio, protobuf and numpy only. Transient errors are retried within the deadline, when the
+server asks for it or with exponential backoff.
 """
 
 from digits.answers import Classification, Model, Prediction
 from digits.async_client import AsyncDigitClient
 from digits.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls
-from digits.errors import DigitError
+from digits.errors import ClientStateError, DigitError
+from digits.inputs import Picture, Pictures
 from digits.progress import Progress, progress_bar
-from digits.requests import Picture, Pictures
 from digits.sync_client import DigitClient
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_TIMEOUT_S",
     "AsyncDigitClient",
     "Classification",
+    "ClientStateError",
     "DigitClient",
     "DigitError",
     "Model",

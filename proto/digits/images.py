@@ -77,9 +77,12 @@ class PictureError(ValueError):
     """
 
     def __init__(self, expected: str, got: str) -> None:
-        super().__init__(f"picture: expected {expected}, got {got}")
+        super().__init__(expected, got)  # what it is made from again by pickle
         self.expected = expected
         self.got = got
+
+    def __str__(self) -> str:
+        return f"picture: expected {self.expected}, got {self.got}"
 
 
 @dataclass(frozen=True)

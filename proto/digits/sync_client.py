@@ -21,17 +21,24 @@ from digits.answers import (
     joined,
     served_model,
 )
-from digits.base_client import IN_FLIGHT, Client, Sent
+from digits.base_client import IN_FLIGHT, BaseClient, PendingCall
 from digits.errors import DigitError
-from digits.patience import PASSING, Patience
+from digits.inputs import (
+    ErrorsLast,
+    Image,
+    Pictures,
+    classify_requests,
+    one_request,
+    several_files,
+)
 from digits.progress import Progress
-from digits.requests import Ahead, Image, Pictures, classify_requests, one_request, several_files
-from digits.stream import SyncBacklog
+from digits.resume import SyncUnanswered
+from digits.retry import Retry
 from digits.v1 import digits_pb2
 
 
-class DigitClient(Client):
-    """Blocking client; safe to share between threads. Its settings are those of ``Client``."""
+class DigitClient(BaseClient):
+    """Blocking client; safe to share between threads. Its settings are those of ``BaseClient``."""
 
     _insecure_channel = staticmethod(grpc.insecure_channel)
     _secure_channel = staticmethod(grpc.secure_channel)
@@ -59,6 +66,7 @@ class DigitClient(Client):
             ValueError: If an array has another shape, or the deadline is not a time.
             OSError: If a file can not be read.
             DigitError: If the server refused or could not be reached in time.
+            ClientStateError: If the client is closed, or was used in another process before.
         """
         answers = []
         for answer in self.classify_batches(images, timeout_s=timeout_s):
@@ -83,10 +91,10 @@ class DigitClient(Client):
             Exception: As from ``classify``, and what ``images`` raised; after the answers to what
                 came before.
         """
-        requests = Ahead(classify_requests(images, self._request_images))
+        requests = ErrorsLast(classify_requests(images, self._request_images))
         match list(islice(requests, 2)):
             case [only]:  # a blocking call is quicker than a future
-                response = self._answer(self._stub.Classify, only, self._patience(timeout_s))
+                response = self._answer("Classify", only, self._retry(timeout_s))
                 yield classification(response)
             case first:
                 yield from self._pipelined(chain(first, requests), timeout_s)
@@ -95,12 +103,12 @@ class DigitClient(Client):
     def _pipelined(
         self, requests: Iterator[digits_pb2.ClassifyRequest], timeout_s: float | None
     ) -> Iterator[Classification]:
-        sent: deque[Sent] = deque()
+        sent: deque[PendingCall] = deque()
         done = 0
         try:
             while True:
                 for request in islice(requests, IN_FLIGHT - len(sent)):
-                    sent.append(self._send(self._stub.Classify.future, request, timeout_s))
+                    sent.append(self._send("Classify.future", request, timeout_s))
                 if not sent:
                     return
                 answer = classification(self._result(sent[0], done))
@@ -137,28 +145,31 @@ class DigitClient(Client):
                 the deadline; or one that would not pass.
             Exception: What ``batches`` raised, after the answers to what it gave before.
         """
-        backlog = SyncBacklog(one_request(images) for images in batches)
-        patience = self._stream_patience(timeout_s)
-        with contextlib.closing(backlog):
+        unanswered = SyncUnanswered(one_request(images) for images in batches)
+        retry = self._stream_retry(timeout_s)
+        with contextlib.closing(unanswered):
             while True:
-                requests = (digits_pb2.ClassifyStreamRequest(request=r) for r in backlog.requests())
-                stream = self._start(self._stub.ClassifyStream, requests, patience)
+                requests = (
+                    digits_pb2.ClassifyStreamRequest(request=r) for r in unanswered.requests()
+                )
+                stream, failure = self._start("ClassifyStream", requests, retry), None
                 try:
                     for response in stream:
+                        self._reached()
                         answer = item_answer(response)
-                        if isinstance(answer, DigitError) and answer.code in PASSING:
-                            refusal = answer
+                        if isinstance(answer, DigitError) and answer.transient:
+                            failure = answer
                             break
-                        backlog.answered()
-                        patience.renew()
+                        unanswered.answered()
+                        retry.reset()
                         yield answer
-                    else:
-                        return backlog.finish()
                 except grpc.RpcError as error:
-                    refusal = self._error(error)
+                    failure = self._error(error)
                 finally:
                     stream.cancel()
-                time.sleep(patience.wait_s(refusal))
+                if failure is None:
+                    return unanswered.finish()
+                time.sleep(retry.wait_s(failure))
 
     def get_model(self, *, timeout_s: float | None = None) -> tuple[Model, dict[str, Any]]:
         """The model in service and its manifest.
@@ -166,13 +177,14 @@ class DigitClient(Client):
         Raises:
             DigitError: If the server refused or could not be reached in time.
         """
-        request, patience = digits_pb2.GetModelRequest(), self._patience(timeout_s)
-        response = self._answer(self._stub.GetModel, request, patience)
+        response = self._answer("GetModel", digits_pb2.GetModelRequest(), self._retry(timeout_s))
         return served_model(response.model), json.loads(response.manifest_json)
 
     def close(self) -> None:
-        """Closes the connections."""
-        self._channel.close()
+        """Closes the connections; calls under way and later ones raise ClientStateError."""
+        channel = self._close()
+        if channel is not None:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,23 +192,29 @@ class DigitClient(Client):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _result(self, sent: Sent, offset: int) -> Any:
+    def _result(self, sent: PendingCall, offset: int) -> Any:
         """The response to a request under way; further attempts block."""
         try:
             try:
-                return sent.call.result()
+                response = sent.call.result()
             except grpc.RpcError as error:
-                refusal = self._error(error)
-            time.sleep(sent.patience.wait_s(refusal))
-            return self._answer(self._stub.Classify, sent.request, sent.patience)
+                failure = self._error(error)
+            else:
+                self._reached()
+                return response
+            time.sleep(sent.retry.wait_s(failure))
+            return self._answer("Classify", sent.request, sent.retry)
         except DigitError as error:
             error.offset = offset
             raise
 
-    def _answer(self, method: Any, request: Any, patience: Patience) -> Any:
+    def _answer(self, method: str, request: Any, retry: Retry) -> Any:
         while True:
             try:
-                return self._start(method, request, patience)
+                response = self._start(method, request, retry)
             except grpc.RpcError as error:
-                refusal = self._error(error)
-            time.sleep(patience.wait_s(refusal))
+                failure = self._error(error)
+            else:
+                self._reached()
+                return response
+            time.sleep(retry.wait_s(failure))

@@ -12,16 +12,16 @@ from digits.v1 import digits_pb2_grpc
 
 @pytest.fixture
 def serve():
-    """Serves a servicer until the test ends; returns the address."""
+    """Serves a servicer until the test ends; returns the address, at one given the server."""
     servers = []
 
-    def start(servicer):
+    def start(servicer, address=None):
         server = grpc.server(futures.ThreadPoolExecutor(8))
         digits_pb2_grpc.add_DigitClassifierServiceServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(address or "127.0.0.1:0")
         server.start()
         servers.append(server)
-        return f"127.0.0.1:{port}"
+        return server if address else f"127.0.0.1:{port}"
 
     yield start
     for server in servers:

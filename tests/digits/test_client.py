@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from digits.client import AsyncDigitClient, DigitClient, DigitError
-from digits.requests import one_request
+from digits.inputs import one_request
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.conftest import SAMPLES
 
@@ -137,9 +137,15 @@ def reluctant(serve):
     return start
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
-def test_passing_refusals_are_retried(reluctant, code):
-    servicer, address = reluctant(code, 3)
+@pytest.mark.parametrize(
+    ("code", "metadata"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, ()),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, (("grpc-retry-pushback-ms", "5"),)),
+    ],
+)
+def test_transient_errors_are_retried(reluctant, code, metadata):
+    servicer, address = reluctant(code, 3, metadata)
     with DigitClient(address) as client:
         assert client.classify(np.zeros((28, 28), np.uint8)).digits == [5]
     assert len(servicer.times) == 4

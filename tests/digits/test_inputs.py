@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from concurrent import futures
@@ -14,7 +15,7 @@ from PIL import Image
 
 from digits.base_client import IN_FLIGHT
 from digits.client import AsyncDigitClient, DigitClient, DigitError
-from digits.requests import MAX_FILES, classify_requests
+from digits.inputs import MAX_FILES, classify_requests
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.top.scrape import scrape
 from tests.conftest import SAMPLES, wait_until
@@ -75,9 +76,38 @@ def test_open_file_is_told_from_a_list_of_its_lines():
         assert sizes(bytearray(file.read())) == [-1]
 
 
-def test_no_address_is_refused():
-    with pytest.raises(ValueError, match="address: expected host:port or a gRPC target"):
-        DigitClient("")
+MALFORMED = (
+    "", " ", "127.0.0.1:", ":50051", "127.0.0.1:http", "127.0.0.1:99999", "127.0.0.1:0",
+    "127.0.0.1:-1", "127.0.0.1:1 ", "127.0.0.1:1,127.0.0.1:2", "127.0.0.1:1/x", "::1:x", "[::1]x",
+    "dns:///", "dns:///here:", "ipv4:127.0.0.1", "ipv4:127.0.0.1:1,", "ipv6:[::1]:0", "unix:",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [DigitClient, AsyncDigitClient])
+@pytest.mark.parametrize("address", MALFORMED)
+def test_malformed_address_is_refused(kind, address):
+    expected = f"address: expected host:port or a gRPC target, got {address!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        kind(address)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "grpc"])
+def test_url_in_place_of_an_address_is_refused(scheme):
+    with pytest.raises(ValueError, match=f"or a gRPC target, got the URL '{scheme}://here:1'"):
+        DigitClient(f"{scheme}://here:1")
+
+
+WELL_FORMED = (
+    "here", "here:50051", "here.example.:1", "127.0.0.1:65535", "[::1]:1", "[fe80::1%eth0]:1",
+    "::1", "fe80::1%eth0", "dns:here:1", "dns:///here:1", "dns://8.8.8.8/here:1",
+    "ipv4:127.0.0.1:1,127.0.0.2:2", "ipv6:[::1]:1,[::2]:2", "ipv6:%5B::1%5D:1", "unix:/run/socket",
+    "unix:///run/socket", "unix-abstract:name", "xds:///here", "vsock:1:2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("address", WELL_FORMED)
+def test_targets_of_every_scheme_are_taken(address):
+    DigitClient(address).close()
 
 
 @CLIENTS
@@ -275,10 +305,9 @@ def test_deadline_that_the_hint_goes_beyond_ends_at_once(start_server, sample, t
 
 
 HINTS = {
-    "nothing listens there": ("127.0.0.1:1", {}),
+    "nothing listened there": ("127.0.0.1:1", {}),
     "no such socket": ("unix:/nowhere/at/all", {}),
     "gRPC takes 443": ("127.0.0.1", {}),
-    "not a URL": ("http://127.0.0.1:50051", {}),
     "the name has no address": ("dns:///no.such.host.invalid:1", {}),
 }
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from digits import base_client
+from digits import channel
 from digits.channel import CHANNEL_OPTIONS, KEEPALIVE_S
 from digits.client import AsyncDigitClient, DigitClient
 from service.http2.flood import PER_SECOND
@@ -74,10 +74,10 @@ def relay(server):
 @pytest.fixture
 def impatient(monkeypatch):
     faster = [
-        (name, value // FASTER if name.endswith("_ms") else value)
+        (name, value // FASTER if "keepalive" in name or "ping" in name else value)
         for name, value in CHANNEL_OPTIONS
     ]
-    monkeypatch.setattr(base_client, "CHANNEL_OPTIONS", faster)
+    monkeypatch.setattr(channel, "CHANNEL_OPTIONS", faster)
 
 
 @pytest.mark.usefixtures("impatient")

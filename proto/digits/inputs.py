@@ -1,4 +1,4 @@
-"""What callers have, arrays, PIL images, paths, contents of files, as requests of bounded size."""
+"""Arrays, PIL images, paths and contents of files as requests of bounded size."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ MAX_FILE_BYTES = 2**20
 PNG_MODES = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
 
 
-class Ahead(Generic[T]):
-    """What is taken ahead of the answers to what came before: if it fails, that waits its turn.
+class ErrorsLast(Generic[T]):
+    """An iterator whose failure ends it like its end, and is raised when the consumer is ready.
+
+    Requests are taken ahead of the answers to earlier ones, which come first.
 
     Attributes:
         failure: What ended it, if it was not its end.
@@ -81,7 +83,7 @@ def classify_requests(pictures: Pictures, images: int) -> Iterator[digits_pb2.Cl
     """
     held: list[bytes] = []
     held_size, held_raw, sent = 0, True, False
-    contents = Ahead(_contents(pictures))
+    contents = ErrorsLast(_contents(pictures))
     for raw, content in contents:
         full = len(held) == (images if raw else min(images, MAX_FILES))
         heavy = not raw and held_size + len(content) > MAX_FILE_BYTES

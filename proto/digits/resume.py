@@ -1,4 +1,4 @@
-"""What a stream that outlives its server needs: what has no answer yet.
+"""The items of a stream that have no answer yet, to be sent again when the stream is resumed.
 
 A server that stops ends its streams once what it took is answered; what was on its way to it is
 lost unless the client sends it again.
@@ -13,12 +13,12 @@ from typing import Generic, TypeVar
 
 # Requests that are sent ahead of their answers at most: enough to keep a server busy, and a bound
 # on what is kept here to be sent again. gRPC's own would be megabytes for each hop.
-AHEAD = 64
+MAX_UNANSWERED = 64
 
 T = TypeVar("T")
 
 
-class Backlog(Generic[T]):
+class Unanswered(Generic[T]):
     """Requests that were taken from the caller's sequence and have no answer yet, by position."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Backlog(Generic[T]):
         self._ended, self._failure = True, failure
 
 
-class SyncBacklog(Backlog[T]):
+class SyncUnanswered(Unanswered[T]):
     """Takes from an iterator, on the threads that gRPC sends from.
 
     The thread of a stream that has ended may still wait inside the caller's iterator. What it gets
@@ -66,10 +66,10 @@ class SyncBacklog(Backlog[T]):
         super().__init__()
         self._source = source
         self._taking = threading.Lock()
-        self._room = threading.Semaphore(AHEAD)
+        self._room = threading.Semaphore(MAX_UNANSWERED)
 
     def answered(self) -> None:
-        """See ``Backlog.answered``."""
+        """See ``Unanswered.answered``."""
         super().answered()
         self._room.release()
 
@@ -104,17 +104,18 @@ class SyncBacklog(Backlog[T]):
             self._end(error)
 
 
-class AsyncBacklog(Backlog[T]):
+class AsyncUnanswered(Unanswered[T]):
     """The same for an asynchronous iterator, on one event loop."""
 
     def __init__(self, source: AsyncIterator[T]) -> None:
         super().__init__()
         self._source = source
         self._taking: asyncio.Task[None] | None = None
-        self._room = asyncio.Semaphore(AHEAD)
+        self._closed = False
+        self._room = asyncio.Semaphore(MAX_UNANSWERED)
 
     def answered(self) -> None:
-        """See ``Backlog.answered``."""
+        """See ``Unanswered.answered``."""
         super().answered()
         self._room.release()
 
@@ -134,6 +135,7 @@ class AsyncBacklog(Backlog[T]):
 
     def close(self) -> None:
         """Takes nothing more."""
+        self._closed = True
         if self._taking is not None:
             self._taking.cancel()
 
@@ -143,6 +145,13 @@ class AsyncBacklog(Backlog[T]):
             self._take(await anext(self._source))
         except StopAsyncIteration:
             self._end()
+        except asyncio.CancelledError as error:
+            if self._closed:
+                raise
+            # Something that the sequence waited for was cancelled, not who waits for its items.
+            failure = RuntimeError("the sequence of batches raised CancelledError")
+            failure.__cause__ = error
+            self._end(failure)
         except Exception as error:  # whatever the caller's sequence raises
             self._end(error)
         finally:
