@@ -24,6 +24,7 @@ from digits.answers import (
 )
 from digits.base_client import IN_FLIGHT, BaseClient, PendingCall
 from digits.errors import ClientStateError, DigitError
+from digits.fork import is_forked
 from digits.inputs import (
     ErrorsLast,
     Image,
@@ -48,7 +49,6 @@ class AsyncDigitClient(BaseClient):
 
     _insecure_channel = staticmethod(grpc.aio.insecure_channel)
     _secure_channel = staticmethod(grpc.aio.secure_channel)
-    _is_async = True
     _loop: asyncio.AbstractEventLoop | None = None
 
     async def classify(
@@ -138,6 +138,8 @@ class AsyncDigitClient(BaseClient):
         Raises:
             ClientStateError: If the client was used on another event loop.
         """
+        if is_forked():
+            return  # the channel is the parent's
         self._check_place()
         channel = self._close()
         if channel is not None:

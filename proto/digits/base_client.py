@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any, ClassVar, NoReturn
 import grpc
 import grpc.aio
 
-from digits import fork
 from digits.channel import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_S,
@@ -23,6 +21,7 @@ from digits.channel import (
     checked_timeout_s,
 )
 from digits.errors import ClientStateError, DigitError, is_unreachable, rpc_error
+from digits.fork import check_process, mark_used
 from digits.retry import MAX_ATTEMPTS, Retry
 from digits.target import checked_address, proxy_of
 from digits.v1 import digits_pb2, digits_pb2_grpc
@@ -53,8 +52,8 @@ class PendingCall:
 class BaseClient:
     """What both clients have in common: their settings, and everything but waiting.
 
-    The first call opens the channel. From then on the client can be used in this process alone; see
-    ``digits.fork``.
+    The first call opens the channel. From then on no client can be used in processes that are forked
+    from this one; see ``digits.fork``.
 
     Args:
         address: ``host:port``, or any gRPC target. Of a name with several addresses
@@ -73,7 +72,6 @@ class BaseClient:
 
     _insecure_channel: ClassVar[Callable[..., Any]]
     _secure_channel: ClassVar[Callable[..., Any]]
-    _is_async: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -95,7 +93,6 @@ class BaseClient:
         self._unreachable_since: datetime | None = None
         self._lock = threading.Lock()
         # Under the lock.
-        self._process: int | None = None  # that opened the channel
         self._closed = False
         self._channel: Any = None
         self._stub: Any = None
@@ -104,48 +101,33 @@ class BaseClient:
         name = type(self).__name__
         raise TypeError(f"a {name} can not be pickled or copied: make one in each process")
 
-    def _is_foreign(self) -> bool:
-        """Whether another process has opened the channel."""
-        return self._process not in (None, os.getpid())
-
     def _check_place(self) -> None:
         """Raises ClientStateError where the client can not be used."""
-        if self._is_foreign():
-            raise ClientStateError(
-                f"the client was used in process {self._process} and can not be in {os.getpid()}, "
-                "which was forked from it: make a client in each process, after the fork"
-            )
+        check_process()
 
     def _open(self) -> None:
         """Opens the channel, if this was not done; raises ClientStateError after ``close``."""
         with self._lock:
             if self._closed:
                 raise ClientStateError("the client is closed")
-            if self._process is None:
+            if self._stub is None:
+                mark_used()
                 self._connect()
-                self._process = os.getpid()
 
     def _connect(self) -> None:
-        fork.opening(self, is_async=self._is_async)
         options = channel_options(self._address)
         if self._credentials is None:
             self._channel = self._insecure_channel(self._address, options=options)
         else:
             self._channel = self._secure_channel(self._address, self._credentials, options=options)
-        self._stub = digits_pb2_grpc.DigitClassifierServiceStub(self._channel)  # type: ignore[no-untyped-call]
         proxy = proxy_of(self._address)
         self._route = f"{self._address} through proxy {proxy}" if proxy else self._address
+        self._stub = digits_pb2_grpc.DigitClassifierServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def _close(self) -> Any:
-        """Lets no further call begin; the channel, to be closed, or None if there is none.
-
-        That of another process is left alone.
-        """
-        if self._is_foreign():
-            return None
+        """Lets no further call begin; the channel, to be closed, or None if there is none."""
         with self._lock:
             self._closed = True
-            fork.closed(self)
             return self._channel
 
     def _retry(self, timeout_s: float | None) -> Retry:
@@ -158,7 +140,7 @@ class BaseClient:
     def _start(self, method: str, request: Any, retry: Retry) -> Any:
         """One attempt: what a method of the stub returns."""
         self._check_place()
-        if self._closed or self._process is None:
+        if self._closed or self._stub is None:
             self._open()
         call = attrgetter(method)(self._stub)
         try:

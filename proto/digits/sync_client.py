@@ -23,6 +23,7 @@ from digits.answers import (
 )
 from digits.base_client import IN_FLIGHT, BaseClient, PendingCall
 from digits.errors import DigitError
+from digits.fork import is_forked
 from digits.inputs import (
     ErrorsLast,
     Image,
@@ -66,7 +67,8 @@ class DigitClient(BaseClient):
             ValueError: If an array has another shape, or the deadline is not a time.
             OSError: If a file can not be read.
             DigitError: If the server refused or could not be reached in time.
-            ClientStateError: If the client is closed, or was used in another process before.
+            ClientStateError: If the client is closed, or this process was forked from one that used
+                a client.
         """
         answers = []
         for answer in self.classify_batches(images, timeout_s=timeout_s):
@@ -182,6 +184,8 @@ class DigitClient(BaseClient):
 
     def close(self) -> None:
         """Closes the connections; calls under way and later ones raise ClientStateError."""
+        if is_forked():
+            return  # the channel is the parent's
         channel = self._close()
         if channel is not None:
             channel.close()

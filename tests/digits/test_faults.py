@@ -70,9 +70,9 @@ class Servicer(digits_pb2_grpc.DigitClassifierServiceServicer):
 
     def _begin(self, context):
         self.calls += 1
-        self.called.set()
         if self.waits:
             context.add_callback(self.go_on.set)
+            self.called.set()
             self.go_on.wait(60)
         if self.error:
             context.set_trailing_metadata(self.metadata)
@@ -372,8 +372,8 @@ def test_forked_process_works_or_says_at_once_why_not(serve):
         [sys.executable, "-c", FORKING, serve(Servicer())],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    used, forked = "the client was used in process", "this process was forked from one that used"
-    expected = ["[5]", "[5]", used, forked, "[5]", forked, used, forked]
+    forked = "this process was forked from one that used a client, and gRPC does not survive"
+    expected = ["[5]"] * 2 + [forked] * 6
     lines = done.stdout.splitlines()
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
 
