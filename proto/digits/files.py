@@ -1,48 +1,53 @@
 """Image files to grey levels. Needs Pillow, unlike the rest of what a client installs.
 
-What a file claims is checked before anything is allocated for it: see MAX_PIXELS, MAX_SCANS,
-MAX_CHUNKS and MAX_TEXTS. Pillow's own settings are the process's and stay as they are.
+What a file claims is checked before its pixels are decoded: see MAX_PIXELS and what follows it.
+Pillow sees nothing but the picture (``bare.py``); its own settings are the process's and stay.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from digits.bare import bare, orientation
 from digits.images import PictureError, levels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # A photograph of 16 million pixels. Pillow's own guard warns of more than 89 million.
 MAX_PIXELS = 2**24
-# A progressive JPEG is decoded once more for each scan. Encoders write about ten. One that says it
-# has further pictures (MPO) has a class and a format of its own in Pillow, derived from JPEG's.
+# Nothing that is drawn is this long: each row costs memory of its own.
+MAX_SIDE = 2**14
+# What decoding may take. A pixel takes four bytes; of a WebP, whose decoder keeps two canvases
+# beside its own and Pillow's, twenty; of a JPEG in DRAFTED, one. A JPEG of several scans keeps its
+# coefficients, too.
+MAX_DECODED_BYTES = 2**27
+PIXEL_BYTES, WEBP_PIXEL_BYTES, COEFFICIENT_BYTES = 4, 20, 2
+DRAFTED = ("L", "RGB", "YCbCr")
+# A progressive JPEG is decoded once more for each scan. Encoders write about ten.
 MAX_SCANS = 64
 START_OF_SCAN = b"\xff\xda"
-# Every chunk of a PNG is read in Python, and the smallest has 12 bytes. Encoders write a data chunk
-# for 8 KiB or more, so a picture of MAX_PIXELS in colour has fewer than this.
-MAX_CHUNKS = 2**14
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Text and colour profiles inside a PNG are compressed, too; Pillow expands each to 1 MiB at most.
-TEXTS = {b"zTXt", b"iTXt", b"iCCP"}
-MAX_TEXTS = 32
+# Run lengths of a BMP are unfolded in Python: a kilobyte would take seconds.
+RUN_LENGTHS = "bmp_rle"
 SMALLER = f"an image of at most {MAX_PIXELS:,} pixels"
 # What Pillow's decoders say where an allocation failed.
 OUT_OF_MEMORY = "out of memory"
-# JPEG decodes to a half, a quarter or an eighth at a fraction of the cost; no more than this many
-# pixels a side are of use.
-JPEG_SIDE = 576
+# No more than so many pixels a side are of use. A JPEG is decoded to a half, a quarter or an eighth
+# at a fraction of the cost; what else is larger is shrunk in strips of so many pixels.
+USEFUL_SIDE = 576
+STRIP_PIXELS = 2**18
 # What is transparent is looked at on at most so many pixels a side.
 SAMPLE_SIDE = 128
 
-# Source: Exif 2.32, tag 0x0112: how the stored picture must be turned to be upright.
-ORIENTATION = 0x0112
+# By Exif's number for it: see ``bare.orientation``.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,8 +66,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     Raises:
         PictureError: If it is no such file, damaged, or too large.
     """
-    if data.startswith(PNG_SIGNATURE):
-        _check_chunks(data)
+    data, exif = bare(data)
     try:
         with _reading():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -70,12 +74,32 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         got = f"{len(data)} bytes of something else"
         raise PictureError("a PNG, JPEG, WebP or BMP file", got) from None
     with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise PictureError(SMALLER, f"{image.width}x{image.height}")
-        if isinstance(image, JpegImageFile) and data.count(START_OF_SCAN) > MAX_SCANS:
-            scans = f"{data.count(START_OF_SCAN)} scans"
-            raise PictureError(f"a JPEG of at most {MAX_SCANS} scans", scans)
+        _check_cost(image, data)
+        if exif:
+            image.info["exif"] = exif
         yield image
+
+
+def _check_cost(image: Image.Image, data: bytes) -> None:
+    """Raises PictureError of a file that would take too much to decode."""
+    size = f"{image.width}x{image.height}"
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise PictureError(SMALLER, size)
+    if max(image.size) > MAX_SIDE:
+        raise PictureError(f"an image of at most {MAX_SIDE:,} pixels a side", size)
+    pixel_bytes = WEBP_PIXEL_BYTES if image.format == "WEBP" else PIXEL_BYTES
+    if isinstance(image, JpegImageFile):
+        scans = data.count(START_OF_SCAN)
+        if scans > MAX_SCANS:
+            raise PictureError(f"a JPEG of at most {MAX_SCANS} scans", f"{scans} scans")
+        pixel_bytes = 1 if image.mode in DRAFTED else PIXEL_BYTES
+        pixel_bytes += COEFFICIENT_BYTES * len(image.getbands()) if scans > 1 else 0
+    elif isinstance(image, BmpImageFile) and any(tile[0] == RUN_LENGTHS for tile in image.tile):
+        raise PictureError("a BMP without run lengths", "one with them")
+    if pixels * pixel_bytes > MAX_DECODED_BYTES:
+        most = MAX_DECODED_BYTES // pixel_bytes
+        raise PictureError(f"a {image.format} of this kind of at most {most:,} pixels", size)
 
 
 @contextlib.contextmanager
@@ -96,20 +120,6 @@ def _reading() -> Iterator[None]:
         if isinstance(error, OSError) and OUT_OF_MEMORY in str(error):
             raise MemoryError(str(error)) from error
         raise PictureError("a readable image file", "a damaged one") from None
-
-
-def _check_chunks(data: bytes) -> None:
-    """Raises PictureError of a PNG with too many chunks, or too many compressed texts."""
-    position, texts = len(PNG_SIGNATURE), 0
-    for _ in range(MAX_CHUNKS):
-        if position >= len(data):
-            return
-        texts += data[position + 4 : position + 8] in TEXTS
-        if texts > MAX_TEXTS:
-            raise PictureError(f"a PNG of at most {MAX_TEXTS} texts and profiles", "more")
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
-    if position < len(data):
-        raise PictureError(f"a PNG of at most {MAX_CHUNKS:,} chunks", "more")
 
 
 def pixels_claimed(data: bytes) -> int:
@@ -140,7 +150,7 @@ def as_image(picture: Any) -> Image.Image:
 def grey(image: Image.Image) -> npt.NDArray[Any]:
     """Grey levels [h, w] of 0 to 255 of an image in any mode, upright.
 
-    A JPEG's come smaller where it is much larger than needed.
+    They are fewer where it is much larger than needed.
 
     Raises:
         PictureError: If the file that the image is of is damaged.
@@ -157,13 +167,43 @@ def _upright(image: Image.Image) -> Image.Image:
     Returns:
         Grey levels, an RGBA image if it has transparency, or grey values of another range.
     """
-    if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB", "YCbCr"):
-        image.draft("L", (JPEG_SIDE, JPEG_SIDE))
+    if isinstance(image, JpegImageFile) and image.mode in DRAFTED:
+        image.draft("L", (USEFUL_SIDE, USEFUL_SIDE))
     with _reading():
         image.load()
-    turn = TURNS.get(_orientation(image))
-    if turn is not None:
-        image = image.transpose(turn)
+    turn = TURNS.get(orientation(_exif(image)))
+    image = _shrunk(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _exif(image: Image.Image) -> bytes:
+    exif = image.info.get("exif")
+    return exif if isinstance(exif, bytes) else b""
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    """An image as ``_plain`` makes it, without a copy of all of it where it is large."""
+    width, height = image.size
+    factor = math.isqrt(width * height // USEFUL_SIDE**2)
+    if factor <= 1:
+        return _plain(image)
+    rows = factor * max(1, STRIP_PIXELS // (width * factor))
+    small = None
+    for top in range(0, height, rows):
+        strip = _plain(image.crop((0, top, width, min(height, top + rows))))
+        if strip.mode.startswith("I;16"):  # which can not be shrunk
+            strip = strip.convert("I")
+        strip = strip.reduce(factor)
+        if small is None:
+            size = math.ceil(width / factor), math.ceil(height / factor)
+            small = Image.new(strip.mode, size)
+        small.paste(strip, (0, top // factor))
+    assert small is not None
+    return small
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Grey levels, RGBA if it has transparency, or grey values of another range."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return image
     if image.has_transparency_data:
@@ -171,17 +211,6 @@ def _upright(image: Image.Image) -> Image.Image:
     if image.mode == "CMYK":
         image = image.convert("RGB")
     return image.convert("L")
-
-
-def _orientation(image: Image.Image) -> int:
-    if "exif" not in image.info:
-        return 1
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except MemoryError:
-        raise
-    except Exception:  # Pillow raises many types on damaged Exif, which is no part of the picture
-        return 1
 
 
 def _on_paper(image: Image.Image) -> Image.Image:

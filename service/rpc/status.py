@@ -34,6 +34,7 @@ REFUSALS: dict[Refusal, tuple[StatusCode, str]] = {
     Refusal.CANCELLED: (StatusCode.CANCELLED, "the caller cancelled"),
     Refusal.STOPPED: (StatusCode.UNAVAILABLE, "the server is shutting down"),
     Refusal.FAILED: (StatusCode.INTERNAL, "inference failed; the server's log says why"),
+    Refusal.NO_MEMORY: (StatusCode.RESOURCE_EXHAUSTED, "memory ran out; retry later"),
     # The same for none, a wrong and a revoked one: it must not help to guess.
     Refusal.UNAUTHENTICATED: (StatusCode.UNAUTHENTICATED, "a valid bearer token is needed"),
     Refusal.RATE_LIMITED: (

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from digits.files import grey, opened, pixels_claimed
 from digits.images import Normalised, PictureError, examine_grey
@@ -27,9 +27,8 @@ from service.serving.request import InvalidInputError, Refusal, Request
 
 logger = logging.getLogger(__name__)
 
-# Of this process, whose pictures are strangers': no text or colour profile of a digit needs more,
-# and the warning of large pictures would be logged for files that are refused in any case.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 1024
+# Of this process, whose pictures are strangers': the warning of large pictures would be logged for
+# files that are refused in any case.
 Image.MAX_IMAGE_PIXELS = None
 # Of all files of a request together: a few kilobytes can unfold into as many as one file may have,
 # and the files of others wait meanwhile.
@@ -45,6 +44,8 @@ MAX_LANE_PIXELS = 2 * MAX_REQUEST_PIXELS
 SMALL_PIXELS = 2**20
 # A file of fewer counts as so many: what is done for any file takes as long.
 FILE_PIXELS = 2**13
+# After which memory may have come free.
+NO_MEMORY_RETRY_S = 1.0
 # The share of earlier files in what a pixel is said to cost falls to a third over so many pixels.
 MEMORY_PIXELS = 2**24
 
@@ -209,9 +210,8 @@ class PictureDecoder:
         except InvalidInputError as error:
             waiting.request.violation = error.violation
             refusal = Refusal.INVALID
-        except Exception:
-            logger.exception("decoding an image file failed; this is a bug, or memory ran out")
-            refusal = Refusal.FAILED
+        except Exception as error:
+            refusal = _failed(error, waiting.request, "decoding an image file")
         if refusal is not None or not waiting.costs:
             lane.requests.popleft()
             lane.pixels -= sum(waiting.costs)
@@ -235,9 +235,8 @@ class PictureDecoder:
     def _sort_in(self, waiting: _Waiting) -> None:
         try:
             refusal = self._admit(waiting)
-        except Exception:
-            logger.exception("reading the headers of files failed; this is a bug")
-            refusal = Refusal.FAILED
+        except Exception as error:
+            refusal = _failed(error, waiting.request, "reading the headers of files")
         if refusal is not None:
             self._end(waiting, refusal)
 
@@ -314,3 +313,13 @@ class PictureDecoder:
         self._requests += requests
         self._files += files
         self._bytes += size
+
+
+def _failed(error: Exception, request: Request, what: str) -> Refusal:
+    """Why a request ends that its files are not to blame for."""
+    if isinstance(error, MemoryError):
+        logger.error("%s: memory ran out", what)
+        request.retry_after_s = NO_MEMORY_RETRY_S
+        return Refusal.NO_MEMORY
+    logger.error("%s failed; this is a bug", what, exc_info=error)
+    return Refusal.FAILED

@@ -28,6 +28,7 @@ class Refusal(enum.Enum):
     CANCELLED = "cancelled"
     STOPPED = "stopped"
     FAILED = "failed"
+    NO_MEMORY = "no_memory"
     UNAUTHENTICATED = "unauthenticated"
     RATE_LIMITED = "rate_limited"
     # Nothing that load or a fault of the server explains: no listener is told of it.
@@ -89,7 +90,8 @@ class Request:
         result: Predictions that hold its own, or None.
         first: The place of its first image in ``result``.
         refusal: Why it got none, or None.
-        retry_after_s: With QUEUE_FULL, DEADLINE_UNREACHABLE or RATE_LIMITED: when to come back.
+        retry_after_s: With QUEUE_FULL, DEADLINE_UNREACHABLE, RATE_LIMITED or NO_MEMORY: when to
+            come back.
         detail: With STOPPED: why the server takes no requests; empty if it is shutting down.
         violation: With INVALID: what is wrong.
         state: Whatever whoever made it wants to find again; the core does not look at it.
