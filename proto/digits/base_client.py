@@ -52,7 +52,7 @@ class PendingCall:
 class BaseClient:
     """What both clients have in common: their settings, and everything but waiting.
 
-    The first call opens the channel. From then on no client can be used in processes that are forked
+    The first call opens the channel. From then on no client can be used in processes forked
     from this one; see ``digits.fork``.
 
     Args:
