@@ -36,7 +36,7 @@ STOP_S = 1.0
 T = TypeVar("T")
 
 
-class Server:
+class DigitsServer:
     """One server process. Made and run on its event loop, which RPCs do not touch.
 
     Args:
@@ -185,7 +185,7 @@ def serve(config: ServerConfig, started: float) -> int:
     """Runs a server; returns the exit code."""
 
     async def main() -> int:
-        return await Server(config, started).run()
+        return await DigitsServer(config, started).run()
 
     try:
         return asyncio.run(main())

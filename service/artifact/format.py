@@ -7,7 +7,6 @@ SHA-256 of every other one, and a detached signature may stand beside it. See do
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import io
 import json
@@ -17,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 
 from service.artifact.reference import BOUNDS, Counts, Reference
 from service.host.files import read_regular
@@ -172,9 +169,6 @@ def load_artifact(folder: Path, public_key: Path | None = None) -> Artifact:
             raise ArtifactError(f"{name}: expected sha256 {expected}, got {got}")
     if EXTERNAL_DATA in contents[MODEL]:
         raise ArtifactError(f"{MODEL}: external data: expected all weights in the file")
-    opset = model_opset(contents[MODEL])
-    if opset != OPSET:
-        raise ArtifactError(f"{MODEL}: opset: expected {OPSET}, got {opset}")
     golden = read_golden(contents[GOLDEN])
     reference = read_reference(manifest["reference"]) if "reference" in manifest else None
     return Artifact(manifest, manifest_json, contents[MODEL], golden, reference)
@@ -266,42 +260,6 @@ def _read(path: Path) -> bytes:
         if error.errno in ERRORS_OF_A_FILE:
             raise ArtifactError(f"{path.name}: {error.strerror}") from None
         raise
-
-
-def model_opset(model: bytes) -> int:
-    """The version of the standard operators that a serialised model asks for; 0 if it says none.
-
-    The server has no onnx package: this reads one field of onnx.proto's ModelProto.
-
-    Raises:
-        ArtifactError: If the bytes are no protobuf message.
-    """
-    message = _model_class()()
-    try:
-        message.ParseFromString(model)
-    except DecodeError:
-        raise ArtifactError(f"{MODEL}: not an ONNX model") from None
-    return max((item.version for item in message.opset_import if not item.domain), default=0)
-
-
-@functools.cache
-def _model_class() -> Any:
-    """ModelProto { repeated OperatorSetIdProto opset_import = 8 }, as onnx.proto numbers it."""
-    field_type = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="opset.proto", package="digits.opset")
-    file.syntax = "proto3"
-    operator_set = file.message_type.add(name="OperatorSetId")
-    operator_set.field.add(name="domain", number=1, type=field_type.TYPE_STRING)
-    operator_set.field.add(name="version", number=2, type=field_type.TYPE_INT64)
-    model = file.message_type.add(name="Model")
-    model.field.add(
-        name="opset_import", number=8, type=field_type.TYPE_MESSAGE,
-        label=field_type.LABEL_REPEATED, type_name=".digits.opset.OperatorSetId",
-    )  # fmt: skip
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    found = pool.FindMessageTypeByName("digits.opset.Model")
-    return message_factory.GetMessageClass(found)
 
 
 def write_golden(golden: Golden) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from service.oip.messages import infer_response, read_infer
-from service.rpc.call import Call
+from service.rpc.call import RpcCall
 from service.rpc.classify import FAILED, Ending
 from service.rpc.get_model import LOADING
 from service.rpc.recorder import Recorder
@@ -47,12 +47,12 @@ class InferEdge:
         self._lock = threading.Lock()
         self._waiting_bytes = 0
 
-    def receive(self, calls: Sequence[Call]) -> None:
+    def receive(self, calls: Sequence[RpcCall]) -> None:
         """Takes a burst of calls; each is answered later, or refused here."""
         self._recorder.began(MODEL_INFER, len(calls))
         room = SMALL_BYTES
-        now: list[Call] = []
-        later: list[Call] = []
+        now: list[RpcCall] = []
+        later: list[RpcCall] = []
         for call in calls:
             room -= len(call.message)
             if len(call.message) > SMALL_BYTES:
@@ -64,7 +64,7 @@ class InferEdge:
             self._take_aside(later)
         self._take(now)
 
-    def _take_aside(self, calls: list[Call]) -> None:
+    def _take_aside(self, calls: list[RpcCall]) -> None:
         size = sum([len(call.message) for call in calls])
         with self._lock:
             fits = self._waiting_bytes + size <= MAX_WAITING_BYTES
@@ -82,7 +82,7 @@ class InferEdge:
             request.refusal = Refusal.QUEUE_FULL
             self._gate.refuse([request])
 
-    def _take_then_leave(self, calls: list[Call], size: int) -> None:
+    def _take_then_leave(self, calls: list[RpcCall], size: int) -> None:
         try:
             self._take(calls)
         finally:
@@ -92,13 +92,13 @@ class InferEdge:
         with self._lock:
             self._waiting_bytes -= size
 
-    def _take(self, calls: Sequence[Call]) -> None:
+    def _take(self, calls: Sequence[RpcCall]) -> None:
         """Reads calls and passes them on."""
         ready = [request for call in calls if (request := self._read(call)) is not None]
         if ready:
             self._gate.submit(ready)
 
-    def _read(self, call: Call) -> Request | None:
+    def _read(self, call: RpcCall) -> Request | None:
         """The request of a call; None if the call was ended."""
         model = self._gate.model
         if call.cancelled or (call.deadline is not None and time.monotonic() >= call.deadline):

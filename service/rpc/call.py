@@ -1,7 +1,7 @@
 """What a transport offers to the methods, and what a method offers to a transport.
 
-``service.http2`` and ``service.rpc.grpcio`` both implement ``Call``. A method is registered as one
-of the two routes: unary methods take bursts of calls, streaming methods take one call at a time.
+``service.http2`` and ``service.rpc.grpcio`` both implement ``RpcCall``. A method is registered as
+one of two routes: unary methods take bursts of calls, streaming methods one call at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
-class Call(Protocol):
+class RpcCall(Protocol):
     """One RPC. Its methods may be called from any thread; after the first end nothing is sent.
 
     Attributes:

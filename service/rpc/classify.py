@@ -11,7 +11,7 @@ from grpc import StatusCode
 
 from digits.v1 import digits_pb2
 from service.rpc import codec
-from service.rpc.call import Call
+from service.rpc.call import RpcCall
 from service.rpc.recorder import Recorder
 from service.rpc.status import (
     REFUSALS,
@@ -56,10 +56,10 @@ class Ending:
 
     def reply(self, requests: Sequence[Request]) -> None:
         """Answers the calls of requests that the core has ended; see ``Reply``."""
-        answers: list[tuple[Call, bytes]] = []
-        failed: dict[Status, list[Call]] = {}
+        answers: list[tuple[RpcCall, bytes]] = []
+        failed: dict[Status, list[RpcCall]] = {}
         for request in requests:
-            call: Call = request.origin  # type: ignore[assignment] # a request here is a call's
+            call: RpcCall = request.origin  # type: ignore[assignment] # a request here is a call's
             try:
                 if request.result is None:
                     failed.setdefault(refusal_status(request), []).append(call)
@@ -75,7 +75,7 @@ class Ending:
         for status, calls in failed.items():
             self._fail_all(calls, status)
 
-    def _respond(self, answers: Sequence[tuple[Call, bytes]]) -> None:
+    def _respond(self, answers: Sequence[tuple[RpcCall, bytes]]) -> None:
         sent = answers[0][0].respond_all(answers)
         calls = [call for call, _ in answers]
         if not all(sent):
@@ -88,11 +88,11 @@ class Ending:
         for call in calls:
             call.state = None  # its request leads back to it
 
-    def fail(self, call: Call, status: Status) -> None:
+    def fail(self, call: RpcCall, status: Status) -> None:
         """Ends one call with a status other than OK."""
         self._fail_all([call], status)
 
-    def _fail_all(self, calls: Sequence[Call], status: Status) -> None:
+    def _fail_all(self, calls: Sequence[RpcCall], status: Status) -> None:
         """In an overload, refusing a call must cost far less than answering it."""
         ended = []
         for call, was_there in zip(calls, fail_all(calls, status), strict=True):
@@ -105,7 +105,7 @@ class Ending:
         for call in ended:
             call.state = None
 
-    def _depart(self, call: Call) -> None:
+    def _depart(self, call: RpcCall) -> None:
         """The caller left before its answer."""
         code = departed_code(call.deadline, self._clock())
         self._recorder.ended(self._method, [call], code, "the caller left")
@@ -126,7 +126,7 @@ class ClassifyEdge:
         self._ending = Ending(CLASSIFY, recorder, codec.encode_response)
         self._reply = self._ending.reply
 
-    def receive(self, calls: Sequence[Call]) -> None:
+    def receive(self, calls: Sequence[RpcCall]) -> None:
         """Takes a burst; each call is answered later, or refused here."""
         self._recorder.began(CLASSIFY, len(calls))
         ready: list[Request] = []
@@ -146,7 +146,7 @@ class ClassifyEdge:
         if ready:
             self._gate.submit(ready)
 
-    def _receive_slowly(self, call: Call) -> None:
+    def _receive_slowly(self, call: RpcCall) -> None:
         request, files = read_request(call.message, call.deadline, self._gate, self._reply, call)
         call.state = request
         if files is None:

@@ -14,7 +14,7 @@ from grpc import StatusCode
 
 from digits.v1 import digits_pb2
 from service.rpc import codec
-from service.rpc.call import Call
+from service.rpc.call import RpcCall
 from service.rpc.classify import FAILED, SERVICE, read_pixels, read_request
 from service.rpc.places import Places
 from service.rpc.recorder import CODES, Recorder
@@ -70,7 +70,7 @@ class StreamEdge:
         max_streams: int,
         max_ahead_bytes: int,
         idle_s: float,
-        is_admitted: Callable[[Call], bool] = lambda _: True,
+        is_admitted: Callable[[RpcCall], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.gate = gate
@@ -83,7 +83,7 @@ class StreamEdge:
         self._places = Places(max_streams, max(1, max_streams // CONNECTION_SHARE))
         self._streams: set[ClassifyStream] = set()
 
-    def open(self, call: Call) -> ClassifyStream | None:
+    def open(self, call: RpcCall) -> ClassifyStream | None:
         """Begins a stream, unless too many are open."""
         self.recorder.began(CLASSIFY_STREAM)
         limit = self._places.take(call)
@@ -159,7 +159,7 @@ class ClassifyStream:
         has_ended: Nothing is sent or taken any more.
     """
 
-    def __init__(self, edge: StreamEdge, call: Call) -> None:
+    def __init__(self, edge: StreamEdge, call: RpcCall) -> None:
         self.call = call
         self.has_ended = False
         self._edge = edge

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
 from digits.v1 import digits_pb2
-from service.rpc.call import Call
+from service.rpc.call import RpcCall
 from service.rpc.classify import SERVICE
 from service.rpc.recorder import Recorder
 from service.rpc.status import Status, departed_code, fail, invalid_status, unavailable
@@ -54,7 +54,7 @@ class SimpleMethod:
         self._recorder = recorder
         self._answer = answer
 
-    def receive(self, calls: Sequence[Call]) -> None:
+    def receive(self, calls: Sequence[RpcCall]) -> None:
         """Answers a burst of calls."""
         self._recorder.began(self._method, len(calls))
         for call in calls:

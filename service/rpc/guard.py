@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from service.rpc.call import Call, Metadata
+from service.rpc.call import Metadata, RpcCall
 from service.rpc.recorder import Recorder
 from service.rpc.status import REFUSALS, Status, fail
 from service.security.tokens import Token, TokenFile, shown_digest
@@ -45,7 +45,7 @@ class Guard:
         self._known: dict[Any, str | None] = {}
         self._valid: Sequence[Token] | None = None
 
-    def admit(self, call: Call) -> bool:
+    def admit(self, call: RpcCall) -> bool:
         """See ``Hooks``: by the headers of a call, before its message is read."""
         if self._tokens is None or call.path in OPEN_METHODS:
             return True
@@ -59,11 +59,11 @@ class Guard:
         call.caller = caller
         return True
 
-    def refused(self, calls: Sequence[Call], code: int, message: str) -> None:
+    def refused(self, calls: Sequence[RpcCall], code: int, message: str) -> None:
         """See ``Hooks``."""
         self._recorder.refused(calls, code, message)
 
-    def is_admitted(self, call: Call) -> bool:
+    def is_admitted(self, call: RpcCall) -> bool:
         """Whether a call that was admitted still would be: its token may be revoked."""
         return self._tokens is None or self.caller(call.metadata) is not None
 

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 
-from service.rpc.call import Call
+from service.rpc.call import RpcCall
 from service.rpc.places import Places
 from service.rpc.status import Status, fail, too_many_streams, unavailable
 
@@ -58,7 +58,7 @@ class Health:
         for watch in watches:
             watch.end(SHUTTING_DOWN)
 
-    def check(self, calls: Sequence[Call]) -> None:
+    def check(self, calls: Sequence[RpcCall]) -> None:
         """Answers Check."""
         for call in calls:
             service = _service(call.message)
@@ -71,7 +71,7 @@ class Health:
                 response = health_pb2.HealthCheckResponse(status=status)
                 call.respond(response.SerializeToString())
 
-    def watch(self, call: Call) -> Watch | None:
+    def watch(self, call: RpcCall) -> Watch | None:
         """Begins a Watch, unless too many are open."""
         limit = self._places.take(call)
         if limit:
@@ -107,7 +107,7 @@ class Watch:
         service: What is watched; None until the request came.
     """
 
-    def __init__(self, health: Health, call: Call) -> None:
+    def __init__(self, health: Health, call: RpcCall) -> None:
         self.call = call
         self.service: str | None = None
         self._health = health

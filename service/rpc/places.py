@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from service.rpc.call import Call
+from service.rpc.call import RpcCall
 
 
 class Places:
@@ -22,7 +22,7 @@ class Places:
         self._taken: dict[str, int] = {}
         self._count = 0
 
-    def take(self, call: Call) -> int:
+    def take(self, call: RpcCall) -> int:
         """Takes a place for a call; returns 0, or the limit that was reached."""
         with self._lock:
             taken = self._taken.get(call.peer, 0)
@@ -34,7 +34,7 @@ class Places:
             self._count += 1
             return 0
 
-    def leave(self, call: Call) -> None:
+    def leave(self, call: RpcCall) -> None:
         """Gives a call's place back."""
         with self._lock:
             self._count -= 1

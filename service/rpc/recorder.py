@@ -9,7 +9,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-from service.rpc.call import Call
+from service.rpc.call import RpcCall
 from service.telemetry.listener import Method, RpcListener
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Recorder:
                 self._log(listener, error)
 
     def ended(
-        self, method: Method, calls: Sequence[Call], code: StatusCode, message: str = ""
+        self, method: Method, calls: Sequence[RpcCall], code: StatusCode, message: str = ""
     ) -> None:
         """RPCs have ended; each is told of once."""
         now = self._clock()
@@ -58,7 +58,7 @@ class Recorder:
             except Exception as error:
                 self._log(listener, error)
 
-    def refused(self, calls: Sequence[Call], code: int, message: str) -> None:
+    def refused(self, calls: Sequence[RpcCall], code: int, message: str) -> None:
         """RPCs of one method have begun and ended without it: see ``Hooks.refused``."""
         method = self._methods.get(calls[0].path)
         if method is not None:

@@ -12,7 +12,7 @@ from grpc import StatusCode
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._base import BaseReflectionServicer
 
-from service.rpc.call import Call
+from service.rpc.call import RpcCall
 from service.rpc.places import Places
 from service.rpc.status import Status, fail, too_many_streams, unavailable
 
@@ -41,7 +41,7 @@ class Reflection(BaseReflectionServicer):  # type: ignore[misc] # grpcio-reflect
         self._places = Places(MAX_STREAMS, MAX_STREAMS_PER_CONNECTION)
         self._streams: set[_Questions] = set()
 
-    def open(self, call: Call) -> _Questions | None:
+    def open(self, call: RpcCall) -> _Questions | None:
         """Begins a stream of questions, unless too many are open."""
         limit = self._places.take(call)
         if limit:
@@ -87,7 +87,7 @@ class Reflection(BaseReflectionServicer):  # type: ignore[misc] # grpcio-reflect
 class _Questions:
     """One stream of questions: the receiver of its messages."""
 
-    def __init__(self, reflection: Reflection, call: Call) -> None:
+    def __init__(self, reflection: Reflection, call: RpcCall) -> None:
         self.call = call
         self._reflection = reflection
 

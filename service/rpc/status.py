@@ -11,7 +11,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
-from service.rpc.call import Call, Metadata
+from service.rpc.call import Metadata, RpcCall
 from service.serving.request import InvalidInputError, Refusal, Request, Violation
 
 # Metadata keys defined by gRPC: rich status, and gRFC A6's server pushback for retries.
@@ -75,12 +75,12 @@ class Status:
         return tuple(trailers)
 
 
-def fail(call: Call, status: Status) -> bool:
+def fail(call: RpcCall, status: Status) -> bool:
     """Ends a call with a status other than OK; False if its caller has left."""
     return fail_all([call], status)[0]
 
 
-def fail_all(calls: Sequence[Call], status: Status) -> list[bool]:
+def fail_all(calls: Sequence[RpcCall], status: Status) -> list[bool]:
     """Ends calls with a status other than OK; for each, whether its caller was still there."""
     code = status.code.value[0]
     return calls[0].end_all(calls, code, status.message, status.trailers())

@@ -25,7 +25,7 @@ from service.config import ServerConfig
 from service.http2 import Call
 from service.oip.infer import SMALL_BYTES
 from service.rpc.grpcio import GrpcioCall
-from service.server import Server
+from service.server import DigitsServer
 from service.serving.request import Request
 from tests.conftest import REPOSITORY, SAMPLES, wait_until
 from tests.service.test_oip import infer
@@ -59,7 +59,7 @@ def files(*contents):
 
 async def while_serving(config, visit):
     """Runs a server in this process, and beside it what looks at it; the server's exit code."""
-    server = Server(config, time.monotonic())
+    server = DigitsServer(config, time.monotonic())
     running = asyncio.create_task(server.run())
     try:
         await asyncio.to_thread(wait_until, lambda: server._parts.gate.is_open)

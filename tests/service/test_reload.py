@@ -21,7 +21,7 @@ from digits.client import DigitClient
 from export.artifact import promote
 from service.artifact.format import GOLDEN, MANIFEST, MODEL, load_artifact, read_golden, sha256
 from service.config import ServerConfig
-from service.server import Server
+from service.server import DigitsServer
 from service.serving.engine import Engine
 from service.serving.loader import ModelLoader
 from tests.conftest import REPOSITORY, wait_until
@@ -139,7 +139,7 @@ def test_memory_is_given_back_after_a_change_and_an_error_there_ends_no_later_on
         return model is not None and model.version == str(number)
 
     async def change_twice():
-        server = Server(config, time.monotonic())
+        server = DigitsServer(config, time.monotonic())
         running = asyncio.create_task(server.run())
         for number in (1, 2, 3):
             if number > 1:
