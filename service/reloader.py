@@ -73,11 +73,15 @@ class Reloader:
             KeyFileError: If the key for signatures can not be used.
         """
         loading = in_daemon_thread(partial(self._loader.load_other_than, self._gate.model))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(loading), LOAD_TIMEOUT_S)
-        if not loading.done():  # a thread can not be ended; a version that hangs must be removed
-            logger.error("reload: not done after %g s: a version hangs, or storage", LOAD_TIMEOUT_S)
-        model = await loading
+        try:
+            await asyncio.wait({loading}, timeout=LOAD_TIMEOUT_S)
+            if not loading.done():  # a thread can not be ended; what hangs must be removed
+                logger.error(
+                    "reload: not done after %g s: a version or storage hangs", LOAD_TIMEOUT_S
+                )
+            model = await loading
+        finally:
+            del loading  # an error that it holds leads back to this frame, and to the old model
         if model is None:
             return False
         self._gate.serve(model)
