@@ -25,6 +25,7 @@ from service.server import DigitsServer
 from service.serving.engine import Engine
 from service.serving.loader import ModelLoader
 from tests.conftest import REPOSITORY, wait_until
+from tests.service.trap import write_trap
 
 FAST = "--reload-interval-s=0.05"
 
@@ -248,6 +249,19 @@ def test_repository_that_disappears_leaves_the_model_in_service(repository, star
     wait_until(lambda: "is not a folder" in server.log_text())
     with DigitClient(server.address) as client:
         assert client.classify(sample["images"][:1]).model.version == "1"
+
+
+def test_version_that_loads_for_ever_is_logged_and_holds_up_nothing_else(
+    repository, start_server, sample
+):
+    server = start_server(
+        f"--model-repository={repository}", FAST, constants={"service.reloader.LOAD_TIMEOUT_S": 0.2}
+    )
+    write_trap(repository / "2", at_once=True)
+    wait_until(lambda: "reload: not done after 0.2 s" in server.log_text())
+    with DigitClient(server.address) as client:
+        assert client.classify(sample["images"][:1]).model.version == "1"
+    assert server.stop() == 0
 
 
 def test_two_hundred_reloads_leave_memory_flat(repository):

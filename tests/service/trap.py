@@ -89,7 +89,7 @@ def write_trap(folder: Path, *, at_once: bool = False) -> None:
         golden = load_artifact(REPOSITORY / "1").golden
         images = np.full_like(golden.images, FOR_EVER)
         files[GOLDEN] = write_golden(Golden(images, golden.labels, golden.probabilities))
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text()) | {"version": int(folder.name)}
     for name, data in files.items():
         (folder / name).write_bytes(data)
         manifest["files"][name] = sha256(data)
