@@ -133,7 +133,6 @@ def test_cancellation_leaves_no_call_uncounted(start_server, connect, transport)
     )
     stub, before = connect(server), scrape(server)
     futures = [stub.Classify.future(LARGE) for _ in range(300)]
-    # Not more: of over twenty that it has not looked at yet, native's HTTP/2 ends the connection.
     for future in futures[::20]:
         future.cancel()
     seen = Counter(future.code().name for future in futures)
@@ -144,7 +143,8 @@ def test_cancellation_leaves_no_call_uncounted(start_server, connect, transport)
     assert seen.keys() == {"OK", "CANCELLED"}
     assert codes(counted).keys() <= {"OK", "CANCELLED"}
     assert codes(counted)["OK"] >= seen["OK"] >= 285
-    assert counted["digits_images_total"] == 32 * codes(counted)["OK"]
+    # Some may have been cancelled while they were inferred.
+    assert 32 * codes(counted)["OK"] <= counted["digits_images_total"] <= 32 * reached
     assert_counts_agree(counted)
 
 
