@@ -105,21 +105,25 @@ def test_reconnecting_does_not_slow_down_with_the_length_of_an_outage():
     """gRPC itself would need a minute for as many attempts, and two for each one later on."""
     connections = []
     with hanging_up(connections) as address, DigitClient(address) as client:
-        with pytest.raises(DigitError):
-            client.classify(IMAGE)
-        wait_until(lambda: len(connections) >= 9, timeout_s=30)
+
+        def reconnected():
+            with pytest.raises(DigitError):
+                client.classify(IMAGE)
+            return len(connections) >= 9
+
+        wait_until(reconnected, timeout_s=30)
 
 
 def test_asynchronous_client_reconnects_as_often():
     async def ask(address):
         async with AsyncDigitClient(address) as client:
-            with pytest.raises(DigitError):
-                await client.classify(IMAGE)
-            await asyncio.to_thread(wait_until, lambda: len(connections) >= 9, timeout_s=30)
+            while len(connections) < 9:
+                with pytest.raises(DigitError):
+                    await client.classify(IMAGE)
 
     connections = []
     with hanging_up(connections) as address:
-        asyncio.run(ask(address))
+        asyncio.run(asyncio.wait_for(ask(address), 30))
 
 
 def test_error_says_since_when_the_server_is_not_reachable(serve, tmp_path):
@@ -209,8 +213,12 @@ def test_retry_policy_of_grpc_sends_what_is_too_large_once(start_server, metadat
         with pytest.raises(grpc.RpcError) as caught:
             stub.Classify(digits_pb2.ClassifyRequest(pixels=bytes(784 * images)), metadata=metadata)
     assert caught.value.code() is EXHAUSTED
-    handled = scrape(f"{server.http}/metrics")
-    assert handled.value("grpc_server_handled_total", grpc_code="RESOURCE_EXHAUSTED") == 1
+
+    def handled():
+        seen = scrape(f"{server.http}/metrics")
+        return seen.value("grpc_server_handled_total", grpc_code="RESOURCE_EXHAUSTED")
+
+    assert wait_until(handled) == 1
 
 
 def test_item_that_is_refused_for_good_is_answered_in_its_place(serve):
@@ -416,7 +424,10 @@ def test_call_during_which_the_client_is_closed_says_so(serve, images):
     raised = []
 
     def call():
-        with pytest.raises(ClientStateError, match="closed during the call") as caught:
+        # Of many requests some may not have begun.
+        with pytest.raises(
+            ClientStateError, match=r"the client (was closed during|is clos)"
+        ) as caught:
             client.classify(images)
         raised.append(caught.value)
 
