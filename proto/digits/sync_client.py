@@ -132,7 +132,7 @@ class DigitClient(BaseClient):
     ) -> Iterator[Classification | DigitError]:
         """Classifies a long sequence over one stream, sending up to 64 items ahead of the answers.
 
-        A stream that its server ends, or an item refused for a passing reason, is resumed: what has
+        A stream that its server ends, or an item refused with a transient error, is resumed: what has
         no answer is sent again, on whatever server the channel reaches.
 
         Args:

@@ -120,7 +120,7 @@ def test_no_server_is_said_in_one_line(capsys):
     assert main(["classify", "--address", "127.0.0.1:1", "--timeout-s", "5", SEVEN]) == 1
     error = capsys.readouterr().err
     assert error.startswith("digits classify: UNAVAILABLE")
-    assert "127.0.0.1:1: nothing listens there" in error
+    assert "127.0.0.1:1: nothing listened there" in error
     assert error.count("\n") == 1
 
 
