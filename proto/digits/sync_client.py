@@ -132,8 +132,8 @@ class DigitClient(BaseClient):
     ) -> Iterator[Classification | DigitError]:
         """Classifies a long sequence over one stream, sending up to 64 items ahead of the answers.
 
-        A stream that its server ends, or an item refused with a transient error, is resumed: what has
-        no answer is sent again, on whatever server the channel reaches.
+        A stream that its server ends, or in which an item meets a transient error, is resumed: what
+        has no answer is sent again, on whatever server the channel reaches.
 
         Args:
             batches: Arrays as ``classify`` takes them, one an item; read on another thread.
