@@ -173,7 +173,14 @@ def test_error_says_that_no_http2_is_spoken(classify):
 
 @CLIENTS
 @pytest.mark.parametrize(
-    ("error", "metadata"), [(EXHAUSTED, ()), (EXHAUSTED, NEVER), (UNAVAILABLE, NEVER)]
+    ("error", "metadata"),
+    [
+        (EXHAUSTED, ()),
+        (EXHAUSTED, NEVER),
+        (UNAVAILABLE, NEVER),
+        (UNAVAILABLE, (("grpc-retry-pushback-ms", "soon"),)),
+        (UNAVAILABLE, (("grpc-retry-pushback-ms", "9" * 5000),)),
+    ],
 )
 def test_permanent_error_is_not_retried(serve, classify, error, metadata):
     servicer = Servicer(error=error, metadata=metadata)
