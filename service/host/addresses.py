@@ -1,4 +1,4 @@
-"""Addresses to listen on, and to be reached at."""
+"""Addresses to listen on, to be reached at, and of callers."""
 
 from __future__ import annotations
 
@@ -16,3 +16,21 @@ def is_loopback(host: str) -> bool:
 def socket_address(host: str, port: int) -> str:
     """``host:port``, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def neighbourhood(address: str) -> str:
+    """What an address is counted as: a caller may have many of one /64, as of loopback.
+
+    Args:
+        address: Of a caller; what is no IP address is itself.
+    """
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is None:
+            network = ipaddress.IPv6Network((int(found), 64), strict=False)
+            return "loopback" if found.is_loopback else str(network)
+        found = found.ipv4_mapped
+    return "loopback" if found.is_loopback else str(found)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from service.host.addresses import neighbourhood
 from service.ops_http.errors import error_response, harden
 
 # Prometheus, a few probes and some browsers; far below the usual limit of 1,024 descriptors.
@@ -19,10 +20,10 @@ LINGER_S = 1.0
 
 
 class Connections:
-    """Makes a protocol for each connection. Where there are too many, the oldest makes room.
+    """Makes a protocol for each connection. Where there are too many, one makes room.
 
-    Refusing the newest instead would let whoever holds the limit in idle connections keep a
-    probe out.
+    That is the oldest of the address that has the most. Refusing the newest instead would let
+    whoever holds the limit in idle connections keep a probe out.
 
     Args:
         server: The framework's, which routes requests; served on the running event loop.
@@ -31,7 +32,8 @@ class Connections:
     def __init__(self, server: web.Server) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
-        self._open: dict[_Connection, asyncio.Transport] = {}
+        # By address, each oldest first.
+        self._open: dict[str, dict[_Connection, asyncio.Transport]] = {}
 
     def accept(self) -> web.RequestHandler:
         """The protocol of a new connection."""
@@ -46,29 +48,36 @@ class Connections:
         )
 
     def opened(self, connection: _Connection, transport: asyncio.Transport) -> None:
-        """Counts a connection, and cuts the oldest if that is one too many."""
-        if len(self._open) >= MAX_CONNECTIONS:
-            oldest = next(iter(self._open))
+        """Counts a connection, and cuts another if that is one too many."""
+        if sum(map(len, self._open.values())) >= MAX_CONNECTIONS:
+            oldest, to_cut = next(iter(max(self._open.values(), key=len).items()))
             # Not closed, which would wait for a peer that does not read.
-            self._open.pop(oldest).abort()
-        self._open[connection] = transport
+            to_cut.abort()
+            self.closed(oldest)
+        self._open.setdefault(connection.address, {})[connection] = transport
 
     def closed(self, connection: _Connection) -> None:
         """Forgets a connection."""
-        self._open.pop(connection, None)
+        of_address = self._open.get(connection.address, {})
+        of_address.pop(connection, None)
+        if not of_address:
+            self._open.pop(connection.address, None)
 
 
 class _Connection(web.RequestHandler):
     """A connection of the framework that is counted, and that is short about malformed HTTP."""
 
-    __slots__ = ("_connections",)
+    __slots__ = ("_connections", "address")
 
     def __init__(self, connections: Connections, server: web.Server, **settings: Any) -> None:
         super().__init__(server, **settings)
         self._connections = connections
+        self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self.address = neighbourhood(peer[0]) if peer else ""  # it may have left already
         self._connections.opened(self, cast("asyncio.Transport", transport))
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 import time
 from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest, gzip_accepted
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
 # What can be had. A fixed set: what a scraper sends must not make more renderings.
@@ -17,6 +18,8 @@ ENCODERS: dict[str, Callable[[CollectorRegistry], bytes]] = {
     CONTENT_TYPE_PLAIN_0_0_4: generate_latest,
     openmetrics.CONTENT_TYPE_LATEST: openmetrics.generate_latest,
 }
+# gzip among what is accepted, unless its weight is 0. Source: RFC 9110, section 12.5.3.
+GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?!;\s*q=0(?:\.0*)?\s*(?:,|$))(?:[;,]|$)", re.IGNORECASE)
 # A rendering keeps the event loop from everything else for a few milliseconds. However many ask,
 # renderings take this share of its time at most.
 LOOP_SHARE = 0.25
@@ -40,7 +43,8 @@ class MetricsHandler:
     async def handle(self, request: web.Request) -> web.Response:
         """One scrape."""
         content_type = _content_type(",".join(request.headers.getall("Accept", [])))
-        compressed = gzip_accepted(request.headers.get("Accept-Encoding", ""))
+        encodings = ",".join(request.headers.getall("Accept-Encoding", []))
+        compressed = GZIP.search(encodings) is not None
         # Shielded: a scraper that leaves does not take the others' rendering with it.
         body = await asyncio.shield(self._next(content_type, compressed))
         response = web.Response(body=body, headers={"Content-Type": content_type})

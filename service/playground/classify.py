@@ -13,6 +13,7 @@ import numpy.typing as npt
 from aiohttp import web
 from grpc import StatusCode
 
+from service.host.addresses import neighbourhood
 from service.ops_http.errors import error_response, invalid_response, status_response
 from service.playground.requests import Images, read_request
 from service.rpc.call import Metadata
@@ -23,8 +24,10 @@ from service.serving.request import IMAGE_BYTES, InvalidInputError, Refusal, Req
 
 # Requests that are read or answered at once: what their bodies hold in memory is bounded by it.
 MAX_AT_ONCE = 16
-# Requests that one address may send, on average; for people, and a page that redraws.
+# Requests that one address may send, on average; for people, and a page that redraws. All addresses
+# together may send so many times that: whoever has many of them gets no further.
 REQUESTS_PER_S = 20.0
+ALL_ADDRESSES = 10
 # What a body may take to arrive, from its header on.
 BODY_S = 5.0
 # What an answer may take. A browser has no deadline of its own.
@@ -89,7 +92,8 @@ class ClassifyHandler:
         self._gate = gate
         self._refusal = refusal
         self._is_draining = is_draining
-        self._buckets = TokenBuckets(requests_per_s)
+        self._of_address = TokenBuckets(requests_per_s)
+        self._of_all = TokenBuckets(requests_per_s * ALL_ADDRESSES)
         self._at_once = 0
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -101,9 +105,9 @@ class ClassifyHandler:
         refused = self._refusal and self._refusal(_metadata(request))
         if refused:
             return status_response(refused)
-        wait_s = self._buckets.take(request.remote or "", 1, time.monotonic())
+        wait_s = self._wait_s(neighbourhood(request.remote or ""), time.monotonic())
         if wait_s > 0:
-            return _exhausted("too many requests from this address", wait_s)
+            return _exhausted("too many requests from this address, or from all", wait_s)
         if self._is_draining():
             return status_response(SHUTTING_DOWN)
         if self._at_once >= MAX_AT_ONCE:
@@ -113,6 +117,10 @@ class ClassifyHandler:
             return await self._classify(await _read_in_time(request))
         finally:
             self._at_once -= 1
+
+    def _wait_s(self, address: str, now: float) -> float:
+        """Seconds until an address may send a request; 0 if that is now."""
+        return self._of_address.take(address, 1, now) or self._of_all.take("", 1, now)
 
     async def _classify(self, images: Images) -> web.Response:
         waiting = Waiting()

@@ -142,6 +142,24 @@ def test_metrics_are_compressed_on_request(web):
     assert len(body) < len(plain) / 3
 
 
+@pytest.mark.parametrize(
+    ("accepted", "compressed"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("gzip ; q=1.0, br", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000, identity", False),
+        ("identity, gzip ;q=0.0", False),
+        ("xgzip, gzipped", False),
+        ("br", False),
+    ],
+)
+def test_metrics_are_compressed_for_those_only_who_take_that(web, accepted, compressed):
+    headers = ask(web, "/metrics", accept_encoding=accepted)[1]
+    assert (headers.get("Content-Encoding") == "gzip") == compressed
+
+
 def test_head_is_answered_like_get_without_a_body(web):
     for path in ("/", "/metrics", "/healthz", "/livez", "/draw"):
         status, headers, body = ask(web, path, method="HEAD")
@@ -297,6 +315,10 @@ def test_bad_forms_and_files_are_refused_by_name(web):
         (b"garbage", boundary, "body"),
         (b"garbage", "multipart/form-data", "body"),
         (b"--x", boundary, "body"),
+        (b"\r\n" + form([b"x"])[0], boundary, "body"),
+        (form([b"x"])[0], "multipart/form-data", "body"),
+        (b"--\r\n" + form([b"x"])[0][5:], "multipart/form-data", "body"),
+        (form([b"x"])[0][:-5], boundary, "body"),
         (b"--x\r\n" + b"a" * 20_000, boundary, "body"),
         (text_field, boundary, "body"),
         (nested, boundary, "body"),
@@ -476,6 +498,29 @@ def test_probes_are_answered_beside_2000_idle_connections(web):
         assert classify(web, SEVEN.read_bytes(), "image/png")[2]["predictions"][0]["digit"] == 7
         assert process.num_threads() - before[1] <= 2
         assert process.memory_info().rss - before[0] < 32 * 2**20
+
+
+def test_who_has_the_most_connections_makes_room(monkeypatch):
+    """Here each address of loopback counts as one; the one that was there first has one."""
+    monkeypatch.setattr("service.ops_http.connections.SILENCE_S", 3600)
+    monkeypatch.setattr("service.ops_http.connections.neighbourhood", str)
+
+    async def run():
+        async with port() as (url, number), ClientSession() as client:
+            with contextlib.ExitStack() as stack:
+                address = ("127.0.0.1", number)
+                first = socket.create_connection(address, source_address=("127.0.0.2", 0))
+                stack.enter_context(first)
+                for _ in range(MAX_CONNECTIONS + 3):
+                    many = stack.enter_context(socket.create_connection(address))
+                async with client.get(f"{url}/healthz") as response:
+                    assert response.status == 200
+                for peer in (first, many):
+                    peer.setblocking(False)
+                    with pytest.raises(BlockingIOError):
+                        peer.recv(1)
+
+    asyncio.run(run())
 
 
 def test_one_connection_too_many_cuts_the_oldest(monkeypatch):
