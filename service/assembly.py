@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,8 @@ from service.watchdog import GOLDEN_INTERVAL_S, STALL_TIMEOUT_S, Report, Watchdo
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
+
+logger = logging.getLogger(__name__)
 
 # Room in a message beside the pixels of the largest request, and for files.
 MESSAGE_SLACK_BYTES = 2**20
@@ -224,6 +227,8 @@ class Parts:
         from service.rpc.grpcio import GrpcioLimits, GrpcioServer  # noqa: PLC0415 - seldom used
 
         config = self._config
+        if config.host == "0.0.0.0":  # noqa: S104 - this does not listen
+            logger.warning("--transport grpcio: gRPC listens on IPv6, too, where --host is 0.0.0.0")
         return GrpcioServer(
             socket_address(config.host, config.grpc_port),
             self._routes(),

@@ -56,6 +56,7 @@ class Authority:
         key_file.write_bytes(
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())
         )
+        key_file.chmod(0o600)
         return self._write(name, builder), key_file
 
     def _builder(self, subject: x509.Name, key: PrivateKey, days: float) -> x509.CertificateBuilder:

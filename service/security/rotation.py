@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import os
+import stat
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Far more than certificates or tokens ever take.
+MAX_FILE_BYTES = 2**20
 
 
 class CredentialError(RuntimeError):
@@ -25,6 +30,8 @@ class RotatingFiles(Generic[T]):
     Args:
         paths: The files, by the flag that names each.
         parse: Makes the value from their content, in the order of ``paths``.
+        secret: Flags of the files that are to be kept from other users. One that everybody may
+            write is not taken, one that everybody may read is warned about.
 
     Attributes:
         value: The last value that could be made.
@@ -33,9 +40,13 @@ class RotatingFiles(Generic[T]):
         CredentialError: If none can be made at the start.
     """
 
-    def __init__(self, paths: Mapping[str, Path], parse: Callable[..., T]) -> None:
+    def __init__(
+        self, paths: Mapping[str, Path], parse: Callable[..., T], secret: Container[str] = ()
+    ) -> None:
         self._paths = paths
         self._parse = parse
+        self._secret = secret
+        self._warned: set[str] = set()
         self._seen: list[bytes | str] = self._look()
         self.value = self._read(self._seen)
 
@@ -59,12 +70,32 @@ class RotatingFiles(Generic[T]):
     def _look(self) -> list[bytes | str]:
         """Each file's bytes, or why it can not be read."""
         found: list[bytes | str] = []
-        for path in self._paths.values():
+        for flag, path in self._paths.items():
             try:
-                found.append(path.read_bytes())
+                found.append(self._content(flag, path))
             except OSError as error:
                 found.append(error.strerror or "can not be read")
         return found
+
+    def _content(self, flag: str, path: Path) -> bytes | str:
+        with open(path, "rb", opener=_open_without_waiting) as file:  # noqa: PTH123
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                return "expected a regular file, got something else"
+            if flag in self._secret:
+                if mode & stat.S_IWOTH:
+                    return "expected a file of its owner, got one that everybody may write"
+                self._warn(flag, path, is_open=bool(mode & stat.S_IROTH))
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            return f"expected at most {MAX_FILE_BYTES} bytes, got more"
+        return content
+
+    def _warn(self, flag: str, path: Path, *, is_open: bool) -> None:
+        """Tells of a secret that is none, once."""
+        if is_open and flag not in self._warned:
+            logger.warning("%s: every user of this machine may read %s", flag, path)
+        (self._warned.add if is_open else self._warned.discard)(flag)
 
     def _read(self, found: list[bytes | str]) -> T:
         for (flag, path), content in zip(self._paths.items(), found, strict=True):
@@ -74,3 +105,8 @@ class RotatingFiles(Generic[T]):
             return self._parse(*found)
         except OSError as error:  # a file went away since
             raise CredentialError(f"{error.filename}: {error.strerror}") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Of a pipe, nothing may ever come."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
+import logging
 import re
 import ssl
 from dataclasses import dataclass
@@ -17,9 +19,14 @@ from service.security.rotation import CredentialError, RotatingFiles
 if TYPE_CHECKING:
     from service.config import ServerConfig
 
+logger = logging.getLogger(__name__)
+
 CERTIFICATE, KEY, CLIENT_CA = "--tls-cert", "--tls-key", "--tls-client-ca"
 FIRST_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END", re.DOTALL)
 # How the public key of a certificate begins. Source: RFC 8410, section 4.
+# The two times of a certificate, one behind the other. Source: RFC 5280, section 4.1.2.5.
+TIME = rb"(?:\x17\x0d(\d{12})|\x18\x0f(\d{14}))Z"
+VALIDITY = re.compile(rb"\x30." + TIME + TIME, re.DOTALL)
 ED25519_KEY = bytes.fromhex("300506032b6570032100")
 
 
@@ -27,7 +34,8 @@ class Tls:
     """The server's side of TLS, by files that may be replaced at any time.
 
     A handshake uses what the files held when they were last looked at and made sense; connections
-    that exist are not touched.
+    that exist are not touched. A certificate that has expired, or is not valid yet, is warned about
+    at the start, and not taken in place of another.
 
     Args:
         certificate: PEM file of the certificate, and of those between it and its root.
@@ -45,7 +53,9 @@ class Tls:
         paths = {CERTIFICATE: certificate, KEY: key}
         if client_ca is not None:
             paths[CLIENT_CA] = client_ca
-        self.files = RotatingFiles(paths, partial(_credentials, paths))
+        self._has_begun = False
+        self.files = RotatingFiles(paths, partial(self._credentials, paths), secret={KEY})
+        self._has_begun = True
         self.is_mutual = client_ca is not None
         self._in_use = self.files.value.configuration
 
@@ -56,6 +66,16 @@ class Tls:
             return None
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
         return cls(Path(config.tls_cert), Path(config.tls_key), client_ca)
+
+    def _credentials(self, paths: dict[str, Path], *contents: bytes) -> Credentials:
+        made = _credentials(paths, *contents)
+        trouble = _time_trouble(_first_certificate(contents[0]), dt.datetime.now(dt.UTC))
+        if trouble:
+            message = f"{CERTIFICATE}: {paths[CERTIFICATE]}: {trouble}"
+            if self._has_begun:
+                raise CredentialError(message)
+            logger.warning("%s: callers will refuse to connect", message)
+        return made
 
     def context(self) -> ssl.SSLContext:
         """What the next connection of ``service.http2`` is made with."""
@@ -97,7 +117,7 @@ def _credentials(
     """Checked first: a certificate that can not be used would only fail at every handshake."""
     for flag in paths.keys() - {KEY}:
         _check_certificates(flag, paths[flag])
-    _check_kind(paths[CERTIFICATE], certificate)
+    _check_kind(paths[CERTIFICATE], _first_certificate(certificate))
     context = _context(paths)
     # OpenSSL reads the files itself. It must have seen what gRPC is given.
     if (paths[CERTIFICATE].read_bytes(), paths[KEY].read_bytes()) != (certificate, key):
@@ -133,12 +153,35 @@ def _check_certificates(flag: str, path: Path) -> None:
         ) from None
 
 
-def _check_kind(path: Path, certificate: bytes) -> None:
+def _first_certificate(certificate: bytes) -> bytes:
+    """The first certificate of a PEM file, which is the server's; empty if it is not found."""
     first = FIRST_CERTIFICATE.search(certificate)
     try:
-        der = base64.b64decode(first[1]) if first else b""
+        return base64.b64decode(first[1]) if first else b""
     except ValueError:  # a comment looks like a certificate; OpenSSL found one
-        return
+        return b""
+
+
+def _time_trouble(der: bytes, now: dt.datetime) -> str:
+    """What is wrong with a certificate's time; empty if nothing is."""
+    found = VALIDITY.search(der)
+    if found is None:
+        return ""
+    begins, ends = (_time(short, long) for short, long in (found.groups()[:2], found.groups()[2:]))
+    if now > ends:
+        return f"expected a certificate that is valid, got one that expired at {ends:%F %T} UTC"
+    if now < begins:
+        return f"expected a certificate that is valid, got one from {begins:%F %T} UTC on"
+    return ""
+
+
+def _time(short: bytes | None, long: bytes | None) -> dt.datetime:
+    """UTCTime, whose years are those from 1950 to 2049, or GeneralizedTime."""
+    text = (long or (b"19" if (short or b"") >= b"50" else b"20") + (short or b"")).decode()
+    return dt.datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=dt.UTC)
+
+
+def _check_kind(path: Path, der: bytes) -> None:
     if ED25519_KEY in der:
         raise CredentialError(
             f"{CERTIFICATE}: {path}: expected a certificate with an RSA or ECDSA key, got one with "

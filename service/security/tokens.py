@@ -51,7 +51,7 @@ class TokenFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.files = RotatingFiles({FLAG: path}, partial(_tokens, path))
+        self.files = RotatingFiles({FLAG: path}, partial(_tokens, path), secret={FLAG})
 
     def caller(self, shown: bytes) -> str | None:
         """Whose token has this digest; None if it is not in the file.
@@ -91,7 +91,8 @@ def _tokens(path: Path, content: bytes) -> tuple[Token, ...]:
 def _lines(path: Path, content: bytes) -> list[re.Match[str]]:
     """The lines that hold a token. Errors tell where something is wrong, never what is there."""
     found: dict[str, re.Match[str]] = {}
-    for number, raw in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
+    # Not splitlines(), which also splits at characters that a comment may hold.
+    for number, raw in enumerate(content.decode("utf-8", "replace").split("\n"), start=1):
         text = raw.partition("#")[0].strip()
         if not text:
             continue

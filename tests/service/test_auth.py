@@ -52,6 +52,7 @@ def bearer(token):
 def file(tmp_path):
     path = tmp_path / "tokens"
     path.write_text(f"# who may call\nanna:{ANNA}\n\n{BERT}  # nobody knows who that is\n")
+    path.chmod(0o600)
     return path
 
 
@@ -292,6 +293,15 @@ def test_every_digest_is_compared_whichever_it_is(tmp_path, monkeypatch):
         compared.clear()
         tokens.caller(shown_digest(bearer(token)))
         assert len(compared) == len(listed)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+def test_comment_ends_with_its_line_and_nothing_else(tmp_path, separator):
+    path = tmp_path / "tokens"
+    path.write_bytes(f"{ANNA}\n# no more: {separator}{BERT}\n".encode())
+    tokens = TokenFile(path)
+    assert tokens.caller(shown_digest(bearer(ANNA)))
+    assert tokens.caller(shown_digest(bearer(BERT))) is None
 
 
 def test_tokens_of_one_name_are_one_caller(tmp_path):

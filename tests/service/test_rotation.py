@@ -71,3 +71,62 @@ def test_file_that_is_not_there_at_the_start_is_an_error(paths):
     paths["--second"].unlink()
     with pytest.raises(CredentialError, match=r"--second: .*second: No such file"):
         RotatingFiles(paths, parse)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("pipe", "expected a regular file, got something else"),
+        ("device", "expected a regular file, got something else"),
+        ("folder", "Is a directory"),
+    ],
+)
+def test_what_is_no_file_is_refused_at_once(paths, kind, said):
+    """Nothing may ever come out of a pipe, and no end out of a device."""
+    path = paths["--second"]
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(CredentialError, match=f"--second: .*second: {said}"):
+        RotatingFiles(paths, parse)
+
+
+def test_file_that_becomes_a_pipe_is_refused(files, paths):
+    paths["--second"].unlink()
+    os.mkfifo(paths["--second"])
+    assert [files.refresh(), files.refresh()] == [False, None]
+    assert files.value == b"old"
+
+
+def test_file_of_any_size_is_read_within_a_bound(paths):
+    with paths["--second"].open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CredentialError, match=r"second: expected at most 1048576 bytes, got more"):
+        RotatingFiles(paths, parse)
+
+
+def test_secret_that_everybody_may_write_is_refused(paths):
+    for path in paths.values():
+        path.chmod(0o602)
+    assert RotatingFiles(paths, parse).value == b"old"
+    with pytest.raises(CredentialError, match=r"--first: .*first: expected a file of its owner"):
+        RotatingFiles(paths, parse, {"--first"})
+
+
+def test_secret_that_everybody_may_read_is_warned_about_once(paths, caplog):
+    for path in paths.values():
+        path.chmod(0o604)
+    files = RotatingFiles(paths, parse, {"--second"})
+    files.refresh()
+    paths["--second"].chmod(0o600)
+    files.refresh()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"--second: every user of this machine may read {paths['--second']}"
+    ]
+    paths["--second"].chmod(0o604)
+    files.refresh()
+    assert len(caplog.records) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import shutil
 import socket
 import ssl
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from digits.cli.main import main
 from digits.client import AsyncDigitClient, DigitClient, DigitError, Tls
+from service.security import tls as tls_module
 from service.security.tls import Tls as ServerTls
 from tests.certificates import Authority
 from tests.conftest import SAMPLES, start_process, wait_until
@@ -277,3 +279,45 @@ def test_mutual_tls_resumes_no_session(authority):
         assert not resumed(server, authority, caller_pair, ssl.TLSVersion.TLSv1_3)
         with pytest.raises(OSError, match=r"(?i)version|reset|alert|eof"):
             resumed(server, authority, caller_pair, ssl.TLSVersion.TLSv1_2)
+
+
+@pytest.mark.parametrize(
+    ("days", "trouble"),
+    [
+        (-1, "one that expired at "),
+        (-9, "one that expired at "),
+        (9000, ""),  # beyond 2050 times are written otherwise
+        (1, ""),
+    ],
+)
+def test_certificate_that_has_expired_is_warned_about_at_the_start(
+    authority, tmp_path, caplog, days, trouble
+):
+    install(authority.issue("first", days=days), tmp_path)
+    assert ServerTls(tmp_path / "server.pem", tmp_path / "server.key", None).context()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(trouble)
+    assert all(trouble in line and line.endswith("callers will refuse to connect") for line in said)
+
+
+def test_certificate_that_is_not_valid_yet_is_told_from_one_that_is(authority):
+    pem = authority.issue("later")[0].read_bytes()
+    der = tls_module._first_certificate(pem)
+    now = dt.datetime.now(dt.UTC)
+    assert tls_module._time_trouble(der, now) == ""
+    assert "got one from" in tls_module._time_trouble(der, now - dt.timedelta(days=11))
+    assert "that expired" in tls_module._time_trouble(der, now + dt.timedelta(days=2))
+
+
+def test_certificate_that_has_expired_does_not_replace_one(
+    start_server, authority, files, tmp_path
+):
+    server = start_server(*flags_of(files))
+    before = served_certificate(server)
+    install(authority.issue("late", days=-1), tmp_path)
+    wait_until(lambda: loads(server, "refused") == 1)
+    assert "got one that expired at " in server.log_text()
+    assert served_certificate(server) == before
+    install(authority.issue("second"), tmp_path)
+    wait_until(lambda: loads(server, "loaded") == 1)
+    assert served_certificate(server) != before
