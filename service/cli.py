@@ -21,6 +21,8 @@ def serve(argv: list[str]) -> int:
     from service.settings import ConfigError, help_text
 
     open_closed_streams()
+    # gRPC's core would write a line for each bad handshake or header, past every log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if "-h" in argv or "--help" in argv:
         print(f"usage: digits serve [FLAG ...]\n\n{help_text(ServerConfig)}")
         return 0

@@ -78,7 +78,7 @@ class RotatingFiles(Generic[T]):
         return found
 
     def _content(self, flag: str, path: Path) -> bytes | str:
-        with open(path, "rb", opener=_open_without_waiting) as file:  # noqa: PTH123
+        with open(path, "rb", opener=_open_without_waiting) as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 return "expected a regular file, got something else"

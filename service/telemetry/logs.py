@@ -1,17 +1,41 @@
-"""Log lines: text for people, JSON for machines; no thread that logs waits for who reads them."""
+"""Log lines: text for people, JSON for machines; no thread that logs waits for who reads them.
+
+Everything comes by here, of libraries and warnings, too, within an allowance for each logger. What
+a caller sends must not: no control character gets through, and of libraries, which put whatever
+they met into their lines, only what was known before a caller came.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import re
 import sys
 import threading
+import time
+import traceback
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
 from service.host.streams import STDERR, LineWriter
+from service.telemetry.allowance import Allowance
 
 logger = logging.getLogger(__name__)
+
+# Loggers whose lines are those of this project, or of libraries that meet no caller.
+TRUSTED = {"service", "digits", "root", "opentelemetry"}
+# Has an allowance of its own, which is a setting.
+REQUEST_LOG = "service.telemetry.request_log"
+# Lines a second of one logger, and at most in one go; those of libraries share a smaller one.
+LINES_PER_S, LIBRARY_LINES_PER_S = 100.0, 5.0
+# Of a line of a library.
+MAX_LIBRARY_CHARS = 300
+WARNINGS = "py.warnings"
+# What moves the cursor of a terminal, ends a line, or reverses what is read.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+SIMPLE = re.compile(r"[^\s\"\\]+")
 
 # For the last lines to be written before the process ends.
 FLUSH_S = 1.0
@@ -22,12 +46,20 @@ class _TextFormatter(logging.Formatter):
         """The message, then what belongs to it as ``name=value``."""
         fields: dict[str, object] = getattr(record, "fields", {})
         said = [f"{name}={_quoted(value)}" for name, value in fields.items()]
-        return " ".join([super().formatMessage(record), *said])
+        return _printable(" ".join([super().formatMessage(record), *said]))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the base class's name
+        """Lines stay lines."""
+        return "\n".join(map(_printable, super().formatException(ei).split("\n")))
 
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return json.dumps(text) if " " in text else text
+    return text if SIMPLE.fullmatch(text) else json.dumps(text)
+
+
+def _printable(text: str) -> str:
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -42,6 +74,8 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
+        elif record.exc_text:
+            entry["exception"] = record.exc_text
         return json.dumps(entry)
 
 
@@ -57,6 +91,8 @@ class LogHandler(logging.Handler):
         super().__init__()
         self.setFormatter(formatter)
         self._writer = LineWriter(descriptor, self._dropped_line)
+        self._of_libraries = Allowance(LIBRARY_LINES_PER_S)
+        self._of_own: defaultdict[str, Allowance] = defaultdict(lambda: Allowance(LINES_PER_S))
 
     @property
     def dropped(self) -> int:
@@ -64,9 +100,17 @@ class LogHandler(logging.Handler):
         return self._writer.dropped
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queues a line. Never blocks or raises."""
+        """Queues a line, unless there were too many like it. Never blocks or raises."""
+        is_own = record.name.partition(".")[0] in TRUSTED
+        passed_over = 0
+        if record.name != REQUEST_LOG:
+            allowance = self._of_own[record.name] if is_own else self._of_libraries
+            granted, passed_over = allowance.take(1, time.monotonic())
+            if not granted:
+                return
         try:
-            line = self.format(record)
+            record = record if is_own else _of_library(record)
+            line = self.format(_telling(record, passed_over) if passed_over else record)
         except Exception as error:  # whatever the arguments of the record raise
             line = self._line("a log record of %s: %s", record.name, type(error).__name__)
         self._writer.write(line)
@@ -82,6 +126,31 @@ class LogHandler(logging.Handler):
     def _line(self, text: str, *args: object) -> str:
         level = logging.WARNING
         return self.format(logging.LogRecord(__name__, level, "", 0, text, args, None))
+
+
+def _of_library(record: logging.LogRecord) -> logging.LogRecord:
+    """What a library's record says whatever a caller sent: no arguments, no text of an error.
+
+    Of a warning, the text is the argument; it is that of the code that warns.
+    """
+    known = copy.copy(record)
+    text = str(record.msg)
+    if record.name == WARNINGS and isinstance(record.args, tuple) and record.args:
+        text = str(record.args[0])
+    known.msg, known.args = text[:MAX_LIBRARY_CHARS].strip(), ()
+    known.exc_text = None
+    if record.exc_info and record.exc_info[0] is not None:
+        kind, _, trace = record.exc_info
+        known.exc_text = f"{''.join(traceback.format_tb(trace))}{kind.__name__}"
+    known.exc_info = None
+    return known
+
+
+def _telling(record: logging.LogRecord, passed_over: int) -> logging.LogRecord:
+    """The record, with how many of its kind came to no line."""
+    known = copy.copy(record)
+    known.fields = {**getattr(record, "fields", {}), "passed_over": passed_over}
+    return known
 
 
 def configure_logging(log_format: str) -> None:

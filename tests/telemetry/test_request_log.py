@@ -10,8 +10,9 @@ import pytest
 from grpc import StatusCode
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.telemetry.allowance import Allowance
 from service.telemetry.logs import _TextFormatter
-from service.telemetry.request_log import Allowance, request_id
+from service.telemetry.request_log import request_id
 from tests.conftest import wait_until
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
