@@ -217,14 +217,13 @@ def test_transparent_paper_is_background(stub):
     assert stub.Classify(encoded(buffer.getvalue())).predictions[0].digit == 7
 
 
-def test_compressed_text_inside_an_image_is_bounded(stub):
+def test_compressed_text_inside_an_image_is_not_unfolded(stub):
     text = PngInfo()
     for number in range(40):
         text.add_text(f"bomb {number}", "x" * 1_000_000, zip=True)
     buffer = io.BytesIO()
     Image.open(SAMPLES / "7.png").save(buffer, "PNG", pnginfo=text)
-    error = refused(stub.Classify, encoded(buffer.getvalue()))
-    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert stub.Classify(encoded(buffer.getvalue())).predictions[0].digit == 7
 
 
 def test_unknown_fields_beside_the_pixels_are_ignored(channel):
