@@ -54,7 +54,7 @@ class Reloader:
                     await in_daemon_thread(memory.give_back)
             except (ArtifactError, DeviceError, KeyFileError) as error:
                 if str(error) != said:  # not again at every look
-                    logger.error("reload: %s; the present version goes on serving", error)
+                    logger.error("reload failed: %s; still serving the current version", error)
                 said = str(error)
                 continue
             except Exception:  # ending here would end every later reload

@@ -1,4 +1,4 @@
-"""Reads files that somebody else may have put there."""
+"""Reads files that are not trusted."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Call(Stream):
 
     @property
     def path(self) -> str:
-        """Of the method."""
+        """The method, ``/package.Service/Method``."""
         return self.info.path
 
     @property

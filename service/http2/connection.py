@@ -40,7 +40,7 @@ MAX_RESET_REMEMBERED = 1024
 MAX_GAPS_REMEMBERED = 256
 # Frames that one header block may be spread over.
 MAX_CONTINUATIONS = 32
-# Frames that are worked through in one go, about 0.3 ms: other connections have their turn between.
+# Frames handled before other connections get a turn, about 0.3 ms of work.
 MAX_FRAMES_AT_ONCE = 256
 # DATA of fewer bytes, and WINDOW_UPDATE of less, count as a nuisance: work for next to nothing.
 TINY_BYTES = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.http2.frames import ErrorCode, Http2Error
 
-# Frames that ask for nothing, in one go, and each second on top of that.
+# Frames that ask for nothing: the largest burst, and how many more each second.
 BURST = 1_000.0
 PER_SECOND = 50.0
 # What an answer, or a message of one, makes up for: callers measure round-trip times with PING,

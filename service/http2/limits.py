@@ -1,4 +1,4 @@
-"""What callers are held to."""
+"""The limits on what callers may use."""
 
 from __future__ import annotations
 

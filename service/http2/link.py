@@ -93,7 +93,7 @@ class Link:
 
     @property
     def fileno(self) -> int:
-        """Of the socket."""
+        """The socket's file descriptor."""
         return self._socket.fileno()
 
     @property

@@ -61,7 +61,7 @@ class Server:
         hooks: ``admit(call)`` decides by metadata whether a call may be read; ``refused(calls,
             code, message)`` is told of calls that ended before their route saw them;
             ``overload_s()`` tells how many seconds of work wait while calls are refused, else 0.
-        limits: What callers are held to.
+        limits: What callers may use.
         tls: Returns the context for the next connection; None for plaintext.
 
     Attributes:
@@ -143,7 +143,7 @@ class Server:
         self._thread.start()
 
     def relieve(self) -> None:
-        """Lets another thread read: the present one may be stuck inside a handler."""
+        """Starts another reading thread: the current one may be stuck inside a handler."""
         self._thread = self._new_thread()
         self._thread.start()
 

@@ -206,7 +206,7 @@ class Transport(Protocol):
         """
 
     def relieve(self) -> None:
-        """Goes on with another thread: the present one may be stuck inside a handler."""
+        """Starts another reading thread: the current one may be stuck inside a handler."""
 
     def close(self) -> None:
         """Closes every connection."""

@@ -43,7 +43,7 @@ CANCELLED: int = grpc.StatusCode.CANCELLED.value[0]
 
 @dataclass(frozen=True, kw_only=True)
 class GrpcioLimits:
-    """What callers are held to, as far as grpcio can.
+    """The limits on what callers may use, as far as grpcio has them.
 
     Attributes:
         message_bytes: Of a request, after decompression.
@@ -150,7 +150,7 @@ class GrpcioServer:
         address: ``host:port``; port 0 picks a free one.
         routes: What answers each method, by its path.
         hooks: See ``Hooks``.
-        limits: What callers are held to.
+        limits: What callers may use.
         credentials: For TLS; None for plaintext.
 
     Raises:

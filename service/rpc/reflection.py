@@ -122,5 +122,5 @@ def _describe_v1() -> None:
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     text = text_format.MessageToString(file).replace("v1alpha", "v1")
     v1 = text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
-    with contextlib.suppress(TypeError):  # somebody else has put it there
+    with contextlib.suppress(TypeError):  # it is there already
         descriptor_pool.Default().AddSerializedFile(v1.SerializeToString())

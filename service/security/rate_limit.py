@@ -8,7 +8,7 @@ from typing import Any
 
 from service.serving.request import Request
 
-# What somebody who was quiet may take at once, in seconds of the rate.
+# The burst after a pause, in seconds of the rate.
 BURST_S = 1.0
 # Keys that are remembered; of more, those that have been quiet for longest are forgotten.
 MAX_KEYS = 4096

@@ -62,7 +62,7 @@ class RotatingFiles(Generic[T]):
         try:
             self.value = self._read(found)
         except CredentialError as error:
-            logger.error("%s; what was read before stays in use", error)
+            logger.error("%s; still using what was read before", error)
             return False
         logger.info("read again: %s", ", ".join(map(str, self._paths.values())))
         return True

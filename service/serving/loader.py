@@ -21,7 +21,7 @@ from service.serving.model import ServedModel
 
 logger = logging.getLogger(__name__)
 
-# What becomes of a version that is tried: it holds, it does not, or nothing could be told.
+# Results of a load: it serves, its content is invalid, or the environment failed.
 LOADED, REFUSED, FAILED = "loaded", "refused", "failed"
 
 # Name, time of change and size of every file.
@@ -110,7 +110,7 @@ class ModelLoader:
                 self._refused[folder] = fingerprint
                 self._failed.pop(folder, None)
                 self._on_load(REFUSED)
-                logger.error("model version %s refused: %s", folder.name, error)
+                logger.error("model version %s rejected: %s", folder.name, error)
             except (OSError, MemoryError) as error:
                 self._note_failure(folder, error)
                 self._on_load(FAILED)
@@ -125,7 +125,7 @@ class ModelLoader:
     def _note_failure(self, folder: Path, error: OSError | MemoryError) -> None:
         why = str(error) or type(error).__name__
         if self._failed.get(folder) != why:
-            logger.error("model version %s not loaded, to be tried again: %s", folder.name, why)
+            logger.error("model version %s not loaded, will be retried: %s", folder.name, why)
         self._failed[folder] = why
 
 

@@ -9,7 +9,7 @@ class Allowance:
     """A token bucket of log lines. Thread-safe.
 
     Args:
-        per_s: Lines a second; as many, and one at least, may come in one go.
+        per_s: Lines a second, which is also the largest burst (but at least one line).
     """
 
     def __init__(self, per_s: float) -> None:

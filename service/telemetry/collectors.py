@@ -21,7 +21,7 @@ class Before(Collector):
         self._work = work
 
     def collect(self) -> Iterable[Metric]:
-        """Nothing."""
+        """Runs the work; has no metrics itself."""
         self._work()
         return ()
 

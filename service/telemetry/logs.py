@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 TRUSTED = {"service", "digits", "root", "opentelemetry"}
 # Has an allowance of its own, which is a setting.
 REQUEST_LOG = "service.telemetry.request_log"
-# Lines a second of one logger, and at most in one go; those of libraries share a smaller one.
+# Lines a second of one logger, and its largest burst; libraries share a smaller allowance.
 LINES_PER_S, LIBRARY_LINES_PER_S = 100.0, 5.0
 # Of a line of a library.
 MAX_LIBRARY_CHARS = 300

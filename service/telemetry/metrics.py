@@ -269,7 +269,7 @@ class Metrics:
     def batch(self, batch: Batch) -> None:
         """See ``BatchListener``.
 
-        What is to be counted waits until there is enough of it, or until somebody looks.
+        Observations are buffered until there are enough of them, or until the next scrape.
         """
         predictions = batch.predictions
         if predictions is None:
@@ -292,7 +292,7 @@ class Metrics:
         self._count_if(enough)
 
     def _count_if(self, enough: bool) -> None:
-        if enough and self._counting.acquire(blocking=False):  # else somebody is at it
+        if enough and self._counting.acquire(blocking=False):  # else another thread counts
             try:
                 self._count_waiting()
             finally:
@@ -367,7 +367,7 @@ class Metrics:
 
 
 def _probabilities(request: Request) -> npt.NDArray[np.float32]:
-    """Of one request."""
+    """The probabilities of one request, float32[N, 10]."""
     assert request.result is not None
     return request.result.probabilities[request.first : request.first + request.count]
 

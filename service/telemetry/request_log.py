@@ -31,7 +31,7 @@ class RequestLog:
     not hide the other. A line tells how many were passed over since the line before.
 
     Args:
-        lines_per_s: Lines of each kind a second, on average and at most in one go.
+        lines_per_s: Lines of each kind a second, on average and as the largest burst.
     """
 
     def __init__(self, lines_per_s: float) -> None:

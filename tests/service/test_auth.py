@@ -242,7 +242,11 @@ def test_file_that_can_not_be_used_keeps_the_old_tokens_and_is_logged_once(guard
     file.write_text(BERT)
     wait_until(lambda: loads(server, "loaded") == 1)
     assert refused(classify, pixels(IMAGE), metadata=bearer(ANNA)).code() is DENIED[0]
-    lines = [line for line in server.log_text().splitlines() if "stays in use" in line]
+    lines = [
+        line
+        for line in server.log_text().splitlines()
+        if "still using what was read before" in line
+    ]
     assert len(lines) == len(spoilt)
     assert ANNA not in server.log_text()
 

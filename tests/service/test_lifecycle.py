@@ -371,7 +371,7 @@ def test_repository_without_a_valid_version_exits_with_1_and_the_reason(tmp_path
     (tmp_path / "1/model.onnx").write_bytes(b"half")
     done = run_serve(f"--model-repository={tmp_path}")
     assert done.returncode == 1
-    assert "version 1 refused: model.onnx: expected sha256" in done.stderr
+    assert "version 1 rejected: model.onnx: expected sha256" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -452,5 +452,5 @@ def test_server_that_requires_a_signature_serves_nothing_unsigned(tmp_path):
     process = start_process(tmp_path / "log", f"--model-public-key={key}")
     assert process.wait(START_TIMEOUT_S) == 1
     log = (tmp_path / "log").read_text()
-    assert "refused: manifest.sig: No such file" in log
+    assert "rejected: manifest.sig: No such file" in log
     assert "expected a valid version, found none" in log

@@ -53,7 +53,7 @@ def test_what_can_not_be_used_is_refused_and_logged_once(files, paths, caplog):
     assert record.levelname == "ERROR"
     assert record.getMessage() == (
         "--first: expected what --second holds, got something else; "
-        "what was read before stays in use"
+        "still using what was read before"
     )
     paths["--second"].write_bytes(b"new")
     assert [files.refresh(), files.refresh()] == [True, None]

@@ -185,7 +185,11 @@ def test_files_that_do_not_match_keep_the_old_certificate_and_are_logged_once(
 
     install((certificate, key), tmp_path)
     wait_until(lambda: served_certificate(server) == certificate.read_text())
-    refused = [line for line in server.log_text().splitlines() if "stays in use" in line]
+    refused = [
+        line
+        for line in server.log_text().splitlines()
+        if "still using what was read before" in line
+    ]
     assert len(refused) == loads(server, "refused")
     assert "got the key of another certificate" in refused[0]
     assert "PRIVATE" not in server.log_text()

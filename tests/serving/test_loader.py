@@ -261,7 +261,7 @@ def test_highest_version_that_is_damaged_yields_to_the_next(repository, caplog):
     model, results = load(repository)
     assert model.version == "1"
     assert results == [REFUSED, LOADED]
-    assert "version 2 refused: model.onnx: expected sha256" in caplog.text
+    assert "version 2 rejected: model.onnx: expected sha256" in caplog.text
 
 
 @pytest.mark.parametrize("precision", [32, ["fp32"]])
@@ -365,7 +365,7 @@ def test_promoted_version_comes_first_and_yields_when_it_does_not_hold(repositor
     assert load(repository)[0].version == "2"
     (repository / "2" / MODEL).write_bytes(b"half a file")
     assert load(repository)[0].version == "1", "3 was staged, or rolled back from"
-    assert "version 2 refused" in caplog.text
+    assert "version 2 rejected" in caplog.text
     (repository / "1" / MODEL).write_bytes(b"half a file")
     assert load(repository)[0].version == "3"
 
