@@ -26,12 +26,12 @@ from service.http2.call import Call
 from service.http2.frames import ErrorCode
 from service.http2.limits import Limits
 from service.http2.link import READABLE, Link
+from service.http2.listen import UNIX, listen, peer_of
 from service.http2.tls import Handshakes, TlsStream
 from service.http2.work import Work
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 1024
 # Connections accepted in one turn of the loop.
 ACCEPT_AT_ONCE = 64
 # Where no file descriptor is left, accepting is tried again after this.
@@ -45,7 +45,6 @@ REST_PER_WORK = 2.0
 LOOK_S = 1.0
 # Deadlines of streams that are kept before those of streams that have ended are looked for.
 MIN_TIDY = 1024
-UNIX = "unix:"
 
 
 class Server:
@@ -86,7 +85,7 @@ class Server:
         self.limits = limits or Limits()
         self.is_stopping = False
         self._path = host.removeprefix(UNIX) if host.startswith(UNIX) else ""
-        self._listeners = {sock.fileno(): sock for sock in _listen(host, port)}
+        self._listeners = {sock.fileno(): sock for sock in listen(host, port)}
         first = next(iter(self._listeners.values()))
         self.port: int = 0 if self._path else first.getsockname()[1]
         self._epoll = select.epoll()
@@ -341,7 +340,7 @@ class Server:
             if self._handshakes is not None:
                 self._handshakes.start(sock)
             else:
-                self._adopt(sock, None, _peer(sock, address), now)
+                self._adopt(sock, None, peer_of(sock, address), now)
 
     def _pause_accepting(self, now: float) -> None:
         """Descriptors are out: a listener that stays ready would keep the loop spinning."""
@@ -369,7 +368,7 @@ class Server:
     def _adopt_greeted(self, sock: socket.socket, tls: TlsStream) -> None:
         now = time.monotonic()
         try:
-            peer = _peer(sock, sock.getpeername())
+            peer = peer_of(sock, sock.getpeername())
         except OSError:  # the caller has left
             sock.close()
             return
@@ -404,48 +403,3 @@ class Server:
         if self._path:
             with contextlib.suppress(OSError):
                 Path(self._path).unlink()
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Bound, listening sockets for an address; several where a name means several addresses."""
-    if host.startswith(UNIX):
-        return [_listen_unix(host.removeprefix(UNIX))]
-    dual = host == "::" and socket.has_dualstack_ipv6()
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    listeners: list[socket.socket] = []
-    try:
-        for family, *_, address in dict.fromkeys(found):
-            bound = (address[0], listeners[0].getsockname()[1] if listeners else port)
-            listeners.append(
-                socket.create_server(bound, family=family, backlog=BACKLOG, dualstack_ipv6=dual)
-            )
-            listeners[-1].setblocking(False)
-    except OSError:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
-
-
-def _listen_unix(path: str) -> socket.socket:
-    with contextlib.suppress(FileNotFoundError):
-        if Path(path).is_socket():  # left by a process that is gone
-            Path(path).unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(path)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
-
-
-def _peer(sock: socket.socket, address: Any) -> str:
-    """An address, as gRPC spells it."""
-    if sock.family == socket.AF_UNIX:
-        return UNIX
-    if sock.family == socket.AF_INET6:
-        return f"ipv6:[{address[0]}]:{address[1]}"
-    return f"ipv4:{address[0]}:{address[1]}"

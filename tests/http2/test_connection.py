@@ -13,7 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.http2.connection import DRAIN_PING, Connection, ConnectionLimits
+from service.http2.connection import (
+    DRAIN_PING,
+    MAX_FRAMES_AT_ONCE,
+    Connection,
+    ConnectionLimits,
+)
 from service.http2.frames import (
     ACK,
     CONTINUATION,
@@ -147,6 +152,21 @@ def test_unknown_frames_and_settings_are_ignored():
     odd = frame(0x77, 0xFF, 1, b"what") + frame(SETTINGS, 0, 0, struct.pack(">HI", 0x99, 5))
     assert connection.receive(odd, 0.0) == []
     assert [f[:2] for f in sent(connection)] == [(SETTINGS, ACK)]
+
+
+def test_burst_of_frames_is_worked_through_a_part_at_a_time():
+    connection = greeted()
+    count = 3 * MAX_FRAMES_AT_ONCE + 7
+    pings = b"".join(frame(PING, 0, 0, struct.pack(">Q", number)) for number in range(count))
+    connection.receive(pings, 0)
+    answered = sent(connection)
+    assert len(answered) == MAX_FRAMES_AT_ONCE
+    while connection.has_more:
+        connection.receive(b"", 0)
+        answered += sent(connection)
+    assert [payload for *_, payload in answered] == [
+        struct.pack(">Q", number) for number in range(count)
+    ]
 
 
 def test_ping_is_answered_with_its_payload():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import ssl
 import struct
@@ -13,6 +14,8 @@ import grpc
 import pytest
 
 from service.http2 import Limits
+from service.http2.connection import MAX_FRAMES_AT_ONCE
+from service.http2.frames import ACK, PING, PREFACE, SETTINGS, frame
 from service.http2.messages import OK_TRAILERS, prefixed
 from service.http2.server import READY_AT_ONCE
 from tests.certificates import Authority
@@ -345,3 +348,19 @@ def test_overloaded_server_answers_every_connection_in_turn():
             caller.send(call(1) + call(3))
         assert all(OK_TRAILERS in caller.status(3) for caller in callers)
     assert hooks.rests >= 3
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_burst_of_frames_on_one_connection_is_answered_whole(encrypted, authority):
+    """Nothing comes after it that would wake the loop."""
+    context, count = context_of(authority), 3 * MAX_FRAMES_AT_ONCE
+    pings = frame(PING, 0, 0, b"01234567") * count
+    tls = (lambda: context) if encrypted else None
+    with running(ROUTES, tls=tls) as server, Caller(server, greet=False) as caller:
+        if encrypted:
+            trusting = ssl.create_default_context(cafile=authority.root)
+            trusting.set_alpn_protocols(["h2"])
+            caller.socket = trusting.wrap_socket(caller.socket, server_hostname="localhost")
+        caller.send(PREFACE + frame(SETTINGS, 0, 0) + pings)
+        answers = (found for found in caller.frames() if found[0] == PING and found[1] & ACK)
+        assert len(list(itertools.islice(answers, count))) == count
