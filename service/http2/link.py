@@ -82,6 +82,7 @@ class Link:
         )
         self.intake = Intake(self, self._connection, server)
         self._backlog: deque[memoryview] = deque()
+        self._noted_unread = 0  # in the server's sum
         self._watched: set[Call] = set()
         self._opened = self._heard = self._moved = now
         self._taken: float | None = None  # when the caller last took something that had to wait
@@ -99,7 +100,7 @@ class Link:
     @property
     def unread_bytes(self) -> int:
         """Of answers that the caller has not taken, for whatever reason."""
-        return self.backlog_bytes + self._connection.pending_bytes
+        return self.backlog_bytes + self._connection.waiting_bytes
 
     def would_lose(self, now: float) -> bool:
         """Whether closing it now would lose something: a call in work, an answer being read.
@@ -238,6 +239,17 @@ class Link:
 
     def flush(self) -> None:
         """Sends what there is; the lock must be held."""
+        self._send_output()
+        self._note_unread()
+
+    def _note_unread(self) -> None:
+        """Keeps the server's sum; the lock must be held."""
+        change = self.unread_bytes - self._noted_unread
+        if change:
+            self._noted_unread += change
+            self._server.hold_unread(change)
+
+    def _send_output(self) -> None:
         data = self._connection.take_output() if self._connection.has_output else b""
         if self._tls is not None:
             try:
@@ -280,6 +292,7 @@ class Link:
                 else:
                     self._backlog.popleft()
             self._server.watch(self.fileno, READABLE)
+            self._note_unread()
             self.tell_sent(work)
         if self._closing is not None:
             self._shut_down(now)
@@ -418,6 +431,7 @@ class Link:
             self._watched.clear()
             self._backlog.clear()
             self.backlog_bytes = 0
+            self._note_unread()
             self._server.remove(self)
             self._socket.close()
 

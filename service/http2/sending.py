@@ -25,6 +25,10 @@ REQUEST, DATA, END, RESET, FLUSHED = range(5)
 Event = tuple[int, Any, bytes]
 
 
+# What an answer that waits takes beside its body: its call, headers and queue.
+WAITING_BYTES = 2048
+
+
 class Stream:
     """One request and its answer. The layer above may derive its own class from it.
 
@@ -80,6 +84,11 @@ class Sender(ABC):
     @abstractmethod
     def _end_local(self, stream: Any) -> None:
         """This side of a stream has ended."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What answers take that wait for the peer's flow control, however short they are."""
+        return self.pending_bytes + WAITING_BYTES * len(self._blocked)
 
     @property
     def blocked(self) -> list[Any]:

@@ -98,7 +98,7 @@ class Server:
         self._numbers = itertools.count()
         self._tidy_at = MIN_TIDY
         self._budget = threading.Lock()
-        self._held = 0
+        self._held = self._unread = 0
         self._stopped = False
         self._stalled = 0
         self._resume_accepting: float | None = None
@@ -208,6 +208,14 @@ class Server:
         if over:
             self.call_soon(self._relieve_memory)
 
+    def hold_unread(self, size: int) -> None:
+        """Counts bytes of answers that are not taken; a negative number gives some back."""
+        with self._budget:
+            self._unread += size
+            over = size > 0 and self._unread > self.limits.all_unread_bytes
+        if over:
+            self.call_soon(self._relieve_answers)
+
     def stalled(self, link: Link) -> None:
         """A connection is given up because its caller does not read."""
         self._stalled += 1
@@ -294,17 +302,24 @@ class Server:
             self._resume_accepting = None
             for descriptor in self._listeners:
                 self._epoll.register(descriptor, select.EPOLLIN)
-        unread = 0
         for link in list(self._links.values()):
             try:
                 link.look(now, work)
             except Exception:
                 logger.exception("checking a connection failed; this is a bug")
                 link.lose(work)
-            unread += link.unread_bytes
-        if unread > self.limits.all_unread_bytes:
+
+    def _relieve_answers(self) -> None:
+        """Disconnects those who read the least, until the rest is within the bound."""
+        work = Work(self.hooks)
+        while self._unread > self.limits.all_unread_bytes and self._links:
             largest = max(self._links.values(), key=lambda link: link.unread_bytes)
+            if not largest.unread_bytes:
+                break
             largest.abandon(ErrorCode.ENHANCE_YOUR_CALM, "answers unread")
+            if largest.unread_bytes:  # in its socket's way
+                largest.lose(work)
+        work.do()
 
     def _relieve_memory(self) -> None:
         work = Work(self.hooks)

@@ -37,6 +37,7 @@ INVALID_ARGUMENT: int = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 MAX_PENDING = 4096
 # Requests of a call that is cancelled end like those of one that sent none, before it is told.
 CANCELLATION_S = 0.1
+RESOURCE_EXHAUSTED: int = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
 CANCELLED: int = grpc.StatusCode.CANCELLED.value[0]
 
@@ -274,7 +275,8 @@ class GrpcioServer:
             async for call.message in requests:
                 call.received = time.monotonic()
                 call.has_arrived = True
-                route.receive([call])
+                if self._takes(route, call, call.message):
+                    route.receive([call])
                 return
             message = "request: expected 1 message, got none"
             await asyncio.sleep(CANCELLATION_S)
@@ -285,9 +287,24 @@ class GrpcioServer:
         if receiver is None:
             return
         async for message in requests:
+            if not self._takes(route, call, message):
+                return
             receiver.message(message)
             await call.running.wait()
         receiver.half_closed()
+
+    def _takes(self, route: Route, call: GrpcioCall, message: bytes) -> bool:
+        """Whether a message is within its method's bound, which is below that of all; ends else."""
+        limit = route.max_message_bytes
+        if len(message) <= limit or route is UNKNOWN:
+            return True
+        text = f"SERVER: Received message larger than max ({len(message)} vs. {limit})"
+        if call.end(RESOURCE_EXHAUSTED, text):
+            if call.receiver is not None:
+                call.receiver.failed(RESOURCE_EXHAUSTED, text)
+            else:
+                self._hooks.refused([call], RESOURCE_EXHAUSTED, text)
+        return False
 
     def _tell_left(self, route: Route, call: GrpcioCall) -> None:
         if call.receiver is not None:
