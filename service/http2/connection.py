@@ -494,10 +494,7 @@ class Connection(Sender):
         stream.closed = True
         self.streams.pop(stream.id, None)
         if stream.pending_bytes:
-            self.pending_bytes -= stream.pending_bytes
-            stream.pending_bytes = 0
-            stream.pending = None
-            self._blocked.pop(stream.id, None)
+            self.drop_waiting(stream)
 
     def _fail_stream(self, stream: Any, code: ErrorCode) -> None:
         """The peer broke a rule of one stream."""

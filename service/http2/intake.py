@@ -274,7 +274,7 @@ class Intake:
             call.cancelled = True
             trailers = status_trailers(error.code, error.message, tuple(error.trailers))
             self._link.end_locked(call, trailers)
-            work.add_step(_fail, call, error.code, error.message)
+            work.add_step(fail, call, error.code, error.message)
             return
         call.waiting += whole
         self._hold(call.held - before + sum([len(message) for message in whole]))
@@ -329,7 +329,8 @@ def cancel(call: Call) -> None:
         receiver.cancelled()
 
 
-def _fail(call: Call, code: int, message: str) -> None:
+def fail(call: Call, code: int, message: str) -> None:
+    """Tells a stream's receiver how the transport has ended it."""
     receiver, call.receiver = call.receiver, None
     if receiver is not None:
         receiver.failed(code, message)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from service.http2.call import Call
 from service.http2.connection import Connection, ConnectionLimits
 from service.http2.frames import ErrorCode
-from service.http2.intake import Intake, cancel
+from service.http2.intake import Intake, cancel, fail
 from service.http2.messages import (
     DEADLINE_EXCEEDED,
     OK_TRAILERS,
@@ -344,6 +344,8 @@ class Link:
             patience = min(patience, DRAIN_PATIENCE_S)
         if self.backlog_bytes and now - self._moved > patience:
             self._server.stalled(self)
+            for call in self._connection.streams.values():
+                work.add_step(fail, call, DEADLINE_EXCEEDED, _unread_for(patience))
             self.lose(work)
             return
         for call in self._connection.blocked:
@@ -351,8 +353,18 @@ class Link:
                 call.blocked_bytes, call.blocked_since = call.pending_bytes, now
             elif now - call.blocked_since > patience:
                 self._server.stalled(self)
-                self._connection.reset(call, ErrorCode.CANCEL)
-                self.intake.take([(RESET, call, b"")], now, work)
+                self._give_up(call, patience, now, work)
+
+    def _give_up(self, call: Call, patience: float, now: float, work: Work) -> None:
+        """Ends a call whose answer is not taken; a stream, whose end is not decided, in time."""
+        if call.local_closed:
+            self._connection.reset(call, ErrorCode.CANCEL)
+            self.intake.take([(RESET, call, b"")], now, work)
+            return
+        message = _unread_for(patience)
+        self._connection.drop_waiting(call)
+        self.end_locked(call, status_trailers(DEADLINE_EXCEEDED, message, ()))
+        work.add_step(fail, call, DEADLINE_EXCEEDED, message)
 
     def _look_at_age(self, now: float) -> None:
         limits = self._server.limits
@@ -434,6 +446,10 @@ class Link:
             self._note_unread()
             self._server.remove(self)
             self._socket.close()
+
+
+def _unread_for(patience: float) -> str:
+    return f"no answer was taken for {patience:g} s"
 
 
 def _tell_sent(call: Call) -> None:

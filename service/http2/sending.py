@@ -173,6 +173,13 @@ class Sender(ABC):
             self._end_local(stream)
         return True
 
+    def drop_waiting(self, stream: Any) -> None:
+        """Gives up what waits of an answer, so that its end is not held back by it."""
+        self.pending_bytes -= stream.pending_bytes
+        stream.pending_bytes = 0
+        stream.pending = None
+        self._blocked.pop(stream.id, None)
+
     def take_output(self) -> bytes:
         """What is to be sent now."""
         out, self._out = self._out, []

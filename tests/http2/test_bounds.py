@@ -23,6 +23,7 @@ from service.http2.frames import (
     frame,
     settings_payload,
 )
+from service.http2.messages import prefixed
 from tests.http2.echo import ROUTES, EchoReceiver, Streaming, Unary
 from tests.http2.wire import (
     STREAM,
@@ -241,6 +242,40 @@ def test_answer_that_flow_control_holds_back_is_given_up():
         caller.send(frame(SETTINGS, 0, 0, settings_payload({Setting.INITIAL_WINDOW_SIZE: 0})))
         caller.send(call())
         assert caller.status() == "reset CANCEL"
+
+
+@pytest.mark.parametrize("window", [0, 1000], ids=["flow control", "part of a message"])
+def test_stream_whose_answers_are_not_read_ends_in_time_and_so_its_handler_is_told(window):
+    receivers = []
+    routes = {STREAM: Streaming(lambda call: receivers.append(EchoReceiver(call)) or receivers[-1])}
+    with running(routes, limits=TIMES["stall"]) as server, Caller(server) as caller:
+        settings = settings_payload({Setting.INITIAL_WINDOW_SIZE: window})
+        caller.send(frame(SETTINGS, 0, 0, settings))
+        caller.send(opening(1, STREAM) + data(1, prefixed(bytes(5000)), end=False))
+        assert b"no answer was taken for 0.2 s" in caller.status()
+        assert eventually(lambda: receivers[0].ended) == "4 no answer was taken for 0.2 s"
+
+
+class Generous(EchoReceiver):
+    """Answers more than a socket holds."""
+
+    def message(self, message):
+        self.call.send(bytes(2**24))
+
+
+def test_stream_on_a_connection_that_is_not_read_ends_in_time():
+    """The socket is full: there is no way left to tell the caller."""
+    receivers = []
+    routes = {STREAM: Streaming(lambda call: receivers.append(Generous(call)) or receivers[-1])}
+    wide = settings_payload({Setting.INITIAL_WINDOW_SIZE: 2**31 - 1})
+    with (
+        running(routes, limits=TIMES["stall"]) as server,
+        Caller(server, receive_buffer=4096) as caller,
+    ):
+        caller.send(frame(SETTINGS, 0, 0, wide) + frame(8, 0, 0, struct.pack(">I", 2**30)))
+        caller.send(opening(1, STREAM) + data(1, prefixed(b"go on"), end=False))
+        ended = eventually(lambda: receivers and receivers[0].ended)
+        assert ended == "4 no answer was taken for 0.2 s"
 
 
 def test_connection_without_calls_is_asked_to_go():

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 import zlib
+from functools import partial
 
 import grpc
 import numpy as np
@@ -174,6 +175,30 @@ def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
             wait_until(served)
         never.set()
         stream.cancel()
+
+
+@TRANSPORTS
+def test_stream_that_nobody_reads_ends_by_its_time_and_is_counted_so(start_server, transport):
+    server = start_server(f"--transport={transport}", constants={f"{STREAM}.STREAM_IDLE_S": 1})
+    large = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE * 4096))
+    never = threading.Event()
+
+    def endless():
+        while not never.is_set():
+            yield large
+
+    narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
+    with grpc.insecure_channel(server.address, options=narrow) as channel:
+        stream = stub_for(channel).ClassifyStream(endless())
+        next(stream)
+        ended = partial(handled, server, method="ClassifyStream", kind="bidi_stream")
+        wait_until(lambda: ended("DEADLINE_EXCEEDED"))
+        never.set()
+        error = refused(list, stream)  # what had been sent, and then why there is no more
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "no request came and no answer was taken for 1 s" in error.details()
+    check_answers(server)
+    assert (ended("DEADLINE_EXCEEDED"), ended("CANCELLED"), ended("OK")) == (1, 0, 0)
 
 
 STREAM = "service.rpc.classify_stream"
