@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,8 +17,10 @@ from PIL import Image
 from digits.bare import bare, orientation
 from digits.files import MAX_DECODED_BYTES, grey, opened
 from digits.images import PictureError, examine, examine_grey
+from digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.presentations import saved
 
+OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 MIB = 2**20
 BIG = 4096  # a side, of the most pixels that are taken
 
@@ -198,6 +201,22 @@ def test_bombs_leave_a_server_within_its_memory(start_server):
     assert peak.grown < MAX_DECODED_BYTES + 32 * MIB
     check_answers(server)
     assert b"arning" not in server.log.read_bytes()
+
+
+def test_pictures_that_wait_are_answered_and_hold_the_exit_no_longer_than_that(start_server):
+    """Two callers fill the lane with the dearest files; a third has run lengths."""
+    server = start_server("--grace-s=60")
+    dear = saved(blank("RGBA"), "PNG")
+    with grpc.insecure_channel(server.address) as channel:
+        classify = digits_pb2_grpc.DigitClassifierServiceStub(channel).Classify
+        requests = [
+            digits_pb2.ClassifyRequest(encoded=digits_pb2.EncodedImages(files=files))
+            for files in ([dear] * 4, [run_lengths(BIG)] * 64, [dear] * 4)
+        ]
+        calls = [classify.future(request, timeout=60) for request in requests]
+        assert calls[1].code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert server.stop(timeout_s=60) == 0  # 1 is for what was cut off
+        assert {calls[0].code(), calls[2].code()} <= {OK, UNAVAILABLE}
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 10])

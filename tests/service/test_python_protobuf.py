@@ -1,0 +1,75 @@
+"""protobuf in pure Python, which has another error for texts that are not UTF-8."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from benchmarks.harness import check_answers
+from tests.conftest import RunningServer, serving_entry, start_process
+
+OIP = "inference.GRPCInferenceService"
+REFLECTION = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+BAD = b"\xff\xfe"
+
+
+def field(number, content):
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+DIGITS = field(1, b"digits")
+# Methods, and messages of which a text, or all, is not what it should be.
+UNARY = {
+    "model_name": (f"{OIP}/ModelInfer", field(1, BAD)),
+    "id": (f"{OIP}/ModelInfer", DIGITS + field(3, BAD)),
+    "input's name": (f"{OIP}/ModelInfer", DIGITS + field(5, field(1, BAD))),
+    "parameter": (f"{OIP}/ModelInfer", DIGITS + field(4, field(1, b"a") + field(2, field(3, BAD)))),
+    "ready": (f"{OIP}/ModelReady", field(1, BAD)),
+    "metadata": (f"{OIP}/ModelMetadata", field(1, BAD)),
+    "config": (f"{OIP}/ModelConfig", field(1, BAD)),
+    "classify": ("digits.v1.DigitClassifierService/Classify", BAD),
+    "files": ("digits.v1.DigitClassifierService/Classify", field(2, BAD)),
+    "get model": ("digits.v1.DigitClassifierService/GetModel", BAD),
+    "check": ("grpc.health.v1.Health/Check", field(1, BAD)),
+}
+STREAMS = {
+    "watch": ("grpc.health.v1.Health/Watch", field(1, BAD)),
+    "host": (REFLECTION, field(1, BAD)),
+    "symbol": (REFLECTION, field(4, BAD)),
+    "extension": (REFLECTION, field(5, field(1, BAD))),
+}
+
+
+@pytest.fixture(scope="module", params=["http2", "grpcio"])
+def server(request, tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log"
+    env = {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+    process = start_process(log, f"--transport={request.param}", env=env)
+    try:
+        entry = serving_entry(log, process)
+        http = entry["http"].removesuffix("/metrics")
+        yield RunningServer(process, entry["grpc"], http, entry, log)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0, log.read_text()
+    assert "this is a bug" not in log.read_text()
+
+
+@pytest.mark.parametrize("case", UNARY | STREAMS)
+def answer(channel, case):
+    path, message = (UNARY | STREAMS)[case]
+    if case in UNARY:
+        return channel.unary_unary(f"/{path}")(message, timeout=30)
+    return list(channel.stream_stream(f"/{path}")(iter([message]), timeout=30))
+
+
+@pytest.mark.parametrize("case", UNARY | STREAMS)
+def test_text_that_is_not_utf8_is_the_callers_error(server, case):
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        answer(channel, case)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "malformed bytes" in caught.value.details() or case == "files"
+
+
+def test_it_serves_like_the_fast_one(server):
+    check_answers(server)
