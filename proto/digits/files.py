@@ -38,6 +38,7 @@ START_OF_SCAN = b"\xff\xda"
 # Run lengths of a BMP are unfolded in Python: a kilobyte would take seconds.
 RUN_LENGTHS = "bmp_rle"
 SMALLER = f"an image of at most {MAX_PIXELS:,} pixels"
+DAMAGED = "a readable image file", "a damaged one"
 # What Pillow's decoders say where an allocation failed.
 OUT_OF_MEMORY = "out of memory"
 # No more than so many pixels a side are of use. A JPEG is decoded to a half, a quarter or an eighth
@@ -119,7 +120,7 @@ def _reading() -> Iterator[None]:
     except Exception as error:  # Pillow raises many types on damaged files
         if isinstance(error, OSError) and OUT_OF_MEMORY in str(error):
             raise MemoryError(str(error)) from error
-        raise PictureError("a readable image file", "a damaged one") from None
+        raise PictureError(*DAMAGED) from None
 
 
 def pixels_claimed(data: bytes) -> int:
@@ -171,6 +172,8 @@ def _upright(image: Image.Image) -> Image.Image:
         image.draft("L", (USEFUL_SIDE, USEFUL_SIDE))
     with _reading():
         image.load()
+    if image.mode == "P" and image.palette is None:
+        raise PictureError(*DAMAGED)
     turn = TURNS.get(orientation(_exif(image)))
     image = _shrunk(image)
     return image if turn is None else image.transpose(turn)

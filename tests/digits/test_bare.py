@@ -219,6 +219,14 @@ def test_pictures_that_wait_are_answered_and_hold_the_exit_no_longer_than_that(s
         assert {calls[0].code(), calls[2].code()} <= {OK, UNAVAILABLE}
 
 
+def test_indices_without_a_palette_are_damaged():
+    data = saved(Image.new("P", (40, 40)), "PNG")
+    start = data.index(b"PLTE") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    with pytest.raises(PictureError, match="got a damaged one"):
+        examine(data[:start] + data[end:])
+
+
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 10])
 def test_beginning_of_a_file_is_no_file(length):
     for kind in ("PNG", "JPEG"):
