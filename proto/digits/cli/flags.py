@@ -70,7 +70,8 @@ def _first_token(path: Path) -> str:
         ValueError: If it holds none; the message tells nothing that is in the file.
         OSError: If it can not be read.
     """
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not splitlines(), which also splits at characters that a comment may hold.
+    for line in path.read_bytes().decode("utf-8", "replace").split("\n"):
         if entry := line.partition("#")[0].strip():
             return entry.rpartition(":")[2]
     raise ValueError(f"{path}: expected a line with TOKEN or NAME:TOKEN, got none")

@@ -174,9 +174,10 @@ def test_token_is_the_first_of_the_file(server, tmp_path, capsys):
     assert capsys.readouterr().err == f"digits classify: {path}: No such file or directory\n"
     for text, message in (
         ("# nothing\n\n", f"{path}: expected a line with TOKEN or NAME:TOKEN, got none"),
+        ("# gone: \u2028secret\r\n", f"{path}: expected a line with TOKEN or NAME:TOKEN, got none"),
         ("a secret\n", "token: expected printable ASCII without spaces, got something else"),
     ):
-        path.write_text(text)
+        path.write_bytes(text.encode())
         with pytest.raises(SystemExit) as ended:
             main(flags)
         assert ended.value.code == 2
