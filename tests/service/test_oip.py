@@ -386,7 +386,7 @@ def test_calls_whose_deadline_passes_are_counted_once(busy, transport):  # noqa:
         for future in long:
             future.result()
         assert stub.ModelInfer(infer(BLANK), timeout=60).outputs
-        wait_until(lambda: count_of(server, "ModelInfer", "OK") == 1)
+        wait_until(lambda: count_of(server, "ModelInfer", "OK") >= 1)
         ended = ("OK", "DEADLINE_EXCEEDED", "CANCELLED")
         # A call of so short a deadline may end before the server has heard of it.
         assert sum(count_of(server, "ModelInfer", code) for code in ended) <= 4
