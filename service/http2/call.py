@@ -97,17 +97,22 @@ class Call(Stream):
         Returns:
             For each whether its caller was still there.
         """
-        link = answers[0][0].link
-        if len({id(call.link) for call, _ in answers}) == 1:
-            return link.respond(answers)
         by_link: dict[Link, list[tuple[Call, bytes]]] = {}
         for answer in answers:
-            by_link.setdefault(answer[0].link, []).append(answer)
-        sent: dict[Call, bool] = {}
-        for link, group in by_link.items():
-            calls = [call for call, _ in group]
-            sent.update(zip(calls, link.respond(group), strict=True))
-        return [sent[call] for call, _ in answers]
+            link = answer[0].link
+            if link in by_link:
+                by_link[link].append(answer)
+            else:
+                by_link[link] = [answer]
+        sent = [link.respond(group) for link, group in by_link.items()]
+        if len(sent) == 1:
+            return sent[0]
+        if all(map(all, sent)):  # nearly always
+            return [True] * len(answers)
+        of_call: dict[Call, bool] = {}
+        for group, flags in zip(by_link.values(), sent, strict=True):
+            of_call.update(zip([call for call, _ in group], flags, strict=True))
+        return [of_call[call] for call, _ in answers]
 
     def send(self, message: bytes) -> bool:
         """Sends one message of a stream of responses."""
