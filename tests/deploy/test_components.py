@@ -260,12 +260,20 @@ def test_certificate_names_both_services(with_component):
 
 def test_probes_of_a_pod_with_tls_do_without_it(with_component):
     manifests = with_component("tls")
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+    paths = {"startupProbe": "/healthz", "readinessProbe": "/healthz", "livenessProbe": "/livez"}
+    for probe, path in paths.items():
         asked = manifests.container[probe]
-        assert asked["httpGet"] == {"path": "/healthz", "port": "http"}
+        assert asked["httpGet"] == {"path": path, "port": "http"}
         assert "grpc" not in asked
     for service in manifests.all("Service"):
         assert service["spec"]["ports"][0]["appProtocol"] == "https"
+
+
+def test_key_can_be_read_by_the_servers_group_and_nobody_else(with_component):
+    pod = with_component("tls").pod
+    (secret,) = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    assert secret["defaultMode"] == 0o440
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
 
 
 # model-pvc, model-image
