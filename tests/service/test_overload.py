@@ -44,6 +44,8 @@ def busy(start_server, request):
         channels.append(channel)
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
         stub.Classify(pixels(IMAGE))
+        # A batch is counted just after its answers left.
+        wait_until(lambda: scrape(server)["digits_images_total"] == 1)
 
         def occupy():
             futures = [stub.Classify.future(LONG, timeout=60)]
