@@ -103,6 +103,29 @@ def serving_entry(log: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]
     return entry
 
 
+def serving(log: Path, process: subprocess.Popen[bytes]) -> RunningServer:
+    """The server of a process that was started, once it serves; killed if it does not."""
+    try:
+        entry = serving_entry(log, process)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    http = entry["http"].removesuffix("/metrics")
+    return RunningServer(process, entry["grpc"], http, entry, log)
+
+
+@contextlib.contextmanager
+def running_server(log: Path, *flags: str, **options: Any) -> Iterator[RunningServer]:
+    """A server that must drain cleanly in the end; ``options`` are those of ``start_process``."""
+    server = serving(log, start_process(log, *flags, **options))
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        assert server.process.wait(30) == 0, log.read_text(errors="replace")
+
+
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers and kills those that a test leaves behind."""
@@ -115,17 +138,8 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
         constants: Mapping[str, float] | None = None,
     ) -> RunningServer:
         log = tmp_path / f"server-{next(numbers)}.log"
-        process = start_process(log, *flags, env=env, constants=constants)
-        try:
-            entry = serving_entry(log, process)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        http = entry["http"].removesuffix("/metrics")
-        server = RunningServer(process, entry["grpc"], http, entry, log)
-        servers.append(server)
-        return server
+        servers.append(serving(log, start_process(log, *flags, env=env, constants=constants)))
+        return servers[-1]
 
     yield start
     for server in servers:
@@ -140,14 +154,8 @@ def server(
 ) -> Iterator[RunningServer]:
     """One server for a whole module, on each transport in turn."""
     log = tmp_path_factory.mktemp("server") / "log"
-    process = start_process(log, f"--transport={request.param}")
-    try:
-        entry = serving_entry(log, process)
-        http = entry["http"].removesuffix("/metrics")
-        yield RunningServer(process, entry["grpc"], http, entry, log)
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0, log.read_text()
+    with running_server(log, f"--transport={request.param}") as running:
+        yield running
 
 
 @pytest.fixture

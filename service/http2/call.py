@@ -97,22 +97,13 @@ class Call(Stream):
         Returns:
             For each whether its caller was still there.
         """
-        by_link: dict[Link, list[tuple[Call, bytes]]] = {}
-        for answer in answers:
-            link = answer[0].link
-            if link in by_link:
-                by_link[link].append(answer)
-            else:
-                by_link[link] = [answer]
-        sent = [link.respond(group) for link, group in by_link.items()]
-        if len(sent) == 1:
-            return sent[0]
-        if all(map(all, sent)):  # nearly always
-            return [True] * len(answers)
-        of_call: dict[Call, bool] = {}
-        for group, flags in zip(by_link.values(), sent, strict=True):
-            of_call.update(zip([call for call, _ in group], flags, strict=True))
-        return [of_call[call] for call, _ in answers]
+        sent = [True] * len(answers)
+        for link, places in _by_link([call for call, _ in answers]).items():
+            flags = link.respond([answers[place] for place in places])
+            if not all(flags):
+                for place, flag in zip(places, flags, strict=True):
+                    sent[place] = flag
+        return sent
 
     def send(self, message: bytes) -> bool:
         """Sends one message of a stream of responses."""
@@ -138,13 +129,12 @@ class Call(Stream):
             For each whether its caller was still there.
         """
         encoded = status_trailers(code, message, tuple(trailers))
-        by_link: dict[Link, list[Call]] = {}
-        for call in calls:
-            by_link.setdefault(call.link, []).append(call)
-        ended: dict[Call, bool] = {}
-        for link, group in by_link.items():
-            ended.update(zip(group, link.end(group, encoded), strict=True))
-        return [ended[call] for call in calls]
+        ended = [True] * len(calls)
+        for link, places in _by_link(calls).items():
+            flags = link.end([calls[place] for place in places], encoded)
+            for place, flag in zip(places, flags, strict=True):
+                ended[place] = flag
+        return ended
 
     def pause(self) -> None:
         """Takes no further message until ``resume``; flow control makes the caller wait."""
@@ -209,3 +199,15 @@ class Call(Stream):
             held += sum([len(message) for message in self.waiting])
             self.waiting.clear()
         return held
+
+
+def _by_link(calls: Sequence[Call]) -> dict[Link, list[int]]:
+    """The places of calls in a sequence, by their connections."""
+    places: dict[Link, list[int]] = {}
+    for place, call in enumerate(calls):
+        link = call.link
+        if link in places:
+            places[link].append(place)
+        else:
+            places[link] = [place]
+    return places

@@ -93,7 +93,6 @@ class Server:
         self._gone = threading.Condition()
         self._soon: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._awake = False
         self._deadlines: list[tuple[float, int, Call]] = []
         self._numbers = itertools.count()
         self._tidy_at = MIN_TIDY

@@ -60,7 +60,7 @@ class GrpcioLimits:
 
 
 class GrpcioCall:
-    """See ``Call``; its answers go to a queue that the coroutine of the RPC empties."""
+    """See ``RpcCall``; its answers go to a queue that the coroutine of the RPC empties."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, path: str, context: ServicerContext
@@ -87,20 +87,20 @@ class GrpcioCall:
         self._ended = False
 
     def respond(self, message: bytes) -> bool:
-        """See ``Call``."""
+        """See ``RpcCall``."""
         return self.send(message) and self.end()
 
     @staticmethod
     def respond_all(answers: Sequence[tuple[GrpcioCall, bytes]]) -> list[bool]:
-        """See ``Call``."""
+        """See ``RpcCall``."""
         return [call.respond(message) for call, message in answers]
 
     def send(self, message: bytes) -> bool:
-        """See ``Call``."""
+        """See ``RpcCall``."""
         return self._put(message, len(message))
 
     def end(self, code: int = 0, message: str = "", trailers: Metadata = ()) -> bool:
-        """See ``Call``."""
+        """See ``RpcCall``."""
         with self._lock:
             first, self._ended = not self._ended, True
         if not first or self.cancelled:
@@ -112,7 +112,7 @@ class GrpcioCall:
     def end_all(
         calls: Sequence[GrpcioCall], code: int, message: str = "", trailers: Metadata = ()
     ) -> list[bool]:
-        """See ``Call``."""
+        """See ``RpcCall``."""
         return [call.end(code, message, trailers) for call in calls]
 
     def _put(self, message: bytes, size: int) -> bool:
@@ -136,11 +136,11 @@ class GrpcioCall:
             return not self._ended
 
     def pause(self) -> None:
-        """See ``Call``. On the event loop's thread, from ``Receiver.message``."""
+        """See ``RpcCall``. On the event loop's thread, from ``Receiver.message``."""
         self.running.clear()
 
     def resume(self) -> None:
-        """See ``Call``."""
+        """See ``RpcCall``."""
         self._loop.call_soon_threadsafe(self.running.set)
 
 

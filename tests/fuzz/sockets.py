@@ -18,7 +18,7 @@ import psutil
 from digits.oip import inference_pb2
 from digits.v1 import digits_pb2
 from service.rpc.status import DETAILS_KEY, Status
-from tests.conftest import RunningServer, serving_entry, start_process
+from tests.conftest import RunningServer, running_server
 from tests.fuzz import inputs
 from tests.fuzz.targets import ANSWER_TIMEOUT_S, MAX_IMAGES, ClassifyRequests, parse
 from tests.service.test_rpc import scrape
@@ -30,19 +30,9 @@ CALLS_IN_FLIGHT = 50
 UNHANDLED = ("UNKNOWN", "DATA_LOSS")
 
 
-@contextlib.contextmanager
-def fuzzed_server(transport: str, folder: Path) -> Iterator[RunningServer]:
+def fuzzed_server(transport: str, folder: Path) -> contextlib.AbstractContextManager[RunningServer]:
     """A server that must not only survive but also drain cleanly at the end."""
-    log = folder / f"{transport}.log"
-    process = start_process(log, f"--transport={transport}", *FLAGS)
-    try:
-        entry = serving_entry(log, process)
-        http = entry["http"].removesuffix("/metrics")
-        yield RunningServer(process, entry["grpc"], http, entry, log)
-    finally:
-        process.terminate()
-        code = process.wait(30)
-        assert code == 0, f"exit code {code}: {log.read_text(errors='replace')}"
+    return running_server(folder / f"{transport}.log", f"--transport={transport}", *FLAGS)
 
 
 def _is_grpcio_alone(lines: list[str]) -> bool:

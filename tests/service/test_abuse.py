@@ -143,12 +143,9 @@ def test_stream_in_which_nothing_moves_is_ended_and_a_slow_one_is_not(start_serv
     assert error.details() == "no request came and no answer was taken for 1 s"
 
 
-@TRANSPORTS
-def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
-    server = start_server(
-        f"--transport={transport}",
-        constants={f"{STREAM}.STREAM_IDLE_S": 1, f"{STREAM}.MAX_STREAMS": 1},
-    )
+@contextlib.contextmanager
+def unread_stream(server):
+    """A stream of large requests that takes one answer, and the event that ends its requests."""
     large = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE * 4096))
     never = threading.Event()
 
@@ -157,9 +154,20 @@ def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
             yield large
 
     narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
-    with grpc.insecure_channel(server.address, options=narrow) as unread:
-        stream = stub_for(unread).ClassifyStream(endless())
+    with grpc.insecure_channel(server.address, options=narrow) as channel:
+        stream = stub_for(channel).ClassifyStream(endless())
         next(stream)
+        yield stream, never
+        stream.cancel()
+
+
+@TRANSPORTS
+def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
+    server = start_server(
+        f"--transport={transport}",
+        constants={f"{STREAM}.STREAM_IDLE_S": 1, f"{STREAM}.MAX_STREAMS": 1},
+    )
+    with unread_stream(server) as (_, never):
         with grpc.insecure_channel(server.address, NO_RETRIES) as channel:
 
             def served():
@@ -174,23 +182,12 @@ def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
             assert not served()
             wait_until(served)
         never.set()
-        stream.cancel()
 
 
 @TRANSPORTS
 def test_stream_that_nobody_reads_ends_by_its_time_and_is_counted_so(start_server, transport):
     server = start_server(f"--transport={transport}", constants={f"{STREAM}.STREAM_IDLE_S": 1})
-    large = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE * 4096))
-    never = threading.Event()
-
-    def endless():
-        while not never.is_set():
-            yield large
-
-    narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
-    with grpc.insecure_channel(server.address, options=narrow) as channel:
-        stream = stub_for(channel).ClassifyStream(endless())
-        next(stream)
+    with unread_stream(server) as (stream, never):
         ended = partial(handled, server, method="ClassifyStream", kind="bidi_stream")
         wait_until(lambda: ended("DEADLINE_EXCEEDED"))
         never.set()

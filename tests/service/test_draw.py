@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from tests.conftest import SAMPLES, RunningServer, serving_entry, start_process, wait_until
+from tests.conftest import SAMPLES, running_server, wait_until
 from tests.service.test_http import STARTED, ask, metric
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -48,11 +48,8 @@ def browser():
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory):
     log = tmp_path_factory.mktemp("playground") / "log"
-    process = start_process(log, "--playground")
-    entry = serving_entry(log, process)
-    yield RunningServer(process, entry["grpc"], entry["http"].removesuffix("/metrics"), entry, log)
-    process.terminate()
-    assert process.wait(30) == 0, log.read_text()
+    with running_server(log, "--playground") as running:
+        yield running
 
 
 @pytest.fixture

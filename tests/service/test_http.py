@@ -37,7 +37,7 @@ from service.playground.classify import BODY_S, MAX_AT_ONCE
 from service.playground.requests import MAX_BODY_BYTES, MAX_IMAGES, MAX_JSON_BYTES
 from service.serving.request import Refusal
 from service.telemetry.metrics import HTTP_STATUSES
-from tests.conftest import SAMPLES, RunningServer, serving_entry, start_process, wait_until
+from tests.conftest import SAMPLES, running_server, wait_until
 
 SEVEN = SAMPLES / "7.png"
 JSON = "application/json"
@@ -51,13 +51,9 @@ STARTED = (
 def web(tmp_path_factory):
     """One server with everything on."""
     log = tmp_path_factory.mktemp("web") / "log"
-    process = start_process(
-        log, "--playground", constants={"service.playground.classify.REQUESTS_PER_S": 100_000}
-    )
-    entry = serving_entry(log, process)
-    yield RunningServer(process, entry["grpc"], entry["http"].removesuffix("/metrics"), entry, log)
-    process.terminate()
-    assert process.wait(30) == 0, log.read_text()
+    often = {"service.playground.classify.REQUESTS_PER_S": 100_000}
+    with running_server(log, "--playground", constants=often) as running:
+        yield running
 
 
 def ask(server, path, *, method=None, body=None, **headers):

@@ -13,8 +13,9 @@ import pytest
 from service.host.addresses import neighbourhood
 from service.playground.classify import ALL_ADDRESSES, ClassifyHandler
 from service.playground.requests import MAX_BODY_BYTES, MAX_JSON_BYTES
-from tests.conftest import SAMPLES, RunningServer, serving_entry, start_process
+from tests.conftest import SAMPLES
 from tests.service.test_abuse import MIB, PeakMemory
+from tests.service.test_http import web  # noqa: F401 - a fixture
 
 SEVEN = (SAMPLES / "7.png").read_bytes()
 FORM, JSON = "multipart/form-data; boundary=x", "application/json"
@@ -60,18 +61,6 @@ BODIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def web(tmp_path_factory):
-    log = tmp_path_factory.mktemp("web") / "log"
-    process = start_process(
-        log, "--playground", constants={"service.playground.classify.REQUESTS_PER_S": 100_000}
-    )
-    entry = serving_entry(log, process)
-    yield RunningServer(process, entry["grpc"], entry["http"].removesuffix("/metrics"), entry, log)
-    process.terminate()
-    assert process.wait(30) == 0, log.read_text()
-
-
 def post(server, body, kind, *, token=""):
     """The first line of the answer, and the rest."""
     address = urlsplit(server.http)
@@ -90,7 +79,7 @@ def used_s(server):
 
 
 @pytest.mark.parametrize("attack", BODIES)
-def test_hostile_body_is_refused_at_little_cost(web, attack):
+def test_hostile_body_is_refused_at_little_cost(web, attack):  # noqa: F811 - a fixture
     """By processor time, all of which the event loop may spend at once; other work adds nothing."""
     body, kind = BODIES[attack]
     assert len(body) <= (MAX_JSON_BYTES if kind == JSON else MAX_BODY_BYTES)
@@ -105,7 +94,7 @@ def test_hostile_body_is_refused_at_little_cost(web, attack):
     assert len(web.log_text()) < 5000
 
 
-def test_the_largest_request_in_numbers_is_taken(web):
+def test_the_largest_request_in_numbers_is_taken(web):  # noqa: F811 - a fixture
     image = [[255] * 28] * 28
     status, _ = post(web, json.dumps({"pixels": [image] * 64}).encode(), JSON)
     assert status == 200

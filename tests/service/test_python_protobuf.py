@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from benchmarks.harness import check_answers
-from tests.conftest import RunningServer, serving_entry, start_process
+from tests.conftest import running_server
 
 OIP = "inference.GRPCInferenceService"
 REFLECTION = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -44,18 +44,11 @@ STREAMS = {
 def server(request, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     env = {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
-    process = start_process(log, f"--transport={request.param}", env=env)
-    try:
-        entry = serving_entry(log, process)
-        http = entry["http"].removesuffix("/metrics")
-        yield RunningServer(process, entry["grpc"], http, entry, log)
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0, log.read_text()
+    with running_server(log, f"--transport={request.param}", env=env) as running:
+        yield running
     assert "this is a bug" not in log.read_text()
 
 
-@pytest.mark.parametrize("case", UNARY | STREAMS)
 def answer(channel, case):
     path, message = (UNARY | STREAMS)[case]
     if case in UNARY:
