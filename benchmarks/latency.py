@@ -1,4 +1,4 @@
-"""How long one caller waits."""
+"""Latency of one caller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server adds to the ``digits`` command. Imports little: ``serve`` takes signals first."""
+"""``digits serve`` and ``digits top``. Imports little: signal handlers come first."""
 
 from __future__ import annotations
 

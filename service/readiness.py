@@ -1,4 +1,4 @@
-"""Whether the server can answer: decided here, told by health, the HTTP port and the gate."""
+"""Liveness and readiness: decided here, reported by health, the HTTP port and the gate."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Readiness:
         self._draining = False
 
     def is_ready(self) -> bool:
-        """Whether a balancer should send calls."""
+        """Readiness: a load balancer should send calls."""
         return self._gate.is_open and not self._leaving
 
     def is_alive(self) -> bool:
-        """Whether a restart would help nothing."""
+        """Liveness: a restart is not needed."""
         return self._alive
 
     def is_draining(self) -> bool:
-        """Whether the drain delay is over."""
+        """True once the drain delay is over."""
         return self._draining
 
     def load(self) -> None:

@@ -47,7 +47,7 @@ print(json.dumps({
 
 
 def run(command, **options):
-    """What it prints."""
+    """The output of a command."""
     done = run_outside(command, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""What the documents name exists."""
+"""Tests, files and links that the documents name exist."""
 
 from __future__ import annotations
 

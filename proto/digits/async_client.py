@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class AsyncDigitClient(BaseClient):
-    """The same for asyncio: used on one event loop, that of its first call, which also reads paths.
+    """``DigitClient`` for asyncio. The event loop of its first call owns it, and reads paths too.
 
     Its settings are those of ``BaseClient``.
     """
@@ -182,7 +182,7 @@ class AsyncDigitClient(BaseClient):
                 await asyncio.sleep(retry.wait_s(error))
 
     async def _outcome(self, call: Awaitable[T]) -> T:
-        """What a call brings.
+        """The result of a call.
 
         gRPC also raises CancelledError where the call was cancelled, not the task that waits for
         it. That is no matter of the task, which would end of it without a word.

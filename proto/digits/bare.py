@@ -1,4 +1,4 @@
-"""What of a PNG or JPEG file is the picture, and how it is to be turned; the rest is left out.
+"""Strips a PNG or JPEG file down to its pixels, and reads its orientation.
 
 Exif, texts, colour profiles, thumbnails and further pictures change no pixel. Read in full, a few
 megabytes of them take gigabytes or minutes: each of thousands of Exif tags may claim all the bytes
@@ -29,7 +29,7 @@ ORIENTATION = 0x0112
 
 
 def bare(data: bytes) -> tuple[bytes, bytes]:
-    """The file without what is no part of its picture, and its Exif.
+    """The file without metadata, and its Exif.
 
     Raises:
         PictureError: If a PNG is made of too many chunks.
@@ -82,7 +82,7 @@ def _bare_jpeg(data: bytes) -> tuple[bytes, bytes]:
 
 
 def orientation(exif: bytes) -> int:
-    """How a picture must be turned, by the first directory of its Exif; 1 where that is damaged."""
+    """The orientation, 1 to 8, in the first directory of Exif; 1 if it is missing or damaged."""
     tiff = exif.removeprefix(EXIF_HEADER)
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:

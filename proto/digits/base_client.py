@@ -160,7 +160,7 @@ class BaseClient:
         self._unreachable_since = None
 
     def _error(self, error: Any) -> DigitError:
-        """What a call raised, for people.
+        """The message of a call's error.
 
         Raises:
             ClientStateError: In its place, if the client was closed meanwhile.

@@ -1,4 +1,4 @@
-"""How the clients reach a server: encryption, tokens, balancing, connections, deadlines."""
+"""The channel to a server: TLS, tokens, load balancing, keepalive, deadlines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the clients raise: ``DigitError`` for calls that fail, ``ClientStateError`` for misuse."""
+"""Exceptions of the clients: ``DigitError`` for failed calls, ``ClientStateError`` for misuse."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class DigitError(RuntimeError):
 
     @property
     def transient(self) -> bool:
-        """Whether the same call may succeed later, so far as the server or the code says.
+        """True if a retry may succeed, by the server's hint or the status code.
 
         RESOURCE_EXHAUSTED is a full queue as well as a message that is too large for ever: only
         the server's hint when to come back tells them apart.
@@ -105,12 +105,12 @@ class DigitError(RuntimeError):
 
 
 def is_unreachable(error: DigitError) -> bool:
-    """Whether a call failed for want of a connection."""
+    """True if a call failed because there was no connection."""
     return error.code is Code.UNAVAILABLE and NOT_REACHED.search(error.message) is not None
 
 
 def rpc_error(error: Any, address: str) -> DigitError:
-    """What an RPC raised; ``grpc.RpcError`` and ``AioRpcError`` have no common interface."""
+    """The interface that ``grpc.RpcError`` and ``AioRpcError`` share."""
     found = DigitError(error.code(), error.details() or "", address)
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":

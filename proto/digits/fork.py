@@ -13,7 +13,7 @@ from digits.errors import ClientStateError
 
 
 class _Process:
-    """Whether a client was used here, and in a process that this one was forked from."""
+    """Records the use of clients in this process, and before it was forked."""
 
     def __init__(self) -> None:
         self.used = self.used_before_fork = False
@@ -27,7 +27,7 @@ os.register_at_fork(after_in_child=_process.after_fork)
 
 
 def is_forked() -> bool:
-    """Whether this process was forked from one that used a client."""
+    """True if this process was forked from one that had used a client."""
     return _process.used_before_fork
 
 

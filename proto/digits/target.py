@@ -24,7 +24,7 @@ NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
 
 def checked_address(address: str) -> str:
-    """The same.
+    """The address, unchanged.
 
     Raises:
         ValueError: If it is no gRPC target, or its port is none.
@@ -43,7 +43,7 @@ def checked_address(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether everything that an address names is this machine, as far as that can be told."""
+    """True if an address can only mean this machine."""
     scheme, rest = _split(address)
     if scheme in ("unix", "unix-abstract"):
         return True
@@ -74,7 +74,7 @@ def _split(address: str) -> tuple[str | None, str]:
 
 
 def _is_endpoint(text: str, *, bare: bool = True) -> bool:
-    """Whether it is a host with a port, or one without, where ``bare`` allows that."""
+    """True for ``host:port``, and for a host alone if ``bare``."""
     match = ENDPOINT.fullmatch(text)
     if match is None or match[3] is None:
         return bare and (match is not None or BARE_IPV6.fullmatch(text) is not None)
@@ -99,7 +99,7 @@ def _first_set(variables: tuple[str, ...]) -> str:
 
 
 def _excludes(entry: str, host: str) -> bool:
-    """Whether an entry of ``no_proxy`` is about a host: the end of its name, or its network."""
+    """True if a ``no_proxy`` entry covers a host, by the end of its name or by its network."""
     if not entry:
         return False
     try:

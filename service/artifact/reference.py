@@ -1,4 +1,4 @@
-"""What drift is measured against: counts of images by digit, confidence and ink.
+"""The reference for drift: counts of images by digit, confidence and ink.
 
 The exporter counts validation images; the server counts what it answers, in the same buckets.
 """
@@ -31,7 +31,7 @@ Counts = dict[str, npt.NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Reference:
-    """What drift is measured against.
+    """The counts that drift is measured against.
 
     Attributes:
         bounds: Of the buckets of each feature.

@@ -1,1 +1,1 @@
-"""What the process is told by the machine it runs on, and what it asks of it."""
+"""The operating system: CPUs, memory, files, addresses, standard streams."""

@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to ``host``."""
+    """True if only this machine can connect to ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -19,7 +19,7 @@ def socket_address(host: str, port: int) -> str:
 
 
 def neighbourhood(address: str) -> str:
-    """What an address is counted as: a caller may have many of one /64, as of loopback.
+    """The network that a rate limit counts an address in: an IPv6 /64, loopback, or itself.
 
     Args:
         address: Of a caller; what is no IP address is itself.

@@ -1,10 +1,10 @@
-"""What to do where an optional part of the installation is missing."""
+"""Advice for missing optional dependencies."""
 
 from __future__ import annotations
 
 
 def not_installed(error: ImportError, extra: str) -> str:
-    """What is missing, and how to install it; no package index has this project.
+    """Names the missing package and how to install it; no package index has this project.
 
     Args:
         error: Of the import that failed.

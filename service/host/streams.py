@@ -130,7 +130,7 @@ class LineWriter:
             self._told = dropped
 
     def _write(self, line: bytes) -> bool:
-        """Whether a line was written whole."""
+        """Writes a line; False if not all of it could be written."""
         if self._torn:  # by an error in the middle of the line before
             line = b"\n" + line
         written = write_all(self._descriptor, line)

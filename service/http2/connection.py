@@ -79,7 +79,7 @@ class Connection(Sender):
         streams: The open ones, by identifier.
         last_stream_id: The highest that the peer has begun.
         closed: The connection has ended with GOAWAY; there may be output left.
-        has_more: Whole frames may be left over: to be gone on with by ``receive(b"")``.
+        has_more: Whole frames may be buffered; ``receive(b"")`` continues with them.
         error: Why it has, where that was the peer's fault.
     """
 

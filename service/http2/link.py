@@ -156,7 +156,7 @@ class Link:
         self._note_idle(now)
 
     def _go_on(self) -> None:
-        """Takes what was left over, after other connections have had their turn."""
+        """Continues with buffered frames after other connections have had their turn."""
         work = Work(self._server.hooks)
         if not self.is_closed:
             self.take(b"", self._heard, work)

@@ -25,7 +25,7 @@ REQUEST, DATA, END, RESET, FLUSHED = range(5)
 Event = tuple[int, Any, bytes]
 
 
-# What an answer that waits takes beside its body: its call, headers and queue.
+# Memory of a blocked answer beside its body: its call, headers and queue.
 WAITING_BYTES = 2048
 
 
@@ -87,7 +87,7 @@ class Sender(ABC):
 
     @property
     def waiting_bytes(self) -> int:
-        """What answers take that wait for the peer's flow control, however short they are."""
+        """Memory of answers blocked by flow control, with ``WAITING_BYTES`` of overhead each."""
         return self.pending_bytes + WAITING_BYTES * len(self._blocked)
 
     @property

@@ -36,7 +36,7 @@ class Work:
             burst.append(call)
 
     def add_refused(self, call: Call, code: int, message: str) -> None:
-        """A call that ended without its handler: a flood of them must cost little each."""
+        """A call that ended without its handler. Batched, so that a flood of them costs little."""
         self._refused.setdefault((call.path, code, message), []).append(call)
 
     def add_step(self, step: Callable[..., None], *args: Any) -> None:

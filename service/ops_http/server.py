@@ -29,7 +29,7 @@ BACKLOG = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Ops:
-    """What operators get.
+    """The endpoints for operators.
 
     Attributes:
         registry: Exported by /metrics.
@@ -48,7 +48,7 @@ class HttpServer:
     Args:
         host: Address to listen on.
         port: Port, or 0 for a free one.
-        ops: What operators get.
+        ops: The endpoints for operators.
         extend: Adds further paths to the application.
 
     Attributes:

@@ -26,7 +26,7 @@ LEFT = HTTP_STATUS[StatusCode.CANCELLED]
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What people get.
+    """The content of the pages, and the way into the core.
 
     Attributes:
         is_ready: What the status page says.

@@ -93,7 +93,7 @@ class Ending:
         self._fail_all([call], status)
 
     def _fail_all(self, calls: Sequence[RpcCall], status: Status) -> None:
-        """In an overload, refusing a call must cost far less than answering it."""
+        """Ends calls with one status. In an overload a refusal must cost less than an answer."""
         ended = []
         for call, was_there in zip(calls, fail_all(calls, status), strict=True):
             if was_there:

@@ -294,7 +294,7 @@ class GrpcioServer:
         receiver.half_closed()
 
     def _takes(self, route: Route, call: GrpcioCall, message: bytes) -> bool:
-        """Whether a message is within its method's bound, which is below that of all; ends else."""
+        """True if a message is within its method's limit; else ends the call."""
         limit = route.max_message_bytes
         if len(message) <= limit or route is UNKNOWN:
             return True

@@ -163,7 +163,7 @@ def _first_certificate(certificate: bytes) -> bytes:
 
 
 def _time_trouble(der: bytes, now: dt.datetime) -> str:
-    """What is wrong with a certificate's time; empty if nothing is."""
+    """Describes an expired or not yet valid certificate; empty if it is valid now."""
     found = VALIDITY.search(der)
     if found is None:
         return ""

@@ -1,1 +1,1 @@
-"""What the server tells about itself: metrics, logs, traces. Serving depends on none of it."""
+"""Metrics, logs and traces. Serving depends on none of them."""

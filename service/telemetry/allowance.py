@@ -1,4 +1,4 @@
-"""How many lines a log may hold."""
+"""A rate limit for log lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ class Allowance:
         self._lock = threading.Lock()
 
     def take(self, wanted: int, now: float) -> tuple[int, int]:
-        """How many lines of ``wanted`` may be written, and how many were not before them."""
+        """Takes lines from the bucket.
+
+        Returns:
+            The lines granted, and the lines suppressed since the last grant.
+        """
         with self._lock:
             self._left = min(self._most, self._left + (now - self._looked) * self._per_s)
             self._looked = now

@@ -1,4 +1,4 @@
-"""What is collected beside the metrics that the library has a class for."""
+"""Collectors for metrics that the library has no class for."""
 
 from __future__ import annotations
 

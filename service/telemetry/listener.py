@@ -1,4 +1,4 @@
-"""What listeners are told about RPCs that began and ended."""
+"""The interface of listeners to RPCs that began and ended."""
 
 from __future__ import annotations
 

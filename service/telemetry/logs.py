@@ -1,8 +1,7 @@
-"""Log lines: text for people, JSON for machines; no thread that logs waits for who reads them.
+"""Log lines as text or JSON. Logging never blocks: a full queue drops lines and counts them.
 
-Everything comes by here, of libraries and warnings, too, within an allowance for each logger. What
-a caller sends must not: no control character gets through, and of libraries, which put whatever
-they met into their lines, only what was known before a caller came.
+Libraries' lines and warnings pass through here too. Each logger is rate-limited, control characters
+are escaped, and lines of libraries lose their arguments, which may hold what a caller sent.
 """
 
 from __future__ import annotations
@@ -129,9 +128,9 @@ class LogHandler(logging.Handler):
 
 
 def _of_library(record: logging.LogRecord) -> logging.LogRecord:
-    """What a library's record says whatever a caller sent: no arguments, no text of an error.
+    """A library's record without anything a caller may have sent: no arguments, no error text.
 
-    Of a warning, the text is the argument; it is that of the code that warns.
+    The text of a warning is an argument, but written by the code that warns: it stays.
     """
     known = copy.copy(record)
     text = str(record.msg)
@@ -147,7 +146,7 @@ def _of_library(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def _telling(record: logging.LogRecord, passed_over: int) -> logging.LogRecord:
-    """The record, with how many of its kind came to no line."""
+    """A copy of the record with the number of suppressed lines before it."""
     known = copy.copy(record)
     known.fields = {**getattr(record, "fields", {}), "passed_over": passed_over}
     return known

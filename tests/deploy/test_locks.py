@@ -50,7 +50,7 @@ def entries(lock):
 
 
 def asked_for(lock):
-    """What both pyproject.toml ask for, the project's own distributions and extras resolved."""
+    """The requirements of both pyproject.toml, own distributions and extras resolved."""
     if lock == "build":
         both = SERVER["build-system"]["requires"] + CLIENT["build-system"]["requires"]
         return [Requirement(each) for each in both]

@@ -1,4 +1,4 @@
-"""What Pillow is shown of a file, and what one small file can make the process hold or compute."""
+"""Metadata never reaches Pillow; memory and time that one small file can cost."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Pipe:
             os.close(end)
 
     def close_all(self):
-        """What waits is dropped before its descriptor may become that of another file."""
+        """The queue is dropped before its descriptor may be reused for another file."""
         self.close(self.reader)
         for writer in self._writers:
             assert writer.flush(30)

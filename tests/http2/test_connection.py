@@ -154,7 +154,7 @@ def test_unknown_frames_and_settings_are_ignored():
     assert [f[:2] for f in sent(connection)] == [(SETTINGS, ACK)]
 
 
-def test_burst_of_frames_is_worked_through_a_part_at_a_time():
+def test_burst_of_frames_is_handled_in_parts():
     connection = greeted()
     count = 3 * MAX_FRAMES_AT_ONCE + 7
     pings = b"".join(frame(PING, 0, 0, struct.pack(">Q", number)) for number in range(count))

@@ -1,4 +1,4 @@
-"""What the server adds to ``digits``, where its dependencies are missing."""
+"""``digits serve`` and ``digits top`` without their dependencies."""
 
 from __future__ import annotations
 

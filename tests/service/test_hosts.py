@@ -1,4 +1,4 @@
-"""Which families of addresses each port listens on."""
+"""IPv4, IPv6 and dual stack, on both ports."""
 
 from __future__ import annotations
 

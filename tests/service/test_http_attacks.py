@@ -1,4 +1,4 @@
-"""What one request to the HTTP port can make the server hold or compute, and who keeps its rate."""
+"""Memory and time that one request to the HTTP port can cost, and the rate limits of addresses."""
 
 from __future__ import annotations
 

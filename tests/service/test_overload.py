@@ -77,7 +77,7 @@ def test_calls_cancelled_in_the_queue_cost_no_inference(busy, transport):
 
 
 def is_halted(pid):
-    """Whether every thread has stopped, which takes a moment after the signal."""
+    """True once every thread has stopped, which takes a moment after the signal."""
     states = [
         path.read_text().rpartition(")")[2][1] for path in Path(f"/proc/{pid}/task").glob("*/stat")
     ]
@@ -85,7 +85,7 @@ def is_halted(pid):
 
 
 def test_calls_that_were_cancelled_before_they_were_read_cost_no_inference(start_server):
-    """What a caller sends while the process is halted is read at once when it goes on."""
+    """All that a caller sent while the process was halted is read together when it goes on."""
     server = start_server("--instances=1")
     address = SimpleNamespace(port=int(server.address.rpartition(":")[2]))
     message = pixels(IMAGE).SerializeToString()

@@ -1,4 +1,4 @@
-"""What callers send does not reach the log: no secret, nothing a terminal would obey, few bytes."""
+"""Callers can not put secrets, terminal escapes or many bytes into the log."""
 
 from __future__ import annotations
 

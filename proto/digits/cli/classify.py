@@ -87,7 +87,7 @@ def _progress(pictures: int, *, told: bool) -> AbstractContextManager[Progress]:
 
 
 def _drawn(arguments: argparse.Namespace, pictures: int) -> bool:
-    """Whether a table of so many pictures shows them."""
+    """True if a table of this many pictures draws them."""
     has_pillow = find_spec("PIL") is not None
     if arguments.pictures and not has_pillow:
         raise PicturesError("--pictures: Pillow is not installed: pip install pillow")

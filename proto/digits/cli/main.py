@@ -38,8 +38,8 @@ GROUP = "digits.commands"
 DISTRIBUTIONS = ("digits-client", "digits-serving")
 NOT_INSTALLED = (
     "it comes with digits-serving, which is not installed here: "
-    "pip install ./proto '.[cpu,top]' in a clone of the repository, or "
-    "pip install --find-links FOLDER 'digits-serving[cpu,top]' with a folder of wheels built there"
+    "pip install -e ./proto -e '.[cpu,top]' in a clone, or "
+    "pip install --find-links FOLDER 'digits-serving[cpu,top]' with a folder of wheels"
 )
 
 

@@ -1,4 +1,4 @@
-"""How ``digits classify`` prints answers: a table with pictures, or JSON."""
+"""The output of ``digits classify``: a table with pictures, or JSON."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class JsonPrinter:
 
 
 def _picture(item: Item) -> Iterator[str]:
-    """What the network saw of a picture: the server makes the same of it."""
+    """The 28x28 image that the network saw, normalised as the server does it."""
     from digits.images import normalise  # noqa: PLC0415 - needs Pillow
 
     try:

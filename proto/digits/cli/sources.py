@@ -1,4 +1,4 @@
-"""What ``digits classify`` is asked about: files, folders, patterns, standard input."""
+"""The input of ``digits classify``: files, folders, patterns, standard input."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_lines_that_were_read_come_as_they_are(server):
 
 
 def test_token_is_the_first_of_the_file(server, tmp_path, capsys):
-    """What the token opens is tested with the server's own tokens."""
+    """The server's own tests cover what a token gives access to."""
     path = tmp_path / "tokens"
     flags = ["classify", "--address", server.address, "--token-file", str(path), SEVEN]
     assert main(flags) == 1

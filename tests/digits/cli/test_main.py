@@ -1,4 +1,4 @@
-"""What ``digits`` itself does: finds commands, and ends them as a shell expects."""
+"""``digits`` finds commands, and exits as a shell expects."""
 
 from __future__ import annotations
 
