@@ -39,7 +39,7 @@ from service.serving.batcher import Batcher
 from service.serving.gate import Gate
 from service.serving.loader import ModelLoader
 from service.serving.model import ModelRunner, ServedModel
-from service.serving.picture_decoder import PictureDecoder
+from service.serving.preparing import Preparer
 from service.serving.request import IMAGE_BYTES
 from service.telemetry.listener import Method, RpcListener
 from service.telemetry.metrics import Metrics
@@ -129,7 +129,7 @@ class Parts:
         return Gate(
             batcher,
             runner,
-            PictureDecoder(batcher.submit, self.metrics),
+            Preparer(self.metrics),
             max_images_per_request=config.max_images_per_request,
             rate_limit=self.access.rate_limit,
             listener=self.metrics,

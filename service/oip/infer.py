@@ -1,12 +1,9 @@
-"""ModelInfer: bursts of calls to requests, and back. What takes long to read is read aside."""
+"""ModelInfer: bursts of calls to requests, and back."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from service.oip.messages import infer_response, read_infer
 from service.rpc.call import RpcCall
@@ -15,18 +12,18 @@ from service.rpc.get_model import LOADING
 from service.rpc.recorder import Recorder
 from service.rpc.status import invalid_status
 from service.serving.gate import Gate
-from service.serving.request import InvalidInputError, Refusal, Request
+from service.serving.request import InvalidInputError, Request
 from service.telemetry.listener import Method
 
 logger = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
 MODEL_INFER = Method(SERVICE, "ModelInfer")
-# One value of typed contents takes some 50 ns to read, one parameter about 1 us. To read more than
-# this at a time, of one call or of a burst, would hold up the thread that all calls come by.
+# A value of typed contents takes about 50 ns to read, a parameter about 1 us. More bytes than this,
+# of one call or of a burst, would hold up the thread that reads all connections.
 SMALL_BYTES = 32 * 1024
-# Of requests that wait for the thread of large ones, in all.
-MAX_WAITING_BYTES = 64 * 2**20
+# Reading a byte takes about as long as decoding so many pixels.
+PIXELS_PER_BYTE = 5
 
 
 class InferEdge:
@@ -34,7 +31,7 @@ class InferEdge:
 
     Args:
         gate: The way into the core, and the model in service.
-        recorder: Is told of calls.
+        recorder: Is notified of calls.
         max_images: Images in one request at most.
     """
 
@@ -43,87 +40,81 @@ class InferEdge:
         self._recorder = recorder
         self._max_images = max_images
         self._ending = Ending(MODEL_INFER, recorder, _encode)
-        self._thread = ThreadPoolExecutor(1, "oip-reader")
-        self._lock = threading.Lock()
-        self._waiting_bytes = 0
+        self._reply = self._ending.reply
 
     def receive(self, calls: Sequence[RpcCall]) -> None:
-        """Takes a burst of calls; each is answered later, or refused here."""
+        """Takes a burst of calls; each is answered later, or rejected here.
+
+        Small ones are read here, as long as the burst is small; the others are prepared.
+        """
         self._recorder.began(MODEL_INFER, len(calls))
+        if self._gate.model is None:
+            for call in calls:
+                self._ending.fail(call, LOADING)
+            return
+        ready: list[Request] = []
         room = SMALL_BYTES
-        now: list[RpcCall] = []
-        later: list[RpcCall] = []
         for call in calls:
-            room -= len(call.message)
-            if len(call.message) > SMALL_BYTES:
-                room += len(call.message)
-                self._take_aside([call])
+            request = Request(b"", 0, call.deadline, self._reply, call)
+            call.state = request
+            reading = Reading(call.message, self._gate, self._max_images)
+            call.message = b""  # until it is read, and not until it is answered
+            if reading.size <= room:
+                room -= reading.size
+                if self._read(call, request, reading):
+                    ready.append(request)
             else:
-                (now if room >= 0 else later).append(call)
-        if later:
-            self._take_aside(later)
-        self._take(now)
-
-    def _take_aside(self, calls: list[RpcCall]) -> None:
-        size = sum([len(call.message) for call in calls])
-        with self._lock:
-            fits = self._waiting_bytes + size <= MAX_WAITING_BYTES
-            if fits:
-                self._waiting_bytes += size
-        if fits:
-            try:
-                self._thread.submit(self._take_then_leave, calls, size)
-                return
-            except RuntimeError:
-                logger.exception("no thread for large requests")
-                self._leave(size)
-        for call in calls:
-            request = Request(b"", 0, call.deadline, self._ending.reply, call)
-            request.refusal = Refusal.QUEUE_FULL
-            self._gate.refuse([request])
-
-    def _take_then_leave(self, calls: list[RpcCall], size: int) -> None:
-        try:
-            self._take(calls)
-        finally:
-            self._leave(size)
-
-    def _leave(self, size: int) -> None:
-        with self._lock:
-            self._waiting_bytes -= size
-
-    def _take(self, calls: Sequence[RpcCall]) -> None:
-        """Reads calls and passes them on."""
-        ready = [request for call in calls if (request := self._read(call)) is not None]
+                self._gate.prepare(request, reading)
         if ready:
             self._gate.submit(ready)
 
-    def _read(self, call: RpcCall) -> Request | None:
-        """The request of a call; None if the call was ended."""
-        model = self._gate.model
-        if call.cancelled or (call.deadline is not None and time.monotonic() >= call.deadline):
-            request = Request(b"", 0, call.deadline, self._ending.reply, call)
-            request.refusal = Refusal.CANCELLED if call.cancelled else Refusal.EXPIRED
-            self._gate.refuse([request])
-        elif model is None:
-            self._ending.fail(call, LOADING)
+    def _read(self, call: RpcCall, request: Request, reading: Reading) -> bool:
+        """Reads a call; False if that ended it."""
+        try:
+            reading.do(0)
+            reading.give_to(request)
+        except InvalidInputError as error:
+            self._ending.fail(call, invalid_status(error.violation))
+        except Exception:  # must not keep the others from being served
+            logger.exception("reading a ModelInfer call failed; this is a bug")
+            self._ending.fail(call, FAILED)
         else:
-            try:
-                infer = read_infer(call.message, model, self._max_images)
-            except InvalidInputError as error:
-                self._ending.fail(call, invalid_status(error))
-            except Exception:  # must not keep the others from being served
-                logger.exception("reading a ModelInfer call failed; this is a bug")
-                self._ending.fail(call, FAILED)
-            else:
-                call.message = b""
-                request = Request(
-                    infer.pixels, infer.count, call.deadline, self._ending.reply, call
-                )
-                request.state = infer
-                call.state = request
-                return request
-        return None
+            return True
+        return False
+
+
+class Reading:
+    """Reads one ModelInferRequest: ``Work`` of one step.
+
+    Args:
+        message: The serialised request.
+        gate: The model in service, of which there must be one.
+        max_images: Images in one request at most.
+    """
+
+    steps = 1
+
+    def __init__(self, message: bytes, gate: Gate, max_images: int) -> None:
+        self.size = len(message)
+        self._message = message
+        self._gate = gate
+        self._max_images = max_images
+
+    def costs(self) -> list[int]:
+        """See ``Work``."""
+        return [self.size * PIXELS_PER_BYTE]
+
+    def do(self, _: int) -> None:
+        """See ``Work``."""
+        model = self._gate.model
+        assert model is not None
+        self._infer = read_infer(self._message, model, self._max_images)
+
+    def give_to(self, request: Request) -> None:
+        """See ``Work``; what the answer needs of the message becomes the request's state."""
+        request.images = self._infer.pixels
+        request.count = self._infer.count
+        request.state = self._infer
 
 
 def _encode(request: Request) -> bytes:

@@ -14,7 +14,6 @@ from digits.oip import inference_pb2
 from service.oip.tensors import IMAGE, INPUTS, OUTPUTS, Datatype, Output
 from service.rpc.codec import as_field
 from service.rpc.get_model import parse
-from service.rpc.status import NotServedError
 from service.serving.model import Predictions, ServedModel
 from service.serving.request import IMAGE_BYTES, InvalidInputError
 
@@ -60,18 +59,16 @@ def check_model(model: ServedModel, name: str, version: str, prefix: str = "") -
         prefix: Of the fields' names.
 
     Raises:
-        NotServedError: If it is another one.
-        InvalidInputError: If the version is no number.
+        InvalidInputError: ``not_served`` if it is another one; if the version is no number.
     """
     if name != model.name:
-        raise NotServedError(f"{prefix}name", model.name, _quoted(name))
+        raise InvalidInputError(f"{prefix}name", model.name, _quoted(name), not_served=True)
     if version in ("", model.version):
         return
     if not (version.isascii() and version.isdecimal()):
         raise InvalidInputError(f"{prefix}version", "a number or nothing", _quoted(version))
-    raise NotServedError(
-        f"{prefix}version", f"{model.version}, which is in service", version[:MAX_QUOTED]
-    )
+    expected, got = f"{model.version}, which is in service", version[:MAX_QUOTED]
+    raise InvalidInputError(f"{prefix}version", expected, got, not_served=True)
 
 
 def read_infer(message: bytes, model: ServedModel, max_images: int) -> Infer:
@@ -129,7 +126,7 @@ def infer_response(infer: Infer, result: Predictions, first: int) -> bytes:
         first: Where they begin.
 
     Raises:
-        NotServedError: If another version was asked for: it went out of service meanwhile.
+        InvalidInputError: If another version was asked for, which went out of service meanwhile.
     """
     model = result.model
     check_model(model, model.name, infer.version, "model_")

@@ -20,6 +20,7 @@ from service.rpc.call import Metadata
 from service.rpc.status import Status, refusal_status, unavailable
 from service.security.rate_limit import TokenBuckets
 from service.serving.gate import Gate
+from service.serving.pictures import Pictures
 from service.serving.request import IMAGE_BYTES, InvalidInputError, Refusal, Request
 
 # Requests that are read or answered at once: what their bodies hold in memory is bounded by it.
@@ -145,7 +146,7 @@ class ClassifyHandler:
         if images.files:
             self._gate.check_count("encoded.files", len(images.files))
             request = Request(b"", len(images.files), deadline, _reply, waiting)
-            self._gate.submit_pictures(request, images.files)
+            self._gate.prepare(request, Pictures(images.files))
         else:
             count = self._gate.count_images("pixels", len(images.pixels))
             self._gate.submit([Request(images.pixels, count, deadline, _reply, waiting)])

@@ -22,6 +22,7 @@ from service.rpc.status import (
     refusal_status,
 )
 from service.serving.gate import Gate
+from service.serving.pictures import Pictures
 from service.serving.request import InvalidInputError, Origin, Refusal, Reply, Request
 from service.telemetry.listener import Method
 
@@ -66,7 +67,7 @@ class Ending:
                 else:
                     answers.append((call, self._encode(request)))
             except InvalidInputError as error:
-                self.fail(call, invalid_status(error))
+                self.fail(call, invalid_status(error.violation))
             except Exception:  # must not keep the others from their answers
                 logger.exception("answering %s failed; this is a bug", self._method.name)
                 self.fail(call, FAILED)
@@ -139,7 +140,7 @@ class ClassifyEdge:
                 else:
                     self._receive_slowly(call)
             except InvalidInputError as error:
-                self._ending.fail(call, invalid_status(error))
+                self._ending.fail(call, invalid_status(error.violation))
             except Exception:  # must not keep the others from being served
                 logger.exception("reading a call failed; this is a bug")
                 self._ending.fail(call, FAILED)
@@ -153,7 +154,7 @@ class ClassifyEdge:
             self._gate.submit([request])
         else:
             call.message = b""  # the files are held already
-            self._gate.submit_pictures(request, files)
+            self._gate.prepare(request, Pictures(files))
 
 
 def read_pixels(

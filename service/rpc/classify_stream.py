@@ -30,6 +30,7 @@ from service.rpc.status import (
     unavailable,
 )
 from service.serving.gate import Gate
+from service.serving.pictures import Pictures
 from service.serving.request import InvalidInputError, Refusal, Request
 from service.telemetry.listener import Method
 
@@ -193,7 +194,7 @@ class ClassifyStream:
         try:
             self._submit(item, message)
         except InvalidInputError as error:
-            self._answer(item, invalid_status(error))
+            self._answer(item, invalid_status(error.violation))
         except Exception:
             logger.exception("reading an item of a stream failed; this is a bug")
             self._answer(item, FAILED)
@@ -252,7 +253,7 @@ class ClassifyStream:
         if files is None:
             edge.gate.submit([request])
         else:
-            edge.gate.submit_pictures(request, files)
+            edge.gate.prepare(request, Pictures(files))
 
     def _has_room(self) -> bool:
         """Whether another item may come; the lock must be held."""

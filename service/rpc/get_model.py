@@ -61,7 +61,7 @@ class SimpleMethod:
             try:
                 answer = self._answer(call.message)
             except InvalidInputError as error:
-                answer = invalid_status(error)
+                answer = invalid_status(error.violation)
             code, message = StatusCode.OK, ""
             if isinstance(answer, Status):
                 code, message = answer.code, answer.message

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from service.rpc.call import Metadata, RpcCall
-from service.serving.request import InvalidInputError, Refusal, Request, Violation
+from service.serving.request import Refusal, Request, Violation
 
 # Metadata keys defined by gRPC: rich status, and gRFC A6's server pushback for retries.
 DETAILS_KEY = "grpc-status-details-bin"
@@ -86,19 +86,9 @@ def fail_all(calls: Sequence[RpcCall], status: Status) -> list[bool]:
     return calls[0].end_all(calls, code, status.message, status.trailers())
 
 
-class NotServedError(InvalidInputError):
-    """A request for something that is well named, and that this server does not have."""
-
-
-def invalid_status(error: InvalidInputError) -> Status:
-    """The status of a request that no retry can help."""
-    not_served = isinstance(error, NotServedError)
-    code = StatusCode.NOT_FOUND if not_served else StatusCode.INVALID_ARGUMENT
-    return _invalid(error.violation, code)
-
-
-def _invalid(violation: Violation, code: StatusCode = StatusCode.INVALID_ARGUMENT) -> Status:
-    """With a BadRequest that names the field."""
+def invalid_status(violation: Violation) -> Status:
+    """The status of a request that no retry can help: a BadRequest that names the field."""
+    code = StatusCode.NOT_FOUND if violation.not_served else StatusCode.INVALID_ARGUMENT
     message = str(violation)
     detail = error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=message)
     return _rich(code, message, error_details_pb2.BadRequest(field_violations=[detail]))
@@ -115,7 +105,7 @@ def refusal_status(request: Request) -> Status:
     assert refusal is not None, "the request was not refused; this is a bug"
     if refusal is Refusal.INVALID:
         assert request.violation is not None
-        return _invalid(request.violation)
+        return invalid_status(request.violation)
     if refusal is Refusal.STOPPED and request.detail:
         return unavailable(request.detail)
     retry_after_s = max(MIN_RETRY_AFTER_S, request.retry_after_s)

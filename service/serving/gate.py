@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from service.serving.batch import BatchListener
 from service.serving.batcher import Batcher
 from service.serving.model import ModelRunner, ServedModel
-from service.serving.picture_decoder import PictureDecoder
+from service.serving.preparing import Preparer, Work
 from service.serving.replies import Replies
 from service.serving.request import IMAGE_BYTES, InvalidInputError, Refusal, Request
 
@@ -23,7 +23,7 @@ class Gate:
     Args:
         batcher: Runs them.
         runner: Runs batches on the model in service.
-        decoder: Reads image files, and submits to the same batcher.
+        preparer: Makes images of what came in other forms.
         max_images_per_request: Images in one request at most.
         rate_limit: What each caller may ask for; None for no limit.
         listener: Is told of refused requests.
@@ -33,7 +33,7 @@ class Gate:
         self,
         batcher: Batcher,
         runner: ModelRunner,
-        decoder: PictureDecoder,
+        preparer: Preparer,
         *,
         max_images_per_request: int,
         rate_limit: RateLimit | None = None,
@@ -41,7 +41,7 @@ class Gate:
     ) -> None:
         self.batcher = batcher
         self._runner = runner
-        self._decoder = decoder
+        self._preparer = preparer
         self._max_images = max_images_per_request
         self._rate_limit = rate_limit
         self._replies = Replies(listener)
@@ -65,11 +65,11 @@ class Gate:
     @property
     def threads(self) -> list[threading.Thread]:
         """What must live as long as requests are taken."""
-        return [*self.batcher.threads, self._decoder.thread]
+        return [*self.batcher.threads, self._preparer.thread]
 
     def start(self) -> None:
         """Starts the threads."""
-        self._decoder.start()
+        self._preparer.start()
         self.batcher.start()
 
     def serve(self, model: ServedModel) -> None:
@@ -88,8 +88,8 @@ class Gate:
     def stop(self, grace_s: float) -> bool:
         """Finishes what was admitted; True if all of it was replied to within the grace."""
         give_up = time.monotonic() + grace_s
-        decoded = self._decoder.stop(grace_s)
-        return self.batcher.stop(max(0.0, give_up - time.monotonic())) and decoded
+        prepared = self._preparer.stop(grace_s)
+        return self.batcher.stop(max(0.0, give_up - time.monotonic())) and prepared
 
     def check_count(self, field: str, count: int) -> None:
         """Refuses a request of no images, or of too many.
@@ -115,37 +115,41 @@ class Gate:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Takes valid requests that came together; each is replied to once, maybe right here."""
-        admitted = self._admit(requests)
-        if admitted:
-            self.batcher.submit(admitted)
+        if self._is_open_for(requests):
+            self._charge_and_queue(requests)
 
-    def refuse(self, requests: Sequence[Request]) -> None:
-        """Ends requests that were turned away on their way here; their ``refusal`` says why."""
-        self._replies.refuse(requests)
-
-    def submit_pictures(
-        self, request: Request, files: Sequence[bytes], name: str = "encoded.files"
-    ) -> None:
-        """Takes a request whose images come as files.
+    def prepare(self, request: Request, work: Work) -> None:
+        """Takes a request whose images must be made first.
 
         Args:
-            request: Its images, count and plausibility are set from the files.
-            files: PNG, JPEG, WebP or BMP files; their number is checked with ``check_count``.
-            name: What to call them in errors, without their index.
+            request: With its count if that is known: its caller is then charged before the work,
+                else after it.
+            work: Sets its images and count.
         """
-        request.count = len(files)
-        if self._admit([request]):
-            self._decoder.submit(request, files, name)
+        if not self._is_open_for([request]):
+            return
+        if not request.count:
+            self._preparer.submit(request, work, self._charge_and_queue)
+        elif self._charge([request]):
+            self._preparer.submit(request, work, self.batcher.submit)
 
-    def _admit(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Those that are let in; the others are replied to."""
+    def _is_open_for(self, requests: Sequence[Request]) -> bool:
         closed = self._closed
-        if closed is not None:
-            for request in requests:
-                request.refusal = Refusal.STOPPED
-                request.detail = closed
-            self._replies.refuse(requests)
-            return ()
+        if closed is None:
+            return True
+        for request in requests:
+            request.refusal = Refusal.STOPPED
+            request.detail = closed
+        self._replies.refuse(requests)
+        return False
+
+    def _charge_and_queue(self, requests: Sequence[Request]) -> None:
+        charged = self._charge(requests)
+        if charged:
+            self.batcher.submit(charged)
+
+    def _charge(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Those within their callers' rates; the others are replied to."""
         if self._rate_limit is None:
             return requests
         refused = self._rate_limit(requests)

@@ -37,11 +37,19 @@ class Refusal(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """What is wrong with an input."""
+    """What is wrong with an input.
+
+    Attributes:
+        field: Its path in the request.
+        expected: What would be right.
+        got: What came instead.
+        not_served: The input is well formed, but names what this server does not have.
+    """
 
     field: str
     expected: str
     got: str
+    not_served: bool = False
 
     def __str__(self) -> str:
         return f"{self.field}: expected {self.expected}, got {self.got}"
@@ -55,8 +63,8 @@ class InvalidInputError(ValueError):
             request.
     """
 
-    def __init__(self, field: str, expected: str, got: str) -> None:
-        self.violation = Violation(field, expected, got)
+    def __init__(self, field: str, expected: str, got: str, *, not_served: bool = False) -> None:
+        self.violation = Violation(field, expected, got, not_served)
         super().__init__(str(self.violation))
 
 

@@ -20,7 +20,7 @@ from digits.images import PictureError, examine, normalise
 from service.artifact.format import load_artifact
 from service.artifact.repository import in_serving_order
 from service.serving.engine import Engine
-from service.serving.picture_decoder import PictureReader
+from service.serving.pictures import Pictures
 from service.serving.request import InvalidInputError
 from tests import presentations as p
 from tests.conftest import REPOSITORY, SAMPLES
@@ -305,11 +305,11 @@ def test_lack_of_memory_for_an_array_of_colours_is_not_its_fault(monkeypatch):
 
 def test_pixels_of_a_request_are_bounded_together():
     file = p.saved(Image.new("1", (4096, 4096)), "PNG")  # 2 kilobytes
-    reader = PictureReader()
+    work = Pictures([file] * 5)
     for index in range(4):
-        reader.read(file, f"encoded.files[{index}]")
+        work.do(index)
     with pytest.raises(InvalidInputError, match=r"files\[4\]: expected at most 67,108,864 pixel"):
-        reader.read(file, "encoded.files[4]")
+        work.do(4)
 
 
 def test_jpeg_of_several_pictures_is_decoded_small_like_any_other():

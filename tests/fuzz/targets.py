@@ -43,7 +43,7 @@ from service.serving.batcher import Batcher
 from service.serving.gate import Gate
 from service.serving.loader import load_model
 from service.serving.model import ModelRunner
-from service.serving.picture_decoder import PictureDecoder
+from service.serving.preparing import Preparer
 from service.serving.request import IMAGE_BYTES
 from service.settings import ConfigError
 from tests.conftest import REPOSITORY
@@ -210,8 +210,7 @@ class ClassifyRequests(Target):
         )
         runner = ModelRunner()
         batcher = Batcher(runner.run, slots=1, max_batch_size=8, max_queue_images=64)
-        decoder = PictureDecoder(batcher.submit, None)
-        self.gate = Gate(batcher, runner, decoder, max_images_per_request=MAX_IMAGES)
+        self.gate = Gate(batcher, runner, Preparer(), max_images_per_request=MAX_IMAGES)
         self.gate.serve(self.model)
         self.gate.open()
         self.gate.start()

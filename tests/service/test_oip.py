@@ -24,7 +24,6 @@ from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.assembly import OIP_METHODS
 from service.oip.infer import SERVICE
 from service.oip.messages import infer_response, read_infer
-from service.rpc.status import NotServedError
 from service.serving.model import Predictions
 from service.serving.request import InvalidInputError
 from tests.conftest import start_process, wait_until
@@ -160,8 +159,10 @@ def test_answer_of_another_version_than_the_one_asked_for_is_not_given(sample):
     read = read_infer(asked, SimpleNamespace(name="digits", version="3"), 1)
     newer = SimpleNamespace(name="digits", version="4")
     predictions = Predictions(np.zeros((1, 10), np.float32), newer)
-    with pytest.raises(NotServedError, match=r"^model_version: expected 4, which is in service"):
+    expected = r"^model_version: expected 4, which is in service"
+    with pytest.raises(InvalidInputError, match=expected) as error:
         infer_response(read, predictions, 0)
+    assert error.value.violation.not_served
 
 
 def broken(**changes):

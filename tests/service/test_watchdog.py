@@ -17,7 +17,7 @@ from service.serving.batcher import Batcher
 from service.serving.gate import Gate
 from service.serving.loader import load_model
 from service.serving.model import ModelRunner
-from service.serving.picture_decoder import PictureDecoder
+from service.serving.preparing import Preparer
 from service.telemetry.metrics import Metrics
 from service.watchdog import Watchdog
 from tests.conftest import REPOSITORY, wait_until
@@ -140,8 +140,7 @@ def hot_path():
     metrics = Metrics([CLASSIFY])
     runner = ModelRunner()
     batcher = Batcher(runner.run, slots=1, max_batch_size=64, max_queue_images=64)
-    decoder = PictureDecoder(batcher.submit, metrics)
-    classify = Gate(batcher, runner, decoder, max_images_per_request=64)
+    classify = Gate(batcher, runner, Preparer(metrics), max_images_per_request=64)
     classify.start()
     classify.serve(
         load_model(REPOSITORY / "1", "digits", device="cpu", intra_op_threads=1, max_batch_size=4)

@@ -10,7 +10,8 @@ import pytest
 from service.serving.batcher import Batcher
 from service.serving.gate import Gate
 from service.serving.model import ModelRunner
-from service.serving.picture_decoder import PictureDecoder
+from service.serving.pictures import Pictures
+from service.serving.preparing import Preparer
 from service.serving.request import IMAGE_BYTES, InvalidInputError, Refusal, Request
 from tests.conftest import SAMPLES
 from tests.serving.core import Answered, Caller, Told, pixels
@@ -38,10 +39,10 @@ class Core:
         batcher = Batcher(
             runner.run, slots=2, max_batch_size=4, max_queue_images=100, listener=self.told
         )
-        decoder = PictureDecoder(batcher.submit, self.told)
         self.gate = Gate(
-            batcher, runner, decoder, max_images_per_request=8, listener=self.told, **settings
-        )
+            batcher, runner, Preparer(self.told), max_images_per_request=8,
+            listener=self.told, **settings,
+        )  # fmt: skip
 
     def request(self, *images: int, deadline=None) -> Request:
         return Request(pixels(*images), len(images), deadline, self.answered.reply, Caller())
@@ -90,7 +91,7 @@ def test_closed_gate_refuses_with_its_reason():
     core.gate.close("the server is draining")
     late, files = core.request(1), core.request()
     core.gate.submit([late])
-    core.gate.submit_pictures(files, [SEVEN])
+    core.gate.prepare(files, Pictures([SEVEN]))
     assert {one.detail for one in (late, files)} == {"the server is draining"}
     assert core.answered == core.told.dropped == [early, late, files]
 
@@ -99,7 +100,7 @@ def test_what_was_admitted_is_answered_after_the_gate_closed():
     core = serving()
     requests = [core.request(n) for n in range(20)]
     core.gate.submit(requests)
-    core.gate.submit_pictures(core.request(), [SEVEN] * 3)
+    core.gate.prepare(core.request(), Pictures([SEVEN] * 3))
     core.gate.close("the server is draining")
     assert core.gate.stop(30)
     assert [one.refusal for one in core.answered] == 21 * [None]
@@ -132,7 +133,8 @@ def test_callers_beyond_their_rate_are_refused_and_the_others_served():
     core = serving(rate_limit=limit)
     within, beyond, files = core.request(1), core.request(1, 2), core.request()
     core.gate.submit([within, beyond])
-    core.gate.submit_pictures(files, [SEVEN, SEVEN])
+    files.count = 2
+    core.gate.prepare(files, Pictures([SEVEN, SEVEN]))
     core.answered.wait_for(3)
     assert core.gate.stop(30)
     assert within.result is not None
@@ -143,7 +145,7 @@ def test_callers_beyond_their_rate_are_refused_and_the_others_served():
 
 def test_files_become_images_with_their_plausibility(core):
     request = core.request()
-    core.gate.submit_pictures(request, [SEVEN, SEVEN])
+    core.gate.prepare(request, Pictures([SEVEN, SEVEN]))
     core.answered.wait_for(1)
     assert (request.refusal, request.count, len(request.images)) == (None, 2, 2 * IMAGE_BYTES)
     assert request.plausibility.shape == (2,)
@@ -154,7 +156,7 @@ def test_files_become_images_with_their_plausibility(core):
 def test_file_that_can_not_be_read_is_named_and_no_listener_told():
     core = serving()
     request = core.request()
-    core.gate.submit_pictures(request, [SEVEN, b"nothing"], "body.files")
+    core.gate.prepare(request, Pictures([SEVEN, b"nothing"], "body.files"))
     assert core.gate.stop(30)
     assert core.answered == [request]
     assert request.refusal is Refusal.INVALID
@@ -167,3 +169,17 @@ def test_file_that_can_not_be_read_is_named_and_no_listener_told():
 def test_threads_are_those_that_must_live(core):
     assert len(core.gate.threads) == 3
     assert all(thread.is_alive() for thread in core.gate.threads)
+
+
+def test_request_whose_count_is_not_known_is_charged_once_it_is():
+    charged = []
+
+    def limit(requests):
+        charged.extend(one.count for one in requests)
+        return []
+
+    core = serving(rate_limit=limit)
+    core.gate.prepare(core.request(), Pictures([SEVEN, SEVEN]))
+    core.answered.wait_for(1)
+    assert core.gate.stop(30)
+    assert charged == [2]

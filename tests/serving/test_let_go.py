@@ -18,7 +18,8 @@ import pytest
 from service.serving.batcher import Batcher
 from service.serving.gate import Gate
 from service.serving.model import ModelRunner
-from service.serving.picture_decoder import PictureDecoder
+from service.serving.pictures import Pictures
+from service.serving.preparing import Preparer
 from service.serving.request import Refusal, Request
 from tests.conftest import SAMPLES, wait_until
 from tests.serving.core import Caller, doubled, pixels
@@ -53,7 +54,7 @@ class Engine:
 def gate():
     runner = ModelRunner()
     batcher = Batcher(runner.run, slots=2, max_batch_size=4, max_queue_images=100)
-    gate = Gate(batcher, runner, PictureDecoder(batcher.submit), max_images_per_request=8)
+    gate = Gate(batcher, runner, Preparer(), max_images_per_request=8)
     gate.serve(SimpleNamespace(engine=Engine(), version="1", batch_seconds={1: 1e-6}))
     gate.open()
     gate.start()
@@ -84,7 +85,7 @@ def test_request_is_let_go_as_it_ends(gate, images, files, how):
     if files is None:
         gate.submit([request])
     else:
-        gate.submit_pictures(request, files)
+        gate.prepare(request, Pictures(files))
     del request
     wait_until(lambda: ended)
     assert ended == [how]

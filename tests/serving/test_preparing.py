@@ -1,4 +1,4 @@
-"""The decoder: what is bounded, who goes first, and that every request gets its outcome."""
+"""The preparer: what is bounded, who goes first, and that every request gets its outcome."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import time
 import pytest
 from PIL import Image
 
-from service.serving import picture_decoder as module
-from service.serving.picture_decoder import PictureDecoder
+from service.serving import pictures, preparing
+from service.serving.pictures import Pictures
+from service.serving.preparing import Preparer
 from service.serving.request import Refusal, Request
 from tests.conftest import SAMPLES, wait_until
 from tests.presentations import saved
@@ -29,7 +30,7 @@ class Bench:
     def __init__(self):
         self.told, self.replied = Told(), Answered()
         self.ended: list[tuple[Request, object]] = []
-        self.decoder = PictureDecoder(self.passed_on, self.told)
+        self.preparer = Preparer(self.told)
 
     def request(self, deadline=None) -> Request:
         return Request(b"", 0, deadline, self.refused, Caller())
@@ -40,9 +41,12 @@ class Bench:
     def refused(self, requests):
         self.ended += [(request, request.refusal) for request in requests]
 
+    def prepare(self, request, files):
+        self.preparer.submit(request, Pictures(files, "files"), self.passed_on)
+
     def submit(self, files, deadline=None) -> Request:
         request = self.request(deadline)
-        self.decoder.submit(request, files, "files")
+        self.prepare(request, files)
         return request
 
     def outcome(self, wanted):
@@ -54,39 +58,39 @@ class Bench:
 def bench():
     bench = Bench()
     yield bench
-    if not bench.decoder.thread.ident:
-        bench.decoder.start()
-    assert bench.decoder.stop(60)
+    if not bench.preparer.thread.ident:
+        bench.preparer.start()
+    assert bench.preparer.stop(60)
 
 
 def test_small_file_waits_for_one_dear_file_at_most_and_the_dear_are_answered_too(bench):
     dear = [bench.submit([DEAR] * 4) for _ in range(2)]
-    large = bench.decoder._large
-    bench.decoder.start()
-    wait_until(lambda: large.requests and large.requests[0].decoded)
+    large = bench.preparer._large
+    bench.preparer.start()
+    wait_until(lambda: large.requests and large.requests[0].done)
     small = bench.submit([SEVEN])
     assert bench.outcome(small) is DECODED
     assert bench.ended[0][0] is small
-    assert large.requests[0].decoded <= 2
+    assert large.requests[0].done <= 2
     assert [bench.outcome(one) for one in dear] == [DECODED, DECODED]
 
 
 def test_large_files_get_their_half_while_small_ones_never_end(bench, monkeypatch):
-    monkeypatch.setattr(module, "SMALL_PIXELS", 2 * module.FILE_PIXELS)
+    monkeypatch.setattr(preparing, "SMALL_PIXELS", 2 * preparing.STEP_PIXELS)
     large = bench.submit([saved(Image.new("L", (400, 400)), "PNG")])
     small = [bench.submit([SEVEN]) for _ in range(100)]
-    bench.decoder.start()
+    bench.preparer.start()
     bench.outcome(small[-1])
     assert [one for one, _ in bench.ended].index(large) == 1
     assert [one for one, _ in bench.ended if one is not large] == small
 
 
 def test_dear_files_are_refused_by_their_pixels_with_a_hint_of_the_time_they_need(bench):
-    bench.decoder._seconds_per_pixel = 1e-6
+    bench.preparer._seconds_per_pixel = 1e-6
     requests = [bench.submit([DEAR] * 4) for _ in range(3)]
     for one in requests[1:2]:
         one.origin.cancelled = True
-    bench.decoder.start()
+    bench.preparer.start()
     # Two of the largest fill the lane.
     assert bench.outcome(requests[2]) is Refusal.QUEUE_FULL
     assert requests[2].retry_after_s > 60
@@ -98,29 +102,29 @@ def test_dear_files_are_refused_by_their_pixels_with_a_hint_of_the_time_they_nee
 
 def test_what_a_pixel_costs_is_learned_from_the_files_that_are_decoded(bench, monkeypatch):
     seconds = iter(range(0, 10_000, 3))
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(seconds)))
-    bench.decoder._learn(module.FILE_PIXELS, 3.0)
-    assert bench.decoder._seconds_per_pixel == pytest.approx(3.0 / module.FILE_PIXELS)
-    before = bench.decoder._seconds_per_pixel
-    bench.decoder._learn(module.FILE_PIXELS, 0.0)
-    assert 0.99 * before < bench.decoder._seconds_per_pixel < before
+    monkeypatch.setattr(preparing.time, "monotonic", lambda: float(next(seconds)))
+    bench.preparer._learn(preparing.STEP_PIXELS, 3.0)
+    assert bench.preparer._seconds_per_pixel == pytest.approx(3.0 / preparing.STEP_PIXELS)
+    before = bench.preparer._seconds_per_pixel
+    bench.preparer._learn(preparing.STEP_PIXELS, 0.0)
+    assert 0.99 * before < bench.preparer._seconds_per_pixel < before
 
 
 def test_deadline_that_the_queue_can_not_meet_is_refused_at_once(bench):
-    bench.decoder._seconds_per_pixel = 1.0
+    bench.preparer._seconds_per_pixel = 1.0
     ahead = bench.submit([SEVEN])
     hurried = bench.submit([SEVEN], time.monotonic() + 600)
     patient = bench.submit([SEVEN])
-    bench.decoder.start()
+    bench.preparer.start()
     assert bench.outcome(patient) is DECODED
     assert bench.outcome(ahead) is DECODED
     assert bench.outcome(hurried) is Refusal.DEADLINE_UNREACHABLE
-    assert hurried.retry_after_s == module.FILE_PIXELS
+    assert hurried.retry_after_s == preparing.STEP_PIXELS
 
 
 def test_expired_request_is_not_decoded(bench):
     late = bench.submit([SEVEN], time.monotonic() - 1)
-    bench.decoder.start()
+    bench.preparer.start()
     assert bench.outcome(late) is Refusal.EXPIRED
     wait_until(lambda: bench.told.dropped == [late])
 
@@ -128,48 +132,50 @@ def test_expired_request_is_not_decoded(bench):
 @pytest.mark.parametrize(
     ("files", "admitted"),
     [
-        ([b""], module.MAX_WAITING_REQUESTS),
-        ([b""] * 4096, module.MAX_WAITING_FILES // 4096),
-        ([bytes(2**22)], module.MAX_WAITING_BYTES // 2**22),
+        ([b""], preparing.MAX_WAITING_REQUESTS),
+        ([b""] * 4096, preparing.MAX_WAITING_STEPS // 4096),
+        ([bytes(2**22)], preparing.MAX_WAITING_BYTES // 2**22),
     ],
     ids=["requests", "files", "bytes"],
 )
 def test_what_waits_is_bounded_and_room_comes_back(bench, files, admitted):
-    bench.decoder._seconds_per_pixel = 1e-6
+    bench.preparer._seconds_per_pixel = 1e-6
     for _ in range(admitted):
         bench.submit(files)
     assert bench.ended == []
     refused = bench.submit(files)
     assert bench.ended == [(refused, Refusal.QUEUE_FULL)]
-    assert refused.retry_after_s == pytest.approx(admitted * len(files) * module.FILE_PIXELS / 1e6)
-    bench.decoder.start()
+    assert refused.retry_after_s == pytest.approx(
+        admitted * len(files) * preparing.STEP_PIXELS / 1e6
+    )
+    bench.preparer.start()
     wait_until(lambda: len(bench.ended) == 1 + admitted, timeout_s=60)
     assert {outcome for _, outcome in bench.ended[1:]} == {Refusal.INVALID}
-    wait_until(lambda: not bench.decoder._requests)
+    wait_until(lambda: not bench.preparer._requests)
     assert bench.outcome(bench.submit(files)) is Refusal.INVALID
 
 
 def test_request_beyond_every_bound_is_admitted_when_nothing_waits(bench):
-    bench.decoder.start()
+    bench.preparer.start()
     assert bench.outcome(bench.submit([DEAR] * 5)) is Refusal.INVALID
-    wait_until(lambda: not bench.decoder._requests)
+    wait_until(lambda: not bench.preparer._requests)
     many = bench.request()
     many.origin.cancelled = True
-    bench.decoder.submit(many, [SEVEN] * (module.MAX_WAITING_FILES + 1), "files")
+    bench.prepare(many, [SEVEN] * (preparing.MAX_WAITING_STEPS + 1))
     assert bench.outcome(many) is Refusal.CANCELLED
 
 
 def test_request_that_claims_too_much_takes_no_more_room_than_the_largest(bench):
     claiming = bench.request()
     claiming.origin.cancelled = True
-    bench.decoder.submit(claiming, [DEAR] * 100, "files")
+    bench.prepare(claiming, [DEAR] * 100)
     other = bench.submit([DEAR])
-    bench.decoder.start()
+    bench.preparer.start()
     assert bench.outcome(other) is DECODED
 
 
 def test_requests_that_race_with_the_end_are_all_told(bench):
-    bench.decoder.start()
+    bench.preparer.start()
     submitted, running = [], threading.Event()
 
     def knock():
@@ -180,7 +186,7 @@ def test_requests_that_race_with_the_end_are_all_told(bench):
     thread = threading.Thread(target=knock)
     thread.start()
     assert running.wait(60)
-    assert bench.decoder.stop(60)
+    assert bench.preparer.stop(60)
     thread.join(60)
     assert not thread.is_alive()
     assert sorted(id(one) for one, _ in bench.ended) == sorted(map(id, submitted))
@@ -201,9 +207,9 @@ def test_bug_or_lack_of_memory_is_not_the_fault_of_the_file(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, step, fails)
+        patched.setattr(pictures, step, fails)
         request = bench.submit([SEVEN])
-        bench.decoder.start()
+        bench.preparer.start()
         assert bench.outcome(request) is refusal
     wait_until(lambda: bench.told.dropped == [request])
     assert logged in caplog.text
@@ -217,17 +223,17 @@ def test_lack_of_memory_inside_pillow_is_not_the_fault_of_the_file(monkeypatch, 
 
     monkeypatch.setattr(step, fails)
     with pytest.raises(MemoryError):
-        module.PictureReader().read(SEVEN, "file")
+        Pictures([SEVEN]).do(0)
 
 
 def test_what_takes_the_images_may_raise_and_the_thread_lives_on(bench, caplog):
     def fails(_requests):
         raise RuntimeError("broken submit")
 
-    bench.decoder._submit = fails
+    bench.passed_on = fails
     bench.submit([SEVEN])
-    bench.decoder.start()
-    wait_until(lambda: not bench.decoder._requests)
+    bench.preparer.start()
+    wait_until(lambda: not bench.preparer._requests)
     assert "broken submit" in caplog.text
-    bench.decoder._submit = bench.passed_on
+    del bench.passed_on
     assert bench.outcome(bench.submit([SEVEN])) is DECODED
