@@ -14,11 +14,11 @@ from aiohttp import web
 from grpc import StatusCode
 
 from service.host.addresses import neighbourhood
+from service.host.token_bucket import TokenBuckets
 from service.ops_http.errors import error_response, invalid_response, status_response
 from service.playground.requests import Images, read_request
 from service.rpc.call import Metadata
 from service.rpc.status import Status, refusal_status, unavailable
-from service.security.rate_limit import TokenBuckets
 from service.serving.gate import Gate
 from service.serving.pictures import Pictures
 from service.serving.request import IMAGE_BYTES, InvalidInputError, Refusal, Request

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
@@ -16,7 +17,7 @@ from digits.v1 import digits_pb2
 from service.rpc import codec
 from service.rpc.call import RpcCall
 from service.rpc.classify import FAILED, SERVICE, read_pixels, read_request
-from service.rpc.places import Places
+from service.rpc.open_streams import OpenStreams
 from service.rpc.recorder import CODES, Recorder
 from service.rpc.status import (
     REFUSALS,
@@ -26,7 +27,6 @@ from service.rpc.status import (
     idle_stream,
     invalid_status,
     refusal_status,
-    too_many_streams,
     unavailable,
 )
 from service.serving.gate import Gate
@@ -79,45 +79,36 @@ class StreamEdge:
         self.max_ahead_bytes = max_ahead_bytes
         self.is_admitted = is_admitted
         self.clock = clock
-        self.is_closing = False
         self._idle_s = idle_s
-        self._places = Places(max_streams, max(1, max_streams // CONNECTION_SHARE))
-        self._streams: set[ClassifyStream] = set()
+        per_connection = max(1, max_streams // CONNECTION_SHARE)
+        self._streams: OpenStreams[ClassifyStream] = OpenStreams(
+            max_streams, per_connection, self._rejected
+        )
 
     def open(self, call: RpcCall) -> ClassifyStream | None:
         """Begins a stream, unless too many are open."""
         self.recorder.began(CLASSIFY_STREAM)
-        limit = self._places.take(call)
-        if limit:
-            status = too_many_streams(limit)
-            fail(call, status)
-            self.recorder.ended(CLASSIFY_STREAM, [call], status.code, status.message)
-            return None
-        stream = ClassifyStream(self, call)
-        self._streams.add(stream)
-        if self.is_closing:
-            stream.close()
-        return stream
+        return self._streams.open(call, partial(ClassifyStream, self))
+
+    def _rejected(self, call: RpcCall, status: Status) -> None:
+        self.recorder.ended(CLASSIFY_STREAM, [call], status.code, status.message)
 
     def close(self) -> None:
         """Ends streams once what they sent is answered. From any thread."""
-        self.is_closing = True
-        for stream in list(self._streams):
-            stream.close()
+        self._streams.close()
 
     async def watch(self) -> None:
         """Ends streams in which nothing moves, until cancelled."""
         while True:
             await asyncio.sleep(min(1.0, self._idle_s / 4))
             now = self.clock()
-            for stream in list(self._streams):
+            for stream in self._streams.current():
                 if stream.idle_for(now) > self._idle_s:
                     stream.end(idle_stream(self._idle_s))
 
     def forget(self, stream: ClassifyStream) -> None:
         """A stream has ended."""
-        self._streams.discard(stream)
-        self._places.leave(stream.call)
+        self._streams.remove(stream.call)
 
 
 class Item:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 
 from service.rpc.call import RpcCall
-from service.rpc.places import Places
-from service.rpc.status import Status, fail, too_many_streams, unavailable
+from service.rpc.open_streams import OpenStreams
+from service.rpc.status import Status, fail, unavailable
 
 SERVICE = "grpc.health.v1.Health"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -33,18 +34,15 @@ class Health:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._status: dict[str, int] = {}
-        self._watches: set[Watch] = set()
-        self._places = Places(MAX_WATCHES, MAX_WATCHES_PER_CONNECTION)
-        self._closed = False
+        self._watches: OpenStreams[Watch] = OpenStreams(MAX_WATCHES, MAX_WATCHES_PER_CONNECTION)
 
     def set(self, service: str, status: int) -> None:
         """Tells callers and watchers from here on."""
         with self._lock:
             self._status[service] = status
-            watches = list(self._watches)
-        for watch in watches:
+        for watch in self._watches.current():
             if watch.service == service:
-                watch.tell(status)
+                watch.tell()
 
     def status(self, service: str) -> int | None:
         """Of a service; None for one that is not known."""
@@ -52,11 +50,7 @@ class Health:
 
     def close(self) -> None:
         """Ends watches, which would otherwise keep the server from stopping in time."""
-        with self._lock:
-            self._closed = True
-            watches = list(self._watches)
-        for watch in watches:
-            watch.end(SHUTTING_DOWN)
+        self._watches.close()
 
     def check(self, calls: Sequence[RpcCall]) -> None:
         """Answers Check."""
@@ -73,27 +67,11 @@ class Health:
 
     def watch(self, call: RpcCall) -> Watch | None:
         """Begins a Watch, unless too many are open."""
-        limit = self._places.take(call)
-        if limit:
-            fail(call, too_many_streams(limit))
-            return None
-        return Watch(self, call)
-
-    def add(self, watch: Watch) -> None:
-        """A watch has named its service."""
-        with self._lock:
-            self._watches.add(watch)
-            status = self._status.get(watch.service or "", SERVICE_UNKNOWN)
-            closed = self._closed
-        watch.tell(status)
-        if closed:
-            watch.end(SHUTTING_DOWN)
+        return self._watches.open(call, partial(Watch, self))
 
     def remove(self, watch: Watch) -> None:
         """A watch has ended."""
-        with self._lock:
-            self._watches.discard(watch)
-        self._places.leave(watch.call)
+        self._watches.remove(watch.call)
 
 
 class Watch:
@@ -104,7 +82,8 @@ class Watch:
         call: Its RPC.
 
     Attributes:
-        service: What is watched; None until the request came.
+        service: What is watched; None until the request came, and for an unknown one: its name,
+            as long as a message may be, is not kept.
     """
 
     def __init__(self, health: Health, call: RpcCall) -> None:
@@ -112,41 +91,41 @@ class Watch:
         self.service: str | None = None
         self._health = health
         self._lock = threading.Lock()
-        self._latest: int | None = None
+        self._asked = False
         self._told: int | None = None
         self._ended = False
 
-    def tell(self, status: int) -> None:
-        """The status is this now; a caller that does not read is told when it does."""
+    def tell(self) -> None:
+        """Sends the status if it changed; to a caller that does not read, once it does."""
         with self._lock:
-            self._latest = status
-            if self._ended or status == self._told or self.call.unsent:
+            # Read and sent under the lock: the last to be sent is the latest.
+            known = None if self.service is None else self._health.status(self.service)
+            status = SERVICE_UNKNOWN if known is None else known
+            if not self._asked or self._ended or status == self._told or self.call.unsent:
                 return
             self._told = status
-            # Under the lock, so that the last to be sent is the last that was told.
             response = health_pb2.HealthCheckResponse(status=status)
             self.call.send(response.SerializeToString())
 
     def message(self, message: bytes) -> None:
         """See ``Receiver``: the one request."""
         service = _service(message)
-        if service is None or self.service is not None:
+        if service is None or self._asked:
             self.end(MALFORMED)
             return
-        # A name that is not known is not kept: a caller could make it as long as a message may be.
-        known = self._health.status(service) is not None
-        self.service = service if known else f"unknown-{id(self)}"
-        self._health.add(self)
+        if self._health.status(service) is not None:
+            self.service = service
+        self._asked = True
+        self.tell()
 
     def half_closed(self) -> None:
         """See ``Receiver``."""
-        if self.service is None:
+        if not self._asked:
             self.end(MALFORMED)
 
     def sent(self) -> None:
         """See ``Receiver``."""
-        if self._latest is not None:
-            self.tell(self._latest)
+        self.tell()
 
     def cancelled(self) -> None:
         """See ``Receiver``."""
@@ -155,6 +134,10 @@ class Watch:
     def failed(self, code: int, message: str) -> None:  # noqa: ARG002 - it has ended
         """See ``Receiver``."""
         self._end()
+
+    def close(self) -> None:
+        """See ``Stream``."""
+        self.end(SHUTTING_DOWN)
 
     def end(self, status: Status) -> None:
         """Ends the watch."""

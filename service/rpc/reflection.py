@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
@@ -13,8 +14,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._base import BaseReflectionServicer
 
 from service.rpc.call import RpcCall
-from service.rpc.places import Places
-from service.rpc.status import Status, fail, too_many_streams, unavailable
+from service.rpc.open_streams import OpenStreams
+from service.rpc.status import Status, fail, unavailable
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 METHOD = "ServerReflectionInfo"
@@ -38,30 +39,21 @@ class Reflection(BaseReflectionServicer):  # type: ignore[misc] # grpcio-reflect
     def __init__(self, names: Sequence[str]) -> None:
         _describe_v1()
         super().__init__([*names, *SERVICES])
-        self._places = Places(MAX_STREAMS, MAX_STREAMS_PER_CONNECTION)
-        self._streams: set[_Questions] = set()
+        self._streams: OpenStreams[_Questions] = OpenStreams(
+            MAX_STREAMS, MAX_STREAMS_PER_CONNECTION
+        )
 
     def open(self, call: RpcCall) -> _Questions | None:
         """Begins a stream of questions, unless too many are open."""
-        limit = self._places.take(call)
-        if limit:
-            fail(call, too_many_streams(limit))
-            return None
-        stream = _Questions(self, call)
-        self._streams.add(stream)
-        return stream
+        return self._streams.open(call, partial(_Questions, self))
 
     def close(self) -> None:
         """Ends streams, which would otherwise keep the server from stopping in time."""
-        for stream in list(self._streams):
-            fail(stream.call, SHUTTING_DOWN)
-            self.remove(stream)
+        self._streams.close()
 
     def remove(self, stream: _Questions) -> None:
         """A stream has ended."""
-        if stream in self._streams:
-            self._streams.discard(stream)
-            self._places.leave(stream.call)
+        self._streams.remove(stream.call)
 
     def answer(self, question: Any) -> Any:
         """A ServerReflectionResponse to a ServerReflectionRequest."""
@@ -95,8 +87,7 @@ class _Questions:
         try:
             question = reflection_pb2.ServerReflectionRequest.FromString(message)
         except (DecodeError, UnicodeDecodeError):
-            fail(self.call, MALFORMED)
-            self._reflection.remove(self)
+            self._end(MALFORMED)
             return
         self.call.send(self._reflection.answer(question).SerializeToString())
         if self.call.unsent:  # an answer is much longer than a question
@@ -104,6 +95,13 @@ class _Questions:
 
     def sent(self) -> None:
         self.call.resume()
+
+    def close(self) -> None:
+        self._end(SHUTTING_DOWN)
+
+    def _end(self, status: Status) -> None:
+        fail(self.call, status)
+        self._reflection.remove(self)
 
     def half_closed(self) -> None:
         self.call.end()
