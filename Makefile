@@ -37,8 +37,8 @@ endef
 .venv/fuzz.stamp: .venv/dev.stamp
 	$(call install,fuzz,the first time another 35 MB on disk)
 
-serve: .venv/serve.stamp ## Serve the default model; ARGS="--grpc-port 0" passes flags
-	@exec $(BIN)/digits serve $(ARGS)
+serve: .venv/serve.stamp ## Serve the committed model, or MODELS=models/local/digits; ARGS="--grpc-port 0" passes flags
+	@exec $(BIN)/digits serve $(if $(MODELS),--model-repository $(MODELS)) $(ARGS)
 
 classify: .venv/serve.stamp ## Classify IMAGES="a.png b.png" with a running server
 	@$(BIN)/digits classify $(IMAGES) $(ARGS)
@@ -55,11 +55,11 @@ lint: .venv/dev.stamp ## Check style, types and the proto
 format: .venv/dev.stamp ## Format the code
 	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format . && $(BIN)/buf format -w
 
-train: .venv/export.stamp ## Train on MNIST; writes runs/default/checkpoint.pt (ARCH=, ARGS=)
-	$(BIN)/python -m training $(if $(ARCH),--arch $(ARCH)) $(ARGS)
+train: .venv/export.stamp ## Train on MNIST, or on DATA=folder; writes a run in runs/ (ARCH=, ARGS=)
+	$(BIN)/python -m training $(if $(ARCH),--arch $(ARCH)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
-export: .venv/export.stamp ## Prove and write the trained model as the next versions in models/digits
-	$(BIN)/python -m export $(ARGS)
+export: .venv/export.stamp ## Prove, judge and write the trained model as the next release in models/local
+	$(BIN)/python -m export $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench: .venv/dev.stamp ## Measure every figure beside its limit (needs h2load; ARGS="latency stream")
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -96,8 +96,8 @@ audit: .venv/dev.stamp ## Look the locked packages up in a database of known vul
 manifests: .venv/dev.stamp .venv-checkov/stamp ## Render and check everything in deploy/
 	$(BIN)/pytest tests/deploy $(ARGS)
 
-image: ## Build the image with docker, podman or buildah (DEVICE=cuda; ARGS="--no-cache")
-	deploy/build-image.sh $(or $(DEVICE),cpu) $(ARGS)
+image: ## Build the image with docker, podman or buildah (DEVICE=cuda; MODELS=models/local/digits; ARGS="--no-cache")
+	MODELS=$(MODELS) deploy/build-image.sh $(or $(DEVICE),cpu) $(ARGS)
 
 image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits, load, drain (needs podman)
 	ENGINE=podman deploy/build-image.sh cpu $(ARGS)

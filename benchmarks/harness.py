@@ -23,8 +23,9 @@ import numpy as np
 import psutil
 
 from digits.client import DigitClient
-from service.artifact.format import Artifact, load_artifact
+from service.artifact.format import Artifact, Variant, load_artifact
 from service.artifact.repository import in_serving_order
+from service.serving.loader import ON_CPU
 
 CLASSIFY_PATH = "/digits.v1.DigitClassifierService/Classify"
 # As for the server, another repository can be named.
@@ -166,8 +167,13 @@ def _wait_for_serving(process: subprocess.Popen[bytes], log: int) -> dict[str, s
 
 
 def served_artifact() -> Artifact:
-    """The artifact that a server on the default repository serves."""
+    """The release that a server on the default repository serves."""
     return load_artifact(in_serving_order(REPOSITORY)[0])
+
+
+def served_variant() -> Variant:
+    """The variant of it that serves on a CPU."""
+    return served_artifact().first_of(ON_CPU)
 
 
 def check_answers(server: ServerProcess) -> None:
@@ -176,11 +182,10 @@ def check_answers(server: ServerProcess) -> None:
     Raises:
         BenchmarkError: If one does not.
     """
-    artifact = served_artifact()
-    golden = artifact.golden
+    golden = served_artifact().golden
     with DigitClient(server.address) as client:
         answered = client.classify(golden.images).predictions
-    golden.check(np.stack([p.probabilities for p in answered]), artifact.precision)
+    golden.check(np.stack([p.probabilities for p in answered]), served_variant().precision)
 
 
 def settled(count: Callable[[], int], expected: int) -> int:

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from benchmarks.harness import served_artifact
+from benchmarks.harness import served_artifact, served_variant
 
 # Official Linux builds of onnxruntime report home unless told not to before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -31,9 +31,9 @@ class Engine:
     """Raw inference of one batch of golden images, again and again."""
 
     def __init__(self, batch: int, model: bytes | None = None) -> None:
-        artifact = served_artifact()
-        self._session = session(model or artifact.model)
-        self._inputs = {"image": np.resize(artifact.golden.images, (batch, 28, 28))}
+        self._session = session(model or served_variant().model)
+        golden = served_artifact().golden
+        self._inputs = {"image": np.resize(golden.images, (batch, 28, 28))}
         for _ in range(WARM_UP_RUNS):
             self.run()
 

@@ -60,7 +60,8 @@ def _exported(arch: str, kernel: int) -> bytes:
     from export.graph import export_model  # noqa: PLC0415, TID251
     from training.model import Classifier, Knobs  # noqa: PLC0415, TID251
 
-    return export_model(Classifier(arch, Knobs(kernel_size=kernel)).eval(), name=arch)
+    model = Classifier(arch, Knobs(kernel_size=kernel)).eval()
+    return export_model(model, name=arch, labels=())
 
 
 def _server(model: str, size: int) -> AbstractContextManager[ServerProcess]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from benchmarks.environment import SERVERS, Environment, same_engine
 from benchmarks.figures import Figure, medians, ratios
-from benchmarks.harness import BenchmarkError, running_server, served_artifact
+from benchmarks.harness import BenchmarkError, running_server, served_artifact, served_variant
 from benchmarks.load import Run, duration_s, h2load, run_h2load
 from benchmarks.machine import by_vnni
 from benchmarks.throughput import scaled, title
@@ -56,8 +56,8 @@ class Mosec:
         Raises:
             ArtifactError: If one does not.
         """
-        artifact = served_artifact()
-        artifact.golden.check(self.call(artifact.golden.images), artifact.precision)
+        golden = served_artifact().golden
+        golden.check(self.call(golden.images), served_variant().precision)
 
     def call(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities float32[N, 10] of images uint8[N, 28, 28]."""
@@ -118,7 +118,7 @@ def running_mosec(batch: int) -> Iterator[Mosec]:
         port = int(probe.getsockname()[1])
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
         model = Path(folder, "model.onnx")
-        model.write_bytes(served_artifact().model)
+        model.write_bytes(served_variant().model)
         process = subprocess.Popen(
             [
                 ENVIRONMENT.programs / "python", SERVERS / "mosec_server.py",

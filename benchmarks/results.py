@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure
-from benchmarks.harness import served_artifact
+from benchmarks.harness import served_artifact, served_variant
 from benchmarks.machine import kind, machine
 
 COMMITTED = Path(__file__).with_name("results")
@@ -55,7 +55,8 @@ class Result:
 def new(rounds: int, scale: float, figures: list[Figure]) -> Result:
     """The result of a run that has just ended here."""
     manifest = served_artifact().manifest
-    model = f"{manifest['name']} version {manifest['version']}, {manifest['precision']}"
+    precision = served_variant().precision
+    model = f"{manifest['name']} release {manifest['version']}, {precision}"
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     return Result(date, _source(), model, machine(), rounds, scale, figures)
 

@@ -3,12 +3,14 @@
 #
 #   deploy/build-image.sh [cpu|cuda] [more flags of the engine's build command]
 #
-# ENGINE names one of them. BASE_IMAGE (by digest: a build that can be repeated) and SOURCE_DATE_EPOCH are
+# ENGINE names one of them. MODELS is the repository that goes into the image, in this checkout and named
+# after its model; by default models/digits. BASE_IMAGE (by digest: a build that can be repeated) and SOURCE_DATE_EPOCH are
 # taken over from the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 device=${1:-cpu}
+models=${MODELS:-models/digits}
 shift $(($# > 0 ? 1 : 0))
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 tag=digits-serving:$version$([ "$device" = cpu ] || echo "-$device")
@@ -27,6 +29,7 @@ fi
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
 revision=$(git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown)
 flags=(-f deploy/Dockerfile -t "$tag" --build-arg DEVICE="$device"
+  --build-arg MODELS="$models" --build-arg MODEL_NAME="$(basename "$models")"
   --build-arg REVISION="$revision" --build-arg SOURCE_DATE_EPOCH="$epoch")
 if [ -n "${BASE_IMAGE:-}" ]; then flags+=(--build-arg BASE_IMAGE="$BASE_IMAGE"); fi
 # docker's own builder sets the dates of files when it exports with rewrite-timestamp; these two have a flag.

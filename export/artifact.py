@@ -1,4 +1,4 @@
-"""Writes a model version: complete or not at all. Needs no PyTorch."""
+"""Writes releases, complete or not at all, and the note that says which one serves."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service.artifact import format as artifact
-from service.artifact.format import KeyFileError
+from service.artifact.format import MANIFEST, SIGNATURE, sha256
 from service.artifact.repository import NUMBER, PROMOTED
 
 TEMPORARY = ".export-"
 
 
-def next_version(repository: Path) -> int:
+def next_release(repository: Path) -> int:
     """One more than the highest version there is."""
     taken = [int(path.name) for path in repository.glob("*") if NUMBER.fullmatch(path.name)]
     return max(taken, default=0) + 1
 
 
-def write_version(
+def write_release(
     repository: Path,
+    models: dict[str, bytes],
     files: dict[str, bytes],
     manifest: dict[str, Any],
     signing_key: Path | None = None,
 ) -> Path:
-    """Adds a version to the repository.
+    """Adds a release to the repository.
 
     The files are written to a hidden folder in it, synced, and renamed in one step, so a reader,
-    or a crash at any moment, sees the whole version or none of it.
+    or a crash at any moment, sees the whole release or none of it.
 
     Args:
-        repository: Folder of versions; made when it is not there.
-        files: Content of every file that the manifest lists.
-        manifest: All of it but the version and the hashes, which are added here.
+        repository: Folder of releases; made when it is not there.
+        models: The model of each variant in the manifest, by its file's name.
+        files: Content of the other files.
+        manifest: All of it but the number and the hashes of ``files``, which are added here.
         signing_key: PEM file of the Ed25519 key that signs it.
 
     Returns:
-        The new version's folder.
+        The new release's folder.
 
     Raises:
         KeyFileError: If the key can not be used.
@@ -51,38 +52,16 @@ def write_version(
     repository.mkdir(parents=True, exist_ok=True)
     with locked(repository):
         _remove_abandoned(repository)
-        number = next_version(repository)
-        hashes = {name: artifact.sha256(data) for name, data in files.items()}
+        number = next_release(repository)
+        hashes = {name: sha256(data) for name, data in files.items()}
         complete = {**manifest, "version": number, "files": hashes}
-        signed = _manifest_bytes(complete)
-        contents = {**files, artifact.MANIFEST: signed}
+        signed = (json.dumps(complete, indent=2, ensure_ascii=False) + "\n").encode()
+        contents = {**models, **files, MANIFEST: signed}
         if signing_key is not None:
-            contents[artifact.SIGNATURE] = sign(signed, signing_key)
+            contents[SIGNATURE] = sign(signed, signing_key)
         folder = repository / str(number)
         _write_folder(folder, contents)
     return folder
-
-
-def _manifest_bytes(manifest: dict[str, Any]) -> bytes:
-    return (json.dumps(manifest, indent=2) + "\n").encode()
-
-
-def replace_manifest(folder: Path, manifest: dict[str, Any], signing_key: Path | None) -> None:
-    """Exchanges the manifest of a written version, and its signature if there is one.
-
-    Between the two, a server that requires the signature refuses the version.
-
-    Raises:
-        KeyFileError: If the version is signed and no key can sign it again.
-    """
-    content = _manifest_bytes(manifest)
-    signature = sign(content, signing_key) if signing_key is not None else None
-    if signature is None and (folder / artifact.SIGNATURE).exists():
-        raise KeyFileError(f"{folder} is signed: expected the key to sign it again")
-    with locked(folder.parent):
-        _replace(folder / artifact.MANIFEST, content, folder.parent)
-        if signature is not None:
-            _replace(folder / artifact.SIGNATURE, signature, folder.parent)
 
 
 def sign(manifest: bytes, signing_key: Path) -> bytes:
@@ -101,15 +80,15 @@ def check_signing_key(signing_key: Path) -> None:
     sign(b"", signing_key)
 
 
-def sign_version(folder: Path, signing_key: Path) -> None:
-    """Adds a signature to a version that has none, or replaces it, atomically."""
-    signature = sign((folder / artifact.MANIFEST).read_bytes(), signing_key)
+def sign_release(folder: Path, signing_key: Path) -> None:
+    """Adds a signature to a release that has none, or replaces it, atomically."""
+    signature = sign((folder / MANIFEST).read_bytes(), signing_key)
     with locked(folder.parent):
-        _replace(folder / artifact.SIGNATURE, signature, folder.parent)
+        _replace(folder / SIGNATURE, signature, folder.parent)
 
 
 def promote(repository: Path, number: int | None) -> None:
-    """Notes which version serves; None removes the note, so that the highest one does."""
+    """Notes which release serves; None removes the note, so that the highest one does."""
     with locked(repository):
         if number is None:
             (repository / PROMOTED).unlink(missing_ok=True)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
+
+from service.artifact.errors import ArtifactError
+from service.artifact.format import PARITY, PRECISIONS
+
+
+class GateError(RuntimeError):
+    """A model did not pass; the message names the checks that failed."""
 
 
 @dataclass(frozen=True)
@@ -62,28 +70,40 @@ class GateReport:
         """Names of the checks that did not pass."""
         return [f"{check.group}: {check.name}" for check in self.checks if not check.passed]
 
-    def to_json(self) -> str:
-        """The content of parity.json: one check a line, so that two reports can be compared."""
-        head: dict[str, Any] = {
-            "model_sha256": self.model_sha256,
-            "passed": self.passed,
-            "machine": {"processor": platform.machine(), "cpus": os.cpu_count()},
-            "tools": {tool: version(tool) for tool in ("torch", "onnx", "onnxruntime", "numpy")},
-        }
-        checks = ",\n".join(f"    {json.dumps(asdict(check))}" for check in self.checks)
-        opening = json.dumps(head, indent=2).removesuffix("\n}")
-        return f'{opening},\n  "checks": [\n{checks}\n  ]\n}}\n'
+
+def write_reports(reports: Mapping[str, GateReport]) -> bytes:
+    """The content of parity.json, by precision: one check a line, so that files can be compared."""
+    head: dict[str, Any] = {
+        "machine": {"processor": platform.machine(), "cpus": os.cpu_count()},
+        "tools": {tool: version(tool) for tool in ("torch", "onnx", "onnxruntime", "numpy")},
+    }
+    parts = [json.dumps(head, indent=2).removesuffix("\n}")]
+    for precision, report in reports.items():
+        checks = ",\n".join(f"      {json.dumps(asdict(check))}" for check in report.checks)
+        sha256 = json.dumps(report.model_sha256)
+        opening = f'  "{precision}": {{\n    "model_sha256": {sha256},\n    "checks": [\n'
+        parts.append(f"{opening}{checks}\n    ]\n  }}")
+    return (",\n".join(parts) + "\n}\n").encode()
 
 
-def read_report(text: str) -> GateReport:
+def read_reports(data: bytes) -> dict[str, GateReport]:
     """Parses parity.json.
 
     Raises:
-        ValueError: If it is no gate report.
+        ArtifactError: If it is no gate report.
     """
     try:
-        content = json.loads(text)
-        checks = [Check(**check) for check in content["checks"]]
-        return GateReport(content["model_sha256"], checks)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a gate report: {error}") from None
+        content = json.loads(data)
+        reports = {
+            precision: GateReport(
+                content[precision]["model_sha256"],
+                [Check(**check) for check in content[precision]["checks"]],
+            )
+            for precision in PRECISIONS
+            if precision in content
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{PARITY}: not a gate report: {error}") from None
+    if not reports:
+        raise ArtifactError(f"{PARITY}: not a gate report: expected {' or '.join(PRECISIONS)}")
+    return reports

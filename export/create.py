@@ -1,9 +1,8 @@
-"""From a checkpoint to proven versions: fp32, and int8 on top of it where that passes its gate."""
+"""From a checkpoint to a proven release: fp32, int8 beside it if it passes, and who is better."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -14,31 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.artifact import promote, write_version
-from export.check import GateReport
+from export.artifact import promote, write_release
+from export.check import GateError, GateReport, write_reports
 from export.gate import Reporter, gate_fp32, gate_int8
 from export.golden import choose_golden
 from export.graph import export_model
+from export.judge import Candidate, Comparison
 from export.parity import make_references
 from export.quantize import is_quantizable, quantize_model
 from export.reference import make_reference
 from export.sessions import in_fresh_process, run_session, serving_session
 from service.artifact import format as artifact
-from service.artifact.format import Golden, write_golden
-from service.artifact.repository import promoted, versions
+from service.artifact.golden import GOLDEN, Golden, write_golden
+from service.artifact.repository import promoted, releases
 from service.serving.engine import Engine
 from training.checkpoint import Checkpoint
-from training.data import DataError, Split
-from training.evaluate import evaluate, evaluate_corruptions
+from training.data import DATASETS, DataError, Split
+from training.evaluate import Predict, evaluate, evaluate_corruptions, predict_logits
 from training.model import parameter_count
+from training.sets import Sets
 
 ACCURACY_KEYS = (
     "accuracy", "accuracy_ci95", "correct", "images", "nll", "ece", "class_accuracy", "corruptions",
 )  # fmt: skip
-
-
-class GateError(RuntimeError):
-    """A model did not pass; the message names the checks that failed."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,6 @@ class Variant:
         precision: ``fp32`` or ``int8``.
         model: Serialised.
         report: The gate's.
-        golden: Digits with the answers of this variant.
         accuracy: On the test split.
         reference: What drift is measured against.
     """
@@ -57,83 +53,97 @@ class Variant:
     precision: str
     model: bytes
     report: GateReport
-    golden: Golden
     accuracy: dict[str, Any]
     reference: dict[str, Any]
 
 
-def check_data(checkpoint: Checkpoint, train: Split, test: Split) -> None:
-    """Refuses other data than the checkpoint was made with.
+@dataclass(frozen=True)
+class Made:
+    """Everything of a release that is made of a checkpoint.
+
+    Attributes:
+        checkpoint: What it was made of.
+        variants: Those that passed, fp32 first.
+        golden: The golden digits.
+        left_out: Why there is no int8; empty if there is.
+    """
+
+    checkpoint: Checkpoint
+    variants: list[Variant]
+    golden: Golden
+    left_out: str
+
+    @property
+    def candidate(self) -> Candidate:
+        """What is compared with the release in service."""
+        dataset = DATASETS[self.checkpoint.config.dataset]
+        models = {variant.precision: variant.model for variant in self.variants}
+        return Candidate(dataset.model_name, "", dataset.labels, _dataset(self.checkpoint), models)
+
+
+def check_data(checkpoint: Checkpoint, sets: Sets) -> None:
+    """Rejects other data than the checkpoint was made with.
 
     Raises:
         DataError: Naming the split.
     """
-    for name, split in (("train", train), ("test", test)):
-        expected, got = checkpoint.dataset_sha256[name], split.digest()
+    for name, got in sets.digests().items():
+        expected = checkpoint.dataset_sha256[name]
         if got != expected:
             raise DataError(f"{name} split: the checkpoint was made with {expected}, this is {got}")
 
 
-def make_variants(
-    checkpoint: Checkpoint,
-    train: Split,
-    test: Split,
-    *,
-    name: str,
-    precision: str,
-    reporter: Reporter,
-) -> list[Variant]:
-    """Exports, examines and, unless ``precision`` is fp32, quantises and examines again.
+def make_release(checkpoint: Checkpoint, sets: Sets, *, precision: str, reporter: Reporter) -> Made:
+    """Exports and examines; unless ``precision`` is fp32, quantises and examines again.
 
     Args:
         checkpoint: What training wrote.
-        train: The training split; calibrates int8 and gives the golden digits.
-        test: The test split.
-        name: Name of the model.
+        sets: Its data. Training images calibrate int8 and are the golden digits; test images are
+            what accuracy is measured on.
         precision: ``fp32``; ``int8`` for both, or an error; ``best`` for int8 only if it passes.
-        reporter: Is told of each check.
-
-    Returns:
-        The variants that passed, the one that should serve last.
+        reporter: Gets each check.
 
     Raises:
         GateError: If a model that was asked for did not pass.
     """
+    dataset = DATASETS[checkpoint.config.dataset]
+    train, test = sets.train, sets.test
+    _, held_out = sets.hold_out(checkpoint.config.validation)
+    make_variant = partial(_variant, train=train, held_out=held_out)
+    reporter.stage("measuring the trained model on test images")
+    metrics = _measured(partial(predict_logits, checkpoint.model), test)
     reporter.stage("exporting, here and in a fresh process")
-    make = partial(export_model, name=name)
+    make = partial(export_model, name=dataset.model_name, labels=dataset.labels)
     model, again = make(checkpoint.model), in_fresh_process(make, checkpoint.model)
     reporter.stage("running the trained model on every probe, in float32 and float64")
     references = make_references(checkpoint.model, train, test)
     report = gate_fp32(
-        model,
-        again=again,
-        references=references,
-        test=test,
-        confusion=checkpoint.metrics["confusion"],
-        reporter=reporter,
-    )
-    make_variant = partial(_variant, train=train, config=checkpoint.config.to_dict())
-    variants = [make_variant("fp32", model, report, checkpoint.metrics)]
-    if precision == "fp32" or (precision == "best" and not is_quantizable(model)):
-        return variants
-    reporter.stage("quantising, here and in a fresh process")
-    images = train.images.numpy()
-    quantized, again = (
-        quantize_model(model, images),
-        in_fresh_process(quantize_model, model, images),
-    )
-    report = gate_int8(
-        quantized,
-        again=again,
-        fp32=model,
-        references=references,
-        test=test,
-        reporter=reporter,
-    )
-    if report.passed or precision == "int8":
-        reporter.stage("evaluating int8")
-        variants.append(make_variant("int8", quantized, report, _judged(quantized, test)))
-    return variants
+        model, labels=dataset.labels, again=again, references=references, test=test,
+        confusion=metrics["confusion"], reporter=reporter,
+    )  # fmt: skip
+    variants = [make_variant("fp32", model, report, metrics)]
+    left_out = "" if precision != "fp32" else "fp32 was asked for"
+    if precision == "best" and not is_quantizable(model):
+        left_out = "the network has no convolution, which is what int8 makes cheaper"
+    if not left_out:
+        reporter.stage("quantising, here and in a fresh process")
+        images = train.images.numpy()
+        quantized = quantize_model(model, images)
+        again = in_fresh_process(quantize_model, model, images)
+        report = gate_int8(
+            quantized, labels=dataset.labels, again=again, fp32=model, references=references,
+            test=test, reporter=reporter,
+        )  # fmt: skip
+        if report.passed or precision == "int8":
+            reporter.stage("evaluating int8")
+            variants.append(make_variant("int8", quantized, report, _exported(quantized, test)))
+        else:
+            left_out = f"it did not pass its gate: {'; '.join(report.failed)}"
+    reporter.stage("choosing golden digits")
+    golden = choose_golden({v.precision: v.model for v in variants}, train, dataset.labels)
+    for variant in variants:
+        golden.check(Engine(variant.model).run(golden.images), variant.precision)
+    return Made(checkpoint, variants, golden, left_out)
 
 
 def _variant(
@@ -143,70 +153,83 @@ def _variant(
     metrics: dict[str, Any],
     *,
     train: Split,
-    config: dict[str, Any],
+    held_out: Split,
 ) -> Variant:
     if not report.passed:
         raise GateError(f"{precision}: {'; '.join(report.failed)}")
-    golden = choose_golden(model, train)
-    golden.check(Engine(model).run(golden.images), precision)
     accuracy = {key: metrics[key] for key in ACCURACY_KEYS}
-    reference = make_reference(model, train, config)
-    return Variant(precision, model, report, golden, accuracy, reference)
+    return Variant(precision, model, report, accuracy, make_reference(model, train, held_out))
 
 
-def _judged(model: bytes, test: Split) -> dict[str, Any]:
+def _exported(model: bytes, test: Split) -> dict[str, Any]:
     session = serving_session(model)
 
     def predict(images: Tensor) -> Tensor:
         return torch.from_numpy(run_session(session, images.numpy()).logits)
 
+    return _measured(predict, test)
+
+
+def _measured(predict: Predict, test: Split) -> dict[str, Any]:
     metrics = evaluate(predict(test.images), test.labels)
     return metrics | {"corruptions": evaluate_corruptions(predict, test)}
 
 
-def write_variants(
+def publish(
     repository: Path,
-    variants: list[Variant],
-    checkpoint: Checkpoint,
+    made: Made,
+    comparison: Comparison,
     *,
     stage: bool = False,
     signing_key: Path | None = None,
-    on_written: Callable[[Path, Variant], None],
-) -> None:
-    """Adds each variant as a version, the last of which serves.
+) -> Path:
+    """Adds a release to the repository, and lets it serve if it may.
 
     Args:
-        repository: Folder of versions.
-        variants: From ``make_variants``.
-        checkpoint: What they were made from.
-        stage: Whether the version that serves now goes on serving until another is promoted.
-        signing_key: PEM file of the Ed25519 key that signs them.
-        on_written: Called with each new folder.
+        repository: Folder of releases.
+        made: From ``make_release``.
+        comparison: Whether it may serve.
+        stage: The release in service goes on serving in any case.
+        signing_key: PEM file of the Ed25519 key that signs it.
+
+    Returns:
+        The new release's folder.
     """
-    if stage and repository.is_dir() and versions(repository) and promoted(repository) is None:
-        promote(repository, int(versions(repository)[0].name))
-    for variant in variants:
-        files = {
-            artifact.MODEL: variant.model,
-            artifact.GOLDEN: write_golden(variant.golden),
-            artifact.PARITY: variant.report.to_json().encode(),
-        }
-        manifest = _manifest(repository.name, variant, checkpoint)
-        on_written(write_version(repository, files, manifest, signing_key), variant)
-    if not stage:
+    serves = comparison.publish and not stage
+    present = releases(repository) if repository.is_dir() else []
+    if not serves and present and promoted(repository) is None:
+        promote(repository, int(present[0].name))
+    folder = write_release(
+        repository,
+        {artifact.model_file(v.precision): v.model for v in made.variants},
+        {
+            GOLDEN: write_golden(made.golden),
+            artifact.PARITY: write_reports({v.precision: v.report for v in made.variants}),
+        },
+        _manifest(made, comparison),
+        signing_key,
+    )
+    if serves:
         promote(repository, None)
+    return folder
 
 
-def _manifest(name: str, variant: Variant, checkpoint: Checkpoint) -> dict[str, Any]:
-    metrics = checkpoint.metrics
+def _dataset(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.config
+    name = f"{config.dataset} and {config.mix}" if config.mix else config.dataset
+    return {"name": name, "sha256": checkpoint.dataset_sha256}
+
+
+def _manifest(made: Made, comparison: Comparison) -> dict[str, Any]:
+    checkpoint, metrics = made.checkpoint, made.checkpoint.metrics
     tools = ("onnx", "onnxscript", "onnxruntime", "numpy")
     return {
         "schema_version": artifact.SCHEMA_VERSION,
-        "name": name,
+        "name": made.candidate.name,
         "version": 0,
-        "precision": variant.precision,
+        "variants": {variant.precision: _described(variant) for variant in made.variants},
         "files": {},
-        "labels": artifact.LABELS,
+        "labels": list(made.candidate.labels),
         "input": artifact.INPUT,
         "opset": artifact.OPSET,
         "training": {
@@ -215,12 +238,11 @@ def _manifest(name: str, variant: Variant, checkpoint: Checkpoint) -> dict[str, 
             "temperature": metrics["temperature"],
             "config": checkpoint.config.to_dict(),
             "seconds": metrics["train_seconds"],
-            "selection": "last epoch; nothing was chosen on the test set",
+            "selection": metrics["selection"],
+            "machine": metrics["machine"],
         },
-        "dataset": {"name": checkpoint.config.dataset, "sha256": checkpoint.dataset_sha256},
-        "accuracy": variant.accuracy,
-        "reference": variant.reference,
-        "parity": {f"{c.group}: {c.name}": c.figure for c in variant.report.checks},
+        "dataset": made.candidate.dataset,
+        "comparison": comparison.to_manifest(),
         "tools": {
             "python": platform.python_version(),
             **checkpoint.versions,
@@ -228,4 +250,14 @@ def _manifest(name: str, variant: Variant, checkpoint: Checkpoint) -> dict[str, 
         },
         "source_commit": checkpoint.source_commit,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _described(variant: Variant) -> dict[str, Any]:
+    return {
+        "sha256": variant.report.model_sha256,
+        "bytes": len(variant.model),
+        "accuracy": variant.accuracy,
+        "parity": {f"{c.group}: {c.name}": c.figure for c in variant.report.checks},
+        "reference": variant.reference,
     }

@@ -7,7 +7,7 @@ docs/artifact.md tells what each is for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -47,6 +47,7 @@ class Reporter(Protocol):
 def gate_fp32(
     model: bytes,
     *,
+    labels: Sequence[str],
     again: bytes,
     references: list[Reference],
     test: Split,
@@ -57,6 +58,7 @@ def gate_fp32(
 
     Args:
         model: The exported model.
+        labels: Of the classes.
         again: A second export of the same checkpoint, from another process.
         references: From ``make_references``: the trained model's answers.
         test: The test split.
@@ -64,7 +66,7 @@ def gate_fp32(
         reporter: Is told of each check as it is decided.
     """
     report = GateReport(sha256(model))
-    _run(report, _structure(model, again), reporter)
+    _run(report, _structure(model, labels, again), reporter)
     if report.passed:  # a malformed graph can not be run
         _run(report, _parity(model, references, test, confusion), reporter)
     return report
@@ -73,6 +75,7 @@ def gate_fp32(
 def gate_int8(
     model: bytes,
     *,
+    labels: Sequence[str],
     again: bytes,
     fp32: bytes,
     references: list[Reference],
@@ -81,7 +84,7 @@ def gate_int8(
 ) -> GateReport:
     """Examines the int8 variant against the fp32 model, which has passed its own gate."""
     report = GateReport(sha256(model))
-    _run(report, _structure(model, again), reporter)
+    _run(report, _structure(model, labels, again), reporter)
     if report.passed:
         _run(report, _variant(model, fp32, references, test), reporter)
     return report
@@ -93,8 +96,8 @@ def _run(report: GateReport, checks: Iterable[Check], reporter: Reporter) -> Non
         reporter.check(check)
 
 
-def _structure(model: bytes, again: bytes) -> Iterator[Check]:
-    yield from check_structure(model)
+def _structure(model: bytes, labels: Sequence[str], again: bytes) -> Iterator[Check]:
+    yield from check_structure(model, labels)
     yield equal(STRUCTURE, "made again in a fresh process, sha256", sha256(again), sha256(model))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -31,12 +32,13 @@ class InferenceGraph(nn.Module):
         return logits, torch.softmax(logits, dim=1)
 
 
-def export_model(classifier: Classifier, *, name: str) -> bytes:
+def export_model(classifier: Classifier, *, name: str, labels: Sequence[str]) -> bytes:
     """Serialises the classifier as ONNX; the same weights give the same bytes.
 
     Args:
         classifier: In evaluation mode, on the CPU.
         name: Name of the model, stored in the file.
+        labels: Of its classes, stored there too.
 
     Returns:
         A ModelProto without external data, stack traces or build paths.
@@ -63,10 +65,10 @@ def export_model(classifier: Classifier, *, name: str) -> bytes:
     finally:
         exporter_log.setLevel(level)
     assert program is not None
-    return cleaned(program.model_proto, name).SerializeToString(deterministic=True)
+    return cleaned(program.model_proto, name, labels).SerializeToString(deterministic=True)
 
 
-def cleaned(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def cleaned(model: onnx.ModelProto, name: str, labels: Sequence[str]) -> onnx.ModelProto:
     """Without what depends on the machine, with what identifies the model."""
     del model.metadata_props[:]
     graph = model.graph
@@ -76,6 +78,6 @@ def cleaned(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         part.doc_string = ""
         del part.metadata_props[:]
     graph.name = name
-    for key, value in metadata().items():
+    for key, value in metadata(labels).items():
         model.metadata_props.add(key=key, value=value)
     return model

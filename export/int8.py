@@ -7,19 +7,17 @@ is bounded is what callers see: decisions and accuracy, and that the integers ar
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import numpy_helper
 
 from export.check import Check, at_most, equal
 from export.parity import Reference, check_probabilities
-from export.sessions import Images, Outputs, run_session, serving_session
+from export.sessions import Images, Outputs, images_per_s, run_session, serving_session
 from training.data import Split
 
 MAX_ACCURACY_DROP = 0.0005
@@ -34,7 +32,6 @@ JUDGED = {
 # Half a step, and float32's own rounding of the quotient.
 MAX_ROUNDING = 0.501
 TIMED_BATCH = 64
-TIMED_TURNS, RUNS_A_TURN = 12, 12
 
 Array = npt.NDArray[Any]
 
@@ -61,7 +58,7 @@ def check_int8(
         if probe is references[0]:
             yield _accuracy(outputs, expected, split)
         yield from check_probabilities(probe.name, outputs)
-    yield _speed(session, exact, references[0].images[:TIMED_BATCH])
+    yield _speed(model, fp32, references[0].images[:TIMED_BATCH])
 
 
 def check_weights(model: bytes, fp32: bytes) -> Iterator[Check]:
@@ -123,20 +120,11 @@ def _accuracy(outputs: Outputs, expected: Outputs, split: Split) -> Check:
     )
 
 
-def _speed(session: ort.InferenceSession, exact: ort.InferenceSession, images: Images) -> Check:
-    """Both in turn, the fastest of many runs each: noise of the machine only ever adds.
+def _speed(model: bytes, fp32: bytes, images: Images) -> Check:
+    """It is reported and decides nothing: how much faster int8 is depends on the CPU.
 
-    A turn is several runs long, as each model serves alone and keeps the caches to itself. It is
-    reported and decides nothing: how much faster int8 is depends on the CPU and on what else that
-    does, and the machine that exports is seldom the one that serves.
+    The machine that exports is seldom the one that serves.
     """
-    fastest = [float("inf"), float("inf")]
-    for _ in range(TIMED_TURNS):
-        for number, timed in enumerate((session, exact)):
-            for _ in range(RUNS_A_TURN):
-                started = time.perf_counter()
-                run_session(timed, images)
-                fastest[number] = min(fastest[number], time.perf_counter() - started)
-    ratio = fastest[1] / fastest[0]
+    rate, exact = images_per_s([model, fp32], images)
     name = f"images/s over fp32, batch of {len(images)}, one thread"
-    return Check("speed", name, f"{ratio:.2f}", "reported", passed=True)
+    return Check("speed", name, f"{rate / exact:.2f}", "reported", passed=True)

@@ -25,6 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.graph import cleaned
 from export.sessions import Images
+from export.structure import labels_of
 from service.artifact.format import INPUT
 
 # Training images, as they are and corrupted, that set the range of every activation.
@@ -88,7 +89,8 @@ def quantize_model(model: bytes, images: Images) -> bytes:
     del proto.opset_import[:]
     proto.opset_import.extend(kept)  # the quantiser also names domains that nothing uses
     del proto.graph.value_info[:]
-    return cleaned(proto, proto.graph.name).SerializeToString(deterministic=True)
+    labels = labels_of(onnx.load_from_string(model))
+    return cleaned(proto, proto.graph.name, labels).SerializeToString(deterministic=True)
 
 
 def is_quantizable(model: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Readable views of what is in a repository."""
+"""Readable views of what is in a repository. Needs neither PyTorch nor onnx."""
 
 from __future__ import annotations
 
@@ -8,50 +8,63 @@ from typing import Any
 
 from rich.table import Table
 
-from export.check import GateReport, read_report
-from service.artifact.format import PARITY, Artifact, ArtifactError, load_artifact
-from service.artifact.repository import in_serving_order, versions
+from export.check import GateReport
+from service.artifact.errors import ArtifactError
+from service.artifact.format import Artifact, load_artifact
+from service.artifact.repository import in_serving_order, releases
+
+COLOURS = {"better": "green", "worse": "bold red"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One version of a repository.
+    """One release of a repository.
 
     Attributes:
-        number: The version.
-        artifact: What it holds; None when it was refused.
-        refusal: Why it was refused; empty when it was not.
+        number: Of the release.
+        artifact: What it holds; None if it is invalid.
+        error: Why it is invalid; empty if it is not.
         serves: Whether a server would serve it.
     """
 
     number: int
     artifact: Artifact | None
-    refusal: str
+    error: str
     serves: bool
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether it is valid and was judged fit to serve."""
+        return self.artifact is not None and bool(self.artifact.manifest["comparison"]["publish"])
 
 
 def rows(repository: Path) -> list[Row]:
-    """Every version, the lowest first; the first in serving order that holds is what serves.
+    """Every release, the lowest first; the first valid one in serving order is what serves.
 
     Raises:
         ArtifactError: If the repository or its note can not be read.
     """
-    looked_at = {folder: _look(folder) for folder in versions(repository)}
-    holding = [f for f in in_serving_order(repository) if isinstance(looked_at[f], Artifact)]
-    result = []
-    for folder, found in reversed(looked_at.items()):
-        result.append(
-            Row(
-                number=int(folder.name),
-                artifact=found if isinstance(found, Artifact) else None,
-                refusal=str(found) if isinstance(found, ArtifactError) else "",
-                serves=bool(holding) and folder == holding[0],
-            )
+    found = {folder: _load(folder) for folder in releases(repository)}
+    valid = [f for f in in_serving_order(repository) if isinstance(found[f], Artifact)]
+    return [
+        Row(
+            number=int(folder.name),
+            artifact=loaded if isinstance(loaded, Artifact) else None,
+            error=str(loaded) if isinstance(loaded, ArtifactError) else "",
+            serves=bool(valid) and folder == valid[0],
         )
-    return result
+        for folder, loaded in reversed(found.items())
+    ]
 
 
-def _look(folder: Path) -> Artifact | ArtifactError:
+def serving(repository: Path) -> Artifact | None:
+    """The release that serves, if any does."""
+    if not repository.is_dir():
+        return None
+    return next((row.artifact for row in rows(repository) if row.serves), None)
+
+
+def _load(folder: Path) -> Artifact | ArtifactError:
     try:
         return load_artifact(folder)
     except ArtifactError as error:
@@ -60,69 +73,88 @@ def _look(folder: Path) -> Artifact | ArtifactError:
 
 def repository_table(listed: list[Row]) -> Table:
     """What ``list`` prints."""
-    table = Table("", "version", "precision", "accuracy", "architecture", "created", "state")
+    table = Table("", "release", "accuracy", "architecture", "created", "state")
     for row in listed:
         mark = "serves" if row.serves else ""
         if row.artifact is None:
-            table.add_row(mark, str(row.number), "", "", "", "", f"refused: {row.refusal}")
+            table.add_row(mark, str(row.number), "", "", "", "invalid")
             continue
         manifest = row.artifact.manifest
+        accuracy = [f"{p} {v.accuracy['accuracy']:.2%}" for p, v in row.artifact.variants.items()]
         table.add_row(
             mark,
             str(row.number),
-            row.artifact.precision,
-            f"{manifest['accuracy']['accuracy']:.2%}",
+            ", ".join(accuracy),
             manifest["training"]["architecture"],
-            manifest["created"],
-            "holds",
+            manifest["created"][:10],
+            "valid" if row.is_accepted else "not published",
         )
+    return table
+
+
+def remarks(listed: list[Row]) -> list[str]:
+    """Why releases are invalid, or were not published."""
+    lines = []
+    for row in listed:
+        if row.artifact is None:
+            lines.append(f"release {row.number} is invalid: {row.error}")
+        elif not row.is_accepted:
+            reasons = "; ".join(row.artifact.manifest["comparison"]["reasons"])
+            lines.append(f"release {row.number} was not published: {reasons}")
+    return lines
+
+
+def comparison_table(comparison: dict[str, Any]) -> Table:
+    """How a release compares with the one that it was judged against.
+
+    Args:
+        comparison: Of the manifest.
+    """
+    table = Table("", f"release {comparison['against']}", "new", "difference", "")
+    for measure in comparison["measures"]:
+        colour = COLOURS.get(measure["verdict"], "")
+        table.add_row(
+            measure["name"], measure["serving"], measure["new"], measure["difference"],
+            measure["verdict"], style=colour,
+        )  # fmt: skip
     return table
 
 
 def summary(found: Artifact) -> dict[str, str]:
     """The manifest in a dozen lines."""
     manifest = found.manifest
-    training, accuracy = manifest["training"], manifest["accuracy"]
-    low, high = accuracy["accuracy_ci95"]
-    corruptions: dict[str, Any] = accuracy["corruptions"]
-    worst = min(corruptions, key=lambda name: float(corruptions[name]), default="")
+    training = manifest["training"]
+    lines = {"release": f"{manifest['name']} {found.version}"}
+    for precision, variant in found.variants.items():
+        accuracy = variant.accuracy
+        low, high = accuracy["accuracy_ci95"]
+        lines[precision] = (
+            f"{accuracy['accuracy']:.2%} of {accuracy['images']:,} test images (95 % interval "
+            f"{low:.2%} to {high:.2%}), NLL {accuracy['nll']:.4f}, ECE {accuracy['ece']:.2%}, "
+            f"{_worst(accuracy['corruptions'])}{len(variant.model):,} bytes, "
+            f"sha256 {variant.sha256}"
+        )
+    reference = next(iter(manifest["variants"].values()))["reference"]
+    against = manifest["comparison"]["against"]
     return {
-        "model": f"{manifest['name']} version {found.version}, {found.precision}",
-        "model.onnx": f"{len(found.model):,} bytes, sha256 {manifest['files']['model.onnx']}",
+        **lines,
+        "labels": ", ".join(found.labels),
         "architecture": f"{training['architecture']}, {training['parameters']:,} parameters",
-        "accuracy": f"{accuracy['accuracy']:.2%} of {accuracy['images']:,} test images "
-        f"(95 % interval {low:.2%} to {high:.2%})",
-        "calibration": f"NLL {accuracy['nll']:.4f}, ECE {accuracy['ece']:.2%}, "
-        f"temperature {training['temperature']:.3f}",
-        "worst corruption": f"{worst} {corruptions[worst]:.2%}" if worst else "not measured",
         "training": f"{training['config']['epochs']} epochs, seed {training['config']['seed']}, "
         f"{training['seconds']:.0f} s; {training['selection']}",
         "data": f"{manifest['dataset']['name']}, train "
         f"{manifest['dataset']['sha256']['train'][:16]}…",
-        "drift reference": _reference(manifest),
+        "drift reference": f"{sum(reference['digit']['counts']):,} {reference['images']} images",
+        "judged against": f"release {against}" if against else "nothing: it was the first",
         "tools": ", ".join(f"{tool} {number}" for tool, number in manifest["tools"].items()),
         "source commit": manifest["source_commit"],
         "created": manifest["created"],
     }
 
 
-def _reference(manifest: dict[str, Any]) -> str:
-    if "reference" not in manifest:
-        return "none"
-    reference = manifest["reference"]
-    return f"{sum(reference['digit']['counts']):,} {reference['images']} images"
-
-
-def read_gate(folder: Path) -> GateReport:
-    """The gate report of a version.
-
-    Raises:
-        ArtifactError: If it can not be read.
-    """
-    try:
-        return read_report((folder / PARITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{PARITY}: {error}") from None
+def _worst(corruptions: dict[str, float]) -> str:
+    worst = min(corruptions, key=lambda name: corruptions[name], default="")
+    return f"worst corruption {worst} {corruptions[worst]:.2%}, " if worst else ""
 
 
 def gate_markdown(report: GateReport) -> str:

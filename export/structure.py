@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
 
 from export.check import Check, at_most, equal
-from service.artifact.format import INPUT, LABELS, OPSET, OUTPUTS
+from service.artifact.format import INPUT, OPSET, OUTPUTS
 
 GROUP = "structure"
 IR_VERSION = 10
@@ -19,8 +19,13 @@ MAX_MODEL_BYTES = 16 * 2**20
 _PATH_OR_TRACE = re.compile(rb"/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+|\.py\b|Traceback")
 
 
-def check_structure(model: bytes) -> Iterator[Check]:
-    """Everything that can be said without running the model or knowing the trained one."""
+def check_structure(model: bytes, labels: Sequence[str]) -> Iterator[Check]:
+    """Everything that can be said without running the model or knowing the trained one.
+
+    Args:
+        model: Serialised.
+        labels: Of its classes.
+    """
     name = "onnx checker (full) and strict shape inference"
     try:
         proto = onnx.load_from_string(model)
@@ -45,14 +50,19 @@ def check_structure(model: bytes) -> Iterator[Check]:
     yield equal(GROUP, "tensors stored outside the file", external, [])
     training = sorted({node.op_type for node in graph.node} & TRAINING_OPS)
     yield equal(GROUP, "training operators", training, [])
-    yield equal(GROUP, "metadata", _metadata(proto), metadata())
+    yield equal(GROUP, "metadata", _metadata(proto), metadata(labels))
     yield equal(GROUP, "paths or stack traces", _leaks(model), [])
     yield at_most(GROUP, "bytes", len(model), MAX_MODEL_BYTES)
 
 
-def metadata() -> dict[str, str]:
+def metadata(labels: Sequence[str]) -> dict[str, str]:
     """What every exported file says about itself."""
-    return {"input": json.dumps(INPUT), "labels": json.dumps(LABELS)}
+    return {"input": json.dumps(INPUT), "labels": json.dumps(list(labels))}
+
+
+def labels_of(proto: onnx.ModelProto) -> list[str]:
+    """The labels in an exported file's metadata."""
+    return list(json.loads(_metadata(proto)["labels"]))
 
 
 def _metadata(proto: onnx.ModelProto) -> dict[str, str]:

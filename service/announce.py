@@ -42,7 +42,7 @@ def announce(
     address = socket_address(_reachable(config.host), grpc_port)
     http = socket_address(_reachable(config.host), http_port)
     fields = {
-        "model": f"{model.name} version {model.version}",
+        "model": f"{model.name} release {model.version}",
         "sha256": model.sha256,
         "precision": model.precision,
         "provider": f"{model.provider} ({model.engine.reason})",

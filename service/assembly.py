@@ -141,6 +141,7 @@ class Parts:
             model_repository(config),
             pinned=config.model_version,
             device=config.device,
+            precision=config.precision,
             intra_op_threads=config.intra_op_threads,
             max_batch_size=config.max_batch_size,
             public_key=Path(config.model_public_key) if config.model_public_key else None,

@@ -30,16 +30,22 @@ class ServerConfig:
     )
     model_repository: str = setting(
         "",
-        "folder that holds the model's versions; by default the model that is installed with the "
+        "folder that holds the model's releases; by default the model that is installed with the "
         "server, or that of the clone in an editable installation",
     )
     model_version: int = setting(
         0,
-        "version to serve and no other; 0 serves the promoted one, else the highest valid one",
+        "release to serve and no other; 0 serves the promoted one, else the highest valid one",
         bounds=(0, 2**31 - 1),
     )
     model_public_key: str = setting(
-        "", "PEM file of an Ed25519 public key: versions without its signature are rejected"
+        "", "PEM file of an Ed25519 public key: releases without its signature are rejected"
+    )
+    precision: str = setting(
+        "auto",
+        "which model of a release serves; auto takes int8 on the CPU and fp32 on CUDA, and the "
+        "other one if that is missing or invalid",
+        choices=("auto", "fp32", "int8"),
     )
     device: str = setting(
         "auto",
@@ -109,7 +115,7 @@ class ServerConfig:
 
 
 def model_repository(config: ServerConfig) -> Path:
-    """Where the model's versions are: the setting, else what the wheel or the clone holds."""
+    """Where the model's releases are: the setting, else what the wheel or the clone holds."""
     if config.model_repository:
         return Path(config.model_repository)
     package = Path(__file__).parent

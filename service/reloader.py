@@ -1,4 +1,4 @@
-"""Another version of the model comes into service while the server runs."""
+"""Takes over another release of the model while the server runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import logging
 from functools import partial
 
-from service.artifact.format import ArtifactError, KeyFileError
+from service.artifact.errors import ArtifactError, KeyFileError
 from service.host import memory
 from service.host.background import in_daemon_thread
 from service.serving.engine import DeviceError
@@ -17,18 +17,18 @@ from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-# Loading a version takes about a tenth of a second.
+# Loading a release takes about a tenth of a second.
 LOAD_TIMEOUT_S = 60.0
 
 
 class Reloader:
-    """Looks at the repository again and again. Whatever is wrong there, something serves.
+    """Polls the repository. Whatever is wrong there, the release in service goes on serving.
 
     Args:
-        loader: Knows which version should serve.
+        loader: Knows which release should serve.
         gate: Serves it.
-        metrics: Tell which one does.
-        interval_s: Seconds between looks; 0 looks only when asked to.
+        metrics: Export which one does.
+        interval_s: Seconds between polls; 0 polls only when asked to.
     """
 
     def __init__(
@@ -40,21 +40,21 @@ class Reloader:
         self._interval_s = interval_s
         self._asked = asyncio.Event()
 
-    def look_now(self) -> None:
-        """Looks at once, at versions that were refused, too."""
+    def poll_now(self) -> None:
+        """Polls at once, and tries rejected releases again."""
         self._asked.set()
 
     async def run(self) -> None:
         """Serves what the repository says, until cancelled."""
         said = ""
         while True:
-            await self._until_next_look()
+            await self._until_next_poll()
             try:
                 if await self._serve_other():
                     await in_daemon_thread(memory.give_back)
             except (ArtifactError, DeviceError, KeyFileError) as error:
-                if str(error) != said:  # not again at every look
-                    logger.error("reload failed: %s; still serving the current version", error)
+                if str(error) != said:  # not again at every poll
+                    logger.error("reload failed: %s; still serving the current release", error)
                 said = str(error)
                 continue
             except Exception:  # ending here would end every later reload
@@ -63,7 +63,7 @@ class Reloader:
             said = ""
 
     async def _serve_other(self) -> bool:
-        """Serves another version if there should be one; True if so.
+        """Serves another release if there should be one; True if so.
 
         The old one is let go once the batches that it is in have run.
 
@@ -77,7 +77,7 @@ class Reloader:
             await asyncio.wait({loading}, timeout=LOAD_TIMEOUT_S)
             if not loading.done():  # a thread can not be ended; what hangs must be removed
                 logger.error(
-                    "reload: not done after %g s: a version or storage hangs", LOAD_TIMEOUT_S
+                    "reload: not done after %g s: a release or its storage hangs", LOAD_TIMEOUT_S
                 )
             model = await loading
         finally:
@@ -86,11 +86,13 @@ class Reloader:
             return False
         self._gate.serve(model)
         self._metrics.serving(model)
-        fields = {"version": model.version, "sha256": model.sha256}
-        logger.info("now serving another version", extra={"fields": fields})
+        fields = {
+            "version": model.version, "precision": model.precision, "sha256": model.sha256,
+        }  # fmt: skip
+        logger.info("now serving another release", extra={"fields": fields})
         return True
 
-    async def _until_next_look(self) -> None:
+    async def _until_next_poll(self) -> None:
         """Waits for the interval, or until asked."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._asked.wait(), self._interval_s or None)

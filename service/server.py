@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Any, TypeVar
 
-from service.artifact.format import ArtifactError, KeyFileError
+from service.artifact.errors import ArtifactError, KeyFileError
 from service.assembly import Parts
 from service.config import ServerConfig
 from service.host.background import in_daemon_thread
@@ -60,7 +60,7 @@ class DigitsServer:
 
         Raises:
             TransportError: If a port can not be had.
-            ArtifactError: If no model version is valid.
+            ArtifactError: If no release is valid.
             DeviceError: If the device can not serve.
             KeyFileError: If the key for signatures can not be used.
         """
@@ -88,7 +88,7 @@ class DigitsServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, self._parts.reloader.look_now)
+        loop.add_signal_handler(signal.SIGHUP, self._parts.reloader.poll_now)
 
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():

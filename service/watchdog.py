@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from service.artifact.format import ArtifactError
+from service.artifact.errors import ArtifactError
 
 if TYPE_CHECKING:
     from service.serving.gate import Gate

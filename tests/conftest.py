@@ -22,7 +22,10 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-REPOSITORY = ROOT / "models/digits"
+# Small models for tests: release 1 in fp32, release 2 in fp32 and int8.
+REPOSITORY = ROOT / "tests/fixtures/digits"
+# The release that a clone serves.
+COMMITTED = ROOT / "models/digits"
 SAMPLES = ROOT / "tests/samples"
 START_TIMEOUT_S = 60
 

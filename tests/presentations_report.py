@@ -21,7 +21,9 @@ from digits.images import examine
 from service.artifact.format import load_artifact
 from service.artifact.repository import in_serving_order
 from service.serving.engine import Engine
+from service.serving.loader import ON_CPU
 from tests import presentations as p
+from tests.conftest import COMMITTED
 from training.data import Split, data_dir, load_split
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +73,8 @@ class Report:
     """Prints the tables."""
 
     def __init__(self) -> None:
-        self._engine = Engine(load_artifact(in_serving_order(ROOT / "models/digits")[0]).model)
+        release = load_artifact(in_serving_order(COMMITTED)[0])
+        self._engine = Engine(release.first_of(ON_CPU).model)
         self._scores: dict[str, np.ndarray] = {}
 
     def presentations(self, split: Split, limit: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from training.config import TrainingConfig
 from training.model import Classifier, Knobs
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class CheckpointError(RuntimeError):
@@ -31,7 +31,8 @@ class Checkpoint:
     Attributes:
         model: The classifier, in evaluation mode, on the CPU.
         config: How it was trained.
-        metrics: Test metrics of ``training.evaluate.evaluate``, and ``train_seconds``.
+        metrics: On the validation images (``validation``, as of ``training.evaluate.evaluate``),
+            ``temperature``, ``history``, ``train_seconds``, ``selection`` and ``machine``.
         dataset_sha256: Digest of each split that was used.
         versions: Library versions that trained it.
         source_commit: Commit of this repository, or ``unknown``; ``-dirty`` when modified.
@@ -106,7 +107,8 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types on damaged files
-        raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
+        # Not PyTorch's own words, which advise to load it in a way that runs code.
+        raise CheckpointError(f"{path}: not a readable checkpoint") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a checkpoint of this project")
     return content

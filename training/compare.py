@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.model import parameter_count, trace_layers
+from training.runs import CHECKPOINT
 
 BATCH = 64
 ROUNDS = 12
-COLUMNS = ("architecture", "parameters", "MACs", "images/s", "test accuracy", "runs", "training")
+COLUMNS = (
+    "architecture", "parameters", "MACs", "images/s", "validation accuracy", "runs", "training",
+)  # fmt: skip
 
 
 def measure_throughput(checkpoints: list[Checkpoint]) -> list[float]:
@@ -24,7 +27,7 @@ def measure_throughput(checkpoints: list[Checkpoint]) -> list[float]:
     from export.graph import export_model  # noqa: PLC0415
     from service.serving.engine import Engine  # noqa: PLC0415
 
-    engines = [Engine(export_model(c.model, name=c.config.arch)) for c in checkpoints]
+    engines = [Engine(export_model(c.model, name=c.config.arch, labels=())) for c in checkpoints]
     seconds = [float("inf")] * len(engines)
     for _ in range(ROUNDS):
         for number, engine in enumerate(engines):
@@ -33,25 +36,37 @@ def measure_throughput(checkpoints: list[Checkpoint]) -> list[float]:
     return [1 / value for value in seconds]
 
 
-def compare(runs: list[Path]) -> list[dict[str, Any]]:
-    """One row an architecture and recipe: its runs are averaged.
+def compare(runs: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row an architecture and recipe, averaged over its runs, the most accurate last.
+
+    Accuracy is that on validation images, which are there to choose by; test images are not.
 
     Args:
-        runs: Folders of runs.
+        runs: Folders of runs; others among them, as in ``runs/*``, are skipped.
 
-    Raises:
-        CheckpointError: If one has no readable checkpoint.
+    Returns:
+        The rows, and what was skipped and why.
     """
     groups: dict[str, list[Checkpoint]] = {}
-    for run in runs:
-        checkpoint = load_checkpoint(run / "checkpoint.pt")
-        groups.setdefault(_group(checkpoint), []).append(checkpoint)
+    skipped = []
+    for run in dict.fromkeys(path.resolve() for path in runs):
+        try:
+            checkpoint = load_checkpoint(run / CHECKPOINT)
+        except CheckpointError as error:
+            skipped.append(str(error))
+            continue
+        if "validation" not in checkpoint.metrics:
+            skipped.append(f"{run}: it has no validation images")
+        else:
+            groups.setdefault(_group(checkpoint), []).append(checkpoint)
     rows = []
     throughput = measure_throughput([checkpoints[0] for checkpoints in groups.values()])
     image = torch.zeros((1, 28, 28), dtype=torch.uint8)
     for (name, checkpoints), images_per_s in zip(groups.items(), throughput, strict=True):
         model = checkpoints[0].model
-        accuracies = torch.tensor([c.metrics["accuracy"] for c in checkpoints]).double()
+        accuracies = torch.tensor(
+            [c.metrics["validation"]["accuracy"] for c in checkpoints]
+        ).double()
         rows.append(
             {
                 "arch": name,
@@ -65,7 +80,7 @@ def compare(runs: list[Path]) -> list[dict[str, Any]]:
                 / len(checkpoints),
             }
         )
-    return sorted(rows, key=lambda row: row["accuracy"])
+    return sorted(rows, key=lambda row: row["accuracy"]), skipped
 
 
 def _group(checkpoint: Checkpoint) -> str:

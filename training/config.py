@@ -1,84 +1,89 @@
-"""The settings of one training run, saved inside the checkpoint they produced."""
+"""The settings of one training run, saved inside the checkpoint that it produced."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from training.model import has_bfloat16, select_device
-
+# Named here and not where they are made, so that a wrong one is told before PyTorch is loaded.
+ARCHITECTURE_NAMES = (
+    "mlp", "conv16", "conv16-32", "conv16-32-fc128", "conv32-64-fc128", "conv32-64-128", "strided",
+)  # fmt: skip
+OWN = "own"
+DATASET_NAMES = ("mnist", "fashion-mnist", OWN)
 OPTIMIZERS = ("adamw", "adam", "sgd")
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - argparse's name for it
+    *,
+    bounds: tuple[float, float] | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A field that is a flag of ``python -m training``."""
+    metadata = {"help": help, "bounds": bounds, "choices": choices}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Everything that decides the weights, apart from the code and the library versions.
+    """Everything that decides the weights, apart from data, code and library versions.
 
-    The defaults are the default recipe.
+    The defaults are the default recipe. ``teachers`` holds the SHA-256 of the checkpoints whose
+    mean answer is learned in place of the label, ``start`` that of the weights to go on from.
 
-    Attributes:
-        arch: Name in ``training.model.ARCHITECTURES``.
-        kernel_size: Kernel of every convolution, where the architecture lets it be chosen: 3 or 5.
-        dropout: Probability of dropping a feature before the last layer, where it can be chosen.
-        normalise: Whether pixels are shifted and scaled by the MNIST mean and deviation, or only
-            brought to 0-1.
-        dataset: Name in ``training.data.DATASETS``.
-        validation: Images held out of the training set, for every choice that is made.
-        epochs: Passes over the training set.
-        batch_size: Images per optimiser step.
-        optimizer: One of ``OPTIMIZERS``.
-        max_lr: Learning rate; with ``one_cycle`` its peak.
-        one_cycle: Whether the rate rises and falls to near zero, or stays.
-        weight_decay: Weight decay; decoupled with adamw.
-        ema_decay: Per-step decay of the averaged weights that the checkpoint holds; 0 keeps the
-            plain ones.
-        label_smoothing: Share of the target probability spread over all classes, 0 to 1; without
-            effect where there are teachers.
-        teachers: SHA-256 of the checkpoints whose mean answer is learnt in place of the label.
-        augment: Whether images are warped and degraded at random.
-        bfloat16: Whether forward and backward passes compute in bfloat16, with weights in float32:
-            twice as fast where the device has instructions for it, which is where the default
-            recipe does so, and emulated where not.
-        log_every: Batches between printed lines of running loss; 0 prints epochs only.
-        seed: Seeds initial weights, shuffling, augmentation and the validation split.
+    Raises:
+        ValueError: If a value is out of bounds.
     """
 
-    arch: str = "strided"
-    kernel_size: int = 3
-    dropout: float = 0.0
-    normalise: bool = True
-    dataset: str = "mnist"
-    validation: int = 2000
-    epochs: int = 40
-    batch_size: int = 128
-    optimizer: str = "adamw"
-    max_lr: float = 5e-3
-    one_cycle: bool = True
-    weight_decay: float = 2e-2
-    ema_decay: float = 0.998
-    label_smoothing: float = 0.02
+    arch: str = option("strided", "architecture of the network", choices=ARCHITECTURE_NAMES)
+    kernel_size: int = option(
+        3, "kernel of every convolution, where the architecture has the choice", choices=(3, 5)
+    )
+    dropout: float = option(
+        0.0, "probability of dropping a feature before the last layer, where there is the choice",
+        bounds=(0, 0.95),
+    )  # fmt: skip
+    normalise: bool = option(True, "shift and scale pixels by the MNIST mean and deviation")
+    dataset: str = option("mnist", "data set; --data makes it own", choices=DATASET_NAMES)
+    mix: str = option("", "data set that is added to --data", choices=("", "mnist"))
+    validation: int = option(
+        2000, "images held out of the training set, for every choice that is made",
+        bounds=(0, 30_000),
+    )  # fmt: skip
+    epochs: int = option(40, "passes over the training set", bounds=(1, 10_000))
+    batch_size: int = option(128, "images per optimiser step", bounds=(2, 60_000))
+    optimizer: str = option("adamw", "optimiser", choices=OPTIMIZERS)
+    max_lr: float = option(
+        5e-3, "learning rate; with one_cycle its peak", bounds=(1e-9, 100)
+    )  # fmt: skip
+    one_cycle: bool = option(True, "let the rate rise and fall to near zero")
+    weight_decay: float = option(2e-2, "weight decay; decoupled with adamw", bounds=(0, 10))
+    ema_decay: float = option(
+        0.998, "per-step decay of the averaged weights that are kept; 0 keeps the plain ones",
+        bounds=(0, 0.999999),
+    )  # fmt: skip
+    label_smoothing: float = option(
+        0.02, "share of the target probability that is spread over all classes", bounds=(0, 0.9)
+    )
+    augment: bool = option(True, "warp and degrade images at random")
+    bfloat16: bool = option(
+        False, "compute in bfloat16, with weights in float32; the default recipe does where the "
+        "device has instructions for it",
+    )  # fmt: skip
+    log_every: int = option(
+        0, "batches between printed lines of running loss; 0 prints epochs only", bounds=(0, 10**9)
+    )
+    seed: int = option(
+        0, "seeds initial weights, shuffling and augmentation", bounds=(0, 2**32 - 1)
+    )
     teachers: tuple[str, ...] = ()
-    augment: bool = True
-    bfloat16: bool = False
-    log_every: int = 0
-    seed: int = 0
+    start: str = ""
 
     def __post_init__(self) -> None:
-        bounds: dict[str, tuple[float, float]] = {
-            "kernel_size": (3, 5), "dropout": (0, 0.95), "validation": (0, 30_000),
-            "epochs": (1, 10_000), "batch_size": (2, 60_000), "max_lr": (1e-9, 100),
-            "weight_decay": (0, 10), "ema_decay": (0, 0.999999), "label_smoothing": (0, 0.9),
-            "log_every": (0, 10**9), "seed": (0, 2**32 - 1),
-        }  # fmt: skip
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value}")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: expected 3 or 5, got {self.kernel_size}")
-        if self.optimizer not in OPTIMIZERS:
-            expected = ", ".join(OPTIMIZERS)
-            raise ValueError(f"optimizer: expected one of {expected}, got {self.optimizer!r}")
+        for each in options():
+            _check(each, getattr(self, each.name))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in checkpoints and manifests."""
@@ -86,13 +91,27 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        """The inverse of ``to_dict``, also for values from before there were teachers.
+        """The inverse of ``to_dict``.
 
         Raises:
             TypeError: If there is an unknown one.
             ValueError: If one is out of bounds.
         """
-        return cls(**values | {"teachers": tuple(values.get("teachers", ()))})
+        return cls(**values | {"teachers": tuple(values["teachers"])})
+
+
+def options() -> list[Field[Any]]:
+    """The fields that are flags."""
+    return [each for each in fields(TrainingConfig) if each.metadata]
+
+
+def _check(each: Field[Any], value: Any) -> None:
+    bounds, choices = each.metadata["bounds"], each.metadata["choices"]
+    if bounds and not bounds[0] <= value <= bounds[1]:
+        raise ValueError(f"{each.name}: expected {bounds[0]:g} to {bounds[1]:g}, got {value}")
+    if choices and value not in choices:
+        expected = ", ".join(str(choice) for choice in choices if choice != "")
+        raise ValueError(f"{each.name}: expected one of {expected}, got {value!r}")
 
 
 # What most introductions train with: no augmentation, no schedule, no averaging.
@@ -115,7 +134,7 @@ SGD_LR = 0.01
 
 
 def make_config(recipe: str, overrides: dict[str, Any]) -> TrainingConfig:
-    """The recipe's settings, with some of them said explicitly.
+    """The recipe's settings, with some of them given explicitly.
 
     Raises:
         ValueError: If the recipe or a value is unknown or out of bounds.
@@ -123,11 +142,14 @@ def make_config(recipe: str, overrides: dict[str, Any]) -> TrainingConfig:
     if recipe not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
     settings = RECIPES[recipe] | overrides
-    if recipe == "default":
-        settings.setdefault("bfloat16", has_bfloat16(select_device()))
-    if settings.get("optimizer") == "sgd" and "max_lr" not in overrides:
-        settings["max_lr"] = SGD_LR
     unknown = settings.keys() - {field.name for field in fields(TrainingConfig)}
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
-    return replace(TrainingConfig(), **settings)
+    if settings.get("optimizer") == "sgd" and "max_lr" not in overrides:
+        settings["max_lr"] = SGD_LR
+    config = replace(TrainingConfig(), **settings)
+    if recipe != "default" or "bfloat16" in settings:
+        return config
+    from training.model import has_bfloat16, select_device  # noqa: PLC0415 - PyTorch
+
+    return replace(config, bfloat16=has_bfloat16(select_device()))

@@ -7,15 +7,48 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision import datasets
 
-DATASETS = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
+from training.config import OWN
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, and what a model that was trained on it is.
+
+    Attributes:
+        source: torchvision's class.
+        model_name: Name of such a model, and of its repository.
+        labels: Of the classes, in the order of the labels 0 to 9.
+    """
+
+    source: Callable[..., Any]
+    model_name: str
+    labels: tuple[str, ...]
+
+
+DATASETS = {
+    OWN: Dataset(datasets.MNIST, "digits", tuple("0123456789")),
+    "mnist": Dataset(datasets.MNIST, "digits", tuple("0123456789")),
+    "fashion-mnist": Dataset(
+        datasets.FashionMNIST, "fashion-mnist",
+        (
+            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
+            "Bag", "Ankle boot",
+        ),
+    ),
+}  # fmt: skip
 DEFAULT_DATA_DIR = Path("data")
+# Of every split into training, validation and test images, whatever the seed of the run: runs are
+# compared on images that none of them was trained on.
+SPLIT_SEED = 0
 SPLIT_SIZES = {"train": 60_000, "test": 10_000}
 # ``Split.digest`` of what the data sets' authors published.
 PUBLISHED_SHA256 = {
@@ -66,19 +99,17 @@ def load_split(dataset: str, split: str, root: Path) -> Split:
         root: Folder in torchvision's layout (``MNIST/raw/...``).
 
     Raises:
-        ValueError: If the data set's name is unknown.
         DataError: If it cannot be had, or is not what was published.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}")
-    source = DATASETS[dataset]
+    source = DATASETS[dataset].source
     try:
         try:
             data = source(root, train=split == "train", download=False)
         except RuntimeError:  # torchvision's way of saying "not there"
             data = source(root, train=split == "train", download=True)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        raise DataError(f"{dataset} {split} split under {root}: {error}") from error
+        reason = str(error) or "a damaged file"  # torchvision asserts what the head says
+        raise DataError(f"{dataset} {split} split under {root}: {reason}") from error
     loaded = Split(data.data, data.targets)
     expected = (SPLIT_SIZES[split], 28, 28)
     if tuple(loaded.images.shape) != expected or len(loaded.labels) != expected[0]:
@@ -91,9 +122,9 @@ def load_split(dataset: str, split: str, root: Path) -> Split:
     return loaded
 
 
-def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """Splits into what is trained on and ``count`` images, drawn by ``seed``, that are not."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+def hold_out(split: Split, count: int) -> tuple[Split, Split]:
+    """Splits into what is trained on and ``count`` images that are not, always the same ones."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(SPLIT_SEED))
     held, kept = order[:count].sort().values, order[count:].sort().values
     return (
         Split(split.images[kept], split.labels[kept]),

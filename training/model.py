@@ -98,6 +98,7 @@ def strided(_: Knobs) -> list[nn.Module]:
     ]
 
 
+# Under the names that ``training.config.ARCHITECTURE_NAMES`` lists.
 ARCHITECTURES: dict[str, Callable[[Knobs], list[nn.Module]]] = {
     "mlp": mlp,
     "conv16": conv16,

@@ -42,10 +42,10 @@ def curves(history: list[dict[str, float]]) -> bytes:
     epochs = range(1, len(history) + 1)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.5))
     for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(epochs, [entry[key] for entry in history], label="training")
+        axis.plot(epochs, [entry[key] for entry in history], marker=".", label="training")
         held = [entry.get(f"validation_{key}") for entry in history]
         if None not in held:
-            axis.plot(epochs, held, label="validation")
+            axis.plot(epochs, held, marker=".", label="validation")
         axis.set(xlabel="epoch", title=key)
         axis.grid(alpha=0.3)
         axis.legend()

@@ -15,12 +15,12 @@ from training.model import parameter_count
 
 CAPTIONS = {
     "curves": "Loss and accuracy of each epoch",
-    "confusion": "Truth against prediction on the test images",
-    "misclassified": "Test digits that were read wrong, the most confident first",
+    "confusion": "Truth against prediction on the validation images",
+    "misclassified": "Validation digits that were read wrong, the most confident first",
     "filters": "Kernels of the first convolution",
-    "features": "A test digit on its way through the layers",
+    "features": "A validation digit on its way through the layers",
     "reliability": "Accuracy against confidence",
-    "corruptions": "Accuracy on corrupted test images",
+    "corruptions": "Accuracy on corrupted validation images",
 }
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -31,20 +31,29 @@ figcaption { font-weight: 600; margin-bottom: .4rem; }
 """
 
 
-def write_report(checkpoint: Checkpoint, test: Split, folder: Path) -> None:
-    """Writes metrics.json, a PNG for each picture, and report.html, which needs no other file."""
+def write_report(checkpoint: Checkpoint, validation: Split, folder: Path) -> None:
+    """Writes metrics.json, a PNG for each picture, and report.html, which needs no other file.
+
+    Args:
+        checkpoint: What the run made.
+        validation: Images that it was not trained on; may be empty.
+        folder: Of the run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     metrics = checkpoint.metrics
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     drawn = {
         "curves": pictures.curves(metrics["history"]),
-        "confusion": pictures.confusion(metrics["confusion"]),
-        "misclassified": pictures.misclassified(checkpoint.model, test),
         "filters": pictures.filters(checkpoint.model),
-        "features": pictures.feature_maps(checkpoint.model, test.images[0]),
-        "reliability": pictures.reliability(metrics["calibration"]),
-        "corruptions": pictures.corruption_bars(metrics["corruptions"]),
     }
+    if held := metrics.get("validation"):
+        drawn |= {
+            "confusion": pictures.confusion(held["confusion"]),
+            "misclassified": pictures.misclassified(checkpoint.model, validation),
+            "features": pictures.feature_maps(checkpoint.model, validation.images[0]),
+            "reliability": pictures.reliability(held["calibration"]),
+            "corruptions": pictures.corruption_bars(held["corruptions"]),
+        }
     shown = {name: data for name, data in drawn.items() if data is not None}
     for name, data in shown.items():
         (folder / f"{name}.png").write_bytes(data)
@@ -69,15 +78,21 @@ def _page(checkpoint: Checkpoint, shown: dict[str, bytes]) -> str:
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
     """The figures that matter, for people."""
     metrics = checkpoint.metrics
-    low, high = metrics["accuracy_ci95"]
+    lines = {}
+    if held := metrics.get("validation"):
+        low, high = held["accuracy_ci95"]
+        lines = {
+            "validation accuracy": f"{held['accuracy']:.2%} of {held['images']:,} images "
+            f"(95 % interval {low:.2%} to {high:.2%})",
+            "negative log likelihood": f"{held['nll']:.4f}",
+            "expected calibration error": f"{held['ece']:.4f}",
+        }
     return {
-        "test accuracy": f"{metrics['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})",
-        "negative log likelihood": f"{metrics['nll']:.4f}",
-        "expected calibration error": f"{metrics['ece']:.4f}",
+        **lines,
         "temperature": f"{metrics['temperature']:.3f}",
         "parameters": f"{parameter_count(checkpoint.model):,}",
         "training time": f"{metrics['train_seconds']:.0f} s",
-        "weights": "last epoch; nothing was chosen on the test set",
+        "selection": metrics["selection"],
         "source commit": checkpoint.source_commit,
     }
 

@@ -72,6 +72,7 @@ class Trainer:
         validation: Images and labels that are only looked at; may be empty.
         console: Where progress goes: a live bar on a terminal, lines anywhere.
         teachers: What to learn from in place of the labels; those that the config names.
+        start: Classifier whose weights training goes on from; None for random ones.
 
     Attributes:
         history: Loss, accuracy and speed of each finished epoch.
@@ -87,7 +88,9 @@ class Trainer:
         train: Split,
         validation: Split,
         console: Console,
+        *,
         teachers: Sequence[Checkpoint] = (),
+        start: Classifier | None = None,
     ) -> None:
         if len(train) < config.batch_size:
             raise ValueError(f"batch_size: expected at most {len(train)}, got {config.batch_size}")
@@ -104,6 +107,8 @@ class Trainer:
         self._model = build_classifier(config).to(  # type: ignore[call-overload]
             device=self._device, memory_format=torch.channels_last
         )
+        if start is not None:
+            self._model.load_state_dict(start.state_dict())
         average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(self._model, multi_avg_fn=average, use_buffers=True)
         self._optimizer = _optimizer(config, self._model)

@@ -36,7 +36,7 @@ class Model:
     Attributes:
         name: Name of the model.
         version: Number of the version.
-        sha256: Digest of its model.onnx.
+        sha256: Digest of its ONNX file.
         precision: fp32 or int8.
         execution_provider: What really ran it, such as CPUExecutionProvider.
     """

@@ -1,45 +1,40 @@
-"""The files of a model version, and their verification.
+"""The files of a release, and their verification.
 
-A version is a folder ``<repository>/<N>/`` with the files below; ``manifest.json`` holds the
-SHA-256 of every other one, and a detached signature may stand beside it. See docs/artifact.md.
+A release is a folder ``<repository>/<N>/`` with a model for each precision, golden digits and the
+gate's report. ``manifest.json`` holds the SHA-256 of all of them, and a detached signature may
+stand beside it. See docs/artifact.md.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from service.artifact.reference import BOUNDS, Counts, Reference
+from service.artifact.errors import ArtifactError
+from service.artifact.golden import GOLDEN, MAX_GOLDEN_BYTES, Golden, read_golden
+from service.artifact.reference import Reference, read_reference
 from service.host.files import read_regular
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
-MODEL = "model.onnx"
-GOLDEN = "golden.npz"
 PARITY = "parity.json"
 SIGNATURE = "manifest.sig"
-FILES = (MODEL, GOLDEN, PARITY)
+PRECISIONS = ("fp32", "int8")
 
 OPSET = 20
 INPUT: dict[str, Any] = {"name": "image", "dtype": "uint8", "shape": ["batch", 28, 28]}
 OUTPUTS = ("logits", "probabilities")
-PRECISIONS = ("fp32", "int8")
-LABELS = [str(digit) for digit in range(10)]
-MIN_GOLDEN = 32
-# Unpacked, many times what the exporter writes. A small zip can unfold into any size.
-MAX_GOLDEN_BYTES = 4 * 2**20
+LABELS = 10
+MAX_LABEL = 64
 # Many times what the exporter writes: whoever can write to the repository must not be able to fill
 # the memory of the servers that read it.
+MAX_MODEL_BYTES = 256 * 2**20
 MAX_BYTES = {
-    MODEL: 256 * 2**20,
     GOLDEN: MAX_GOLDEN_BYTES,
     PARITY: 16 * 2**20,
     MANIFEST: 4 * 2**20,
@@ -47,93 +42,72 @@ MAX_BYTES = {
 }
 # How an entry of TensorProto.external_data begins in a serialised model: {key: "location", value:
 EXTERNAL_DATA = b"\n\x08location\x12"
-# Kernels differ between CPUs (AVX2, AVX-512) in the last bits; far below what a caller can see.
-# In int8 such a bit can round an activation to the next integer.
-GOLDEN_TOLERANCE = {"fp32": 1e-5, "int8": 0.02}
 # Reading fails with one of these because of the file. All other errors, such as of too many open
-# files, of the disk or of a network volume, say nothing about the version.
+# files, of the disk or of a network volume, say nothing about the release.
 ERRORS_OF_A_FILE = (
     errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG,
 )  # fmt: skip
 MANIFEST_FIELDS = (
-    "name", "version", "precision", "files", "labels", "input", "opset", "training", "dataset",
-    "accuracy", "parity", "tools", "source_commit", "created",
+    "name", "version", "variants", "files", "labels", "input", "opset", "training", "dataset",
+    "comparison", "tools", "source_commit", "created",
 )  # fmt: skip
+VARIANT_FIELDS = ("sha256", "accuracy", "parity", "reference")
 
 
-class ArtifactError(RuntimeError):
-    """An artifact does not hold what it promises; the message says which and why."""
-
-
-class KeyFileError(RuntimeError):
-    """A key for signatures can not be used; the message says which and why."""
+def model_file(precision: str) -> str:
+    """The name of a variant's file."""
+    return f"model.{precision}.onnx"
 
 
 @dataclass(frozen=True)
-class Golden:
-    """Digits whose answers are known.
+class Variant:
+    """The model of a release in one precision.
 
     Attributes:
-        images: uint8[N, 28, 28].
-        labels: int64[N], the digits that must be predicted.
-        probabilities: float32[N, 10], what the exported model answered.
+        precision: One of ``PRECISIONS``.
+        model: The bytes of its file.
+        sha256: Their digest.
+        accuracy: What the manifest says of it.
+        reference: What drift is measured against.
     """
 
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
-
-    def check(self, answered: npt.NDArray[np.float32], precision: str) -> None:
-        """Compares probabilities float32[N, 10] with the expected ones.
-
-        Args:
-            answered: What a model says.
-            precision: Its precision, which decides how near is near enough.
-
-        Raises:
-            ArtifactError: If a label differs, or a probability by more than the tolerance.
-        """
-        wrong = int((answered.argmax(axis=1) != self.labels).sum())
-        if wrong:
-            raise ArtifactError(f"golden digits: {wrong} of {len(self.labels)} labels are wrong")
-        with np.errstate(invalid="ignore"):  # infinity expected and got: not a number, refused
-            error = float(np.abs(answered - self.probabilities).max())
-        tolerance = GOLDEN_TOLERANCE[precision]
-        if not error <= tolerance:
-            raise ArtifactError(
-                f"golden digits: expected probabilities within {tolerance:g}, "
-                f"got a difference of {error:g}"
-            )
+    precision: str
+    model: bytes
+    sha256: str
+    accuracy: dict[str, Any]
+    reference: Reference
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One verified version.
+    """One verified release.
 
     Attributes:
         manifest: The parsed manifest.
         manifest_json: The same, word for word.
-        model: The bytes of model.onnx.
+        variants: By precision.
         golden: The golden digits.
-        reference: What drift is measured against; None when the version was written without.
     """
 
     manifest: dict[str, Any]
     manifest_json: str
-    model: bytes
+    variants: Mapping[str, Variant]
     golden: Golden
-    reference: Reference | None
 
     @property
     def version(self) -> str:
-        """The version, a number in text."""
+        """The number of the release, in text."""
         return str(self.manifest["version"])
 
     @property
-    def precision(self) -> str:
-        """One of ``PRECISIONS``."""
-        return str(self.manifest["precision"])
+    def labels(self) -> tuple[str, ...]:
+        """The class labels, in the order of the probabilities."""
+        return tuple(self.manifest["labels"])
+
+    def first_of(self, precisions: Sequence[str]) -> Variant:
+        """The variant in the first of these precisions that there is one of."""
+        return next(self.variants[name] for name in precisions if name in self.variants)
 
 
 def sha256(data: bytes) -> str:
@@ -142,14 +116,14 @@ def sha256(data: bytes) -> str:
 
 
 def load_artifact(folder: Path, public_key: Path | None = None) -> Artifact:
-    """Reads a version and verifies all that can be verified without running it.
+    """Reads a release and verifies all that can be verified without running it.
 
     Args:
-        folder: The version.
+        folder: The release.
         public_key: PEM file of the key that must have signed it; None asks for no signature.
 
     Raises:
-        ArtifactError: Naming the first thing that does not hold.
+        ArtifactError: Naming the first thing that is wrong.
         KeyFileError: If the key itself can not be used.
         OSError: If a file can not be read for a reason that is not its own.
     """
@@ -162,16 +136,14 @@ def load_artifact(folder: Path, public_key: Path | None = None) -> Artifact:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{MANIFEST}: not JSON: {error}") from None
     _check_manifest(manifest, folder.name)
-    contents = {name: _read(folder / name) for name in FILES}
-    for name, data in contents.items():
-        expected, got = manifest["files"].get(name), sha256(data)
-        if got != expected:
-            raise ArtifactError(f"{name}: expected sha256 {expected}, got {got}")
-    if EXTERNAL_DATA in contents[MODEL]:
-        raise ArtifactError(f"{MODEL}: external data: expected all weights in the file")
-    golden = read_golden(contents[GOLDEN])
-    reference = read_reference(manifest["reference"]) if "reference" in manifest else None
-    return Artifact(manifest, manifest_json, contents[MODEL], golden, reference)
+    contents = {name: _read_hashed(folder / name, manifest["files"]) for name in (GOLDEN, PARITY)}
+    variants = {
+        precision: _read_variant(folder, precision, manifest["variants"][precision])
+        for precision in PRECISIONS
+        if precision in manifest["variants"]
+    }
+    golden = read_golden(contents[GOLDEN], list(variants))
+    return Artifact(manifest, manifest_json, variants, golden)
 
 
 def _check_signature(manifest: bytes, folder: Path, public_key: Path) -> None:
@@ -194,59 +166,61 @@ def _check_manifest(manifest: Any, version: str) -> None:
     if missing:
         raise ArtifactError(f"{MANIFEST}: missing {', '.join(missing)}")
     require("version", version, str(manifest["version"]))
-    if manifest["precision"] not in PRECISIONS:
-        expected = ", ".join(PRECISIONS)
-        got = manifest["precision"]
-        raise ArtifactError(f"{MANIFEST}: precision: expected one of {expected}, got {got!r}")
     require("opset", OPSET, manifest["opset"])
     require("input", INPUT, manifest["input"])
-    require("labels", LABELS, manifest["labels"])
+    _check_labels(manifest["labels"])
     if not isinstance(manifest["files"], dict):
         raise ArtifactError(f"{MANIFEST}: files: expected an object")
+    _check_variants(manifest["variants"])
+    _check_comparison(manifest["comparison"])
 
 
-def write_reference(counts: Counts, images: str) -> dict[str, Any]:
-    """The manifest's ``reference``.
-
-    Args:
-        counts: Images in each bucket of each feature.
-        images: Which they were.
-    """
-    features = {
-        name: {"bounds": list(BOUNDS[name]), "counts": counts[name].tolist()} for name in BOUNDS
-    }
-    return {"images": images, **features}
-
-
-def read_reference(section: Any) -> Reference:
-    """The inverse of ``write_reference``.
-
-    Raises:
-        ArtifactError: If a feature is missing, its bounds do not ascend, or it counts no images.
-    """
-    if not isinstance(section, dict):
-        raise ArtifactError(f"{MANIFEST}: reference: expected an object")
-    bounds, counts = {}, {}
-    for name in BOUNDS:
-        where = f"{MANIFEST}: reference: {name}"
-        feature = section.get(name)
-        if not isinstance(feature, dict):
-            raise ArtifactError(f"{where}: expected an object")
-        found: Any = feature.get("bounds")
-        if not _numbers(found, (int, float)) or not found or sorted(set(found)) != found:
-            raise ArtifactError(f"{where}: bounds: expected ascending numbers")
-        bounds[name] = tuple(found)
-        found = feature.get("counts")
-        if not _numbers(found, (int,)) or len(found) != len(bounds[name]) + 1 or not sum(found):
-            raise ArtifactError(f"{where}: counts: expected {len(bounds[name]) + 1}, of images")
-        counts[name] = np.array(found, np.int64)
-    return Reference(bounds, counts)
+def _check_labels(labels: Any) -> None:
+    """Labels reach callers' terminals and pages: short, printable, and told apart."""
+    if (
+        not isinstance(labels, list)
+        or len(labels) != LABELS
+        or not all(isinstance(label, str) and label.isprintable() for label in labels)
+        or not all(0 < len(label) <= MAX_LABEL for label in labels)
+        or len(set(labels)) != LABELS
+    ):
+        expected = f"{LABELS} different printable texts of 1 to {MAX_LABEL} characters"
+        raise ArtifactError(f"{MANIFEST}: labels: expected {expected}")
 
 
-def _numbers(found: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(found, list) and all(
-        type(number) in kinds and 0 <= number < 2**53 for number in found
-    )
+def _check_variants(variants: Any) -> None:
+    expected = f"an object of one or both of {', '.join(PRECISIONS)}"
+    if not isinstance(variants, dict) or not variants or not variants.keys() <= set(PRECISIONS):
+        got = list(variants) if isinstance(variants, dict) else type(variants).__name__
+        raise ArtifactError(f"{MANIFEST}: variants: expected {expected}, got {got}")
+    for precision, variant in variants.items():
+        fields = variant if isinstance(variant, dict) else {}
+        if missing := [field for field in VARIANT_FIELDS if field not in fields]:
+            raise ArtifactError(f"{MANIFEST}: variants: {precision}: missing {', '.join(missing)}")
+
+
+def _check_comparison(comparison: Any) -> None:
+    fields = comparison if isinstance(comparison, dict) else {}
+    kinds = {"publish": bool, "reasons": list, "measures": list}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(fields.get(name), kind)]:
+        raise ArtifactError(f"{MANIFEST}: comparison: missing or malformed: {', '.join(wrong)}")
+
+
+def _read_variant(folder: Path, precision: str, section: dict[str, Any]) -> Variant:
+    name = model_file(precision)
+    model = _read_hashed(folder / name, {name: section["sha256"]})
+    if EXTERNAL_DATA in model:
+        raise ArtifactError(f"{name}: external data: expected all weights in the file")
+    reference = read_reference(section["reference"], f"{MANIFEST}: {precision}: reference")
+    return Variant(precision, model, section["sha256"], section["accuracy"], reference)
+
+
+def _read_hashed(path: Path, hashes: dict[str, Any]) -> bytes:
+    data = _read(path)
+    expected, got = hashes.get(path.name), sha256(data)
+    if got != expected:
+        raise ArtifactError(f"{path.name}: expected sha256 {expected}, got {got}")
+    return data
 
 
 def _refuse_constant(text: str) -> None:
@@ -255,47 +229,8 @@ def _refuse_constant(text: str) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_regular(path, MAX_BYTES[path.name])
+        return read_regular(path, MAX_BYTES.get(path.name, MAX_MODEL_BYTES))
     except OSError as error:
         if error.errno in ERRORS_OF_A_FILE:
             raise ArtifactError(f"{path.name}: {error.strerror}") from None
         raise
-
-
-def write_golden(golden: Golden) -> bytes:
-    """The bytes of golden.npz; equal content gives equal bytes."""
-    buffer = io.BytesIO()
-    np.savez(buffer, images=golden.images, labels=golden.labels, probabilities=golden.probabilities)
-    return buffer.getvalue()
-
-
-def read_golden(data: bytes) -> Golden:
-    """Parses golden.npz.
-
-    Raises:
-        ArtifactError: If arrays are missing, or of another type, shape or number.
-    """
-    expected: dict[str, tuple[type, tuple[int, ...]]] = {
-        "images": (np.uint8, (28, 28)),
-        "labels": (np.int64, ()),
-        "probabilities": (np.float32, (10,)),
-    }
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            unpacked = sum(member.file_size for member in arrays.zip.infolist())
-            if unpacked > MAX_GOLDEN_BYTES:
-                raise ValueError(f"expected {MAX_GOLDEN_BYTES} bytes at most, got {unpacked}")
-            # A member that is no array comes as its bytes.
-            loaded = {name: np.asarray(arrays[name]) for name in expected}
-        count = len(loaded["labels"])
-    # numpy and zipfile raise many types on damaged files, MemoryError for too large a shape.
-    except Exception as error:
-        raise ArtifactError(f"{GOLDEN}: unreadable: {error}") from None
-    for name, (dtype, shape) in expected.items():
-        array = loaded[name]
-        if array.dtype != dtype or array.shape != (count, *shape):
-            got = f"{array.dtype}{list(array.shape)}"
-            raise ArtifactError(f"{GOLDEN}: {name}: expected {dtype.__name__}, got {got}")
-    if count < MIN_GOLDEN:
-        raise ArtifactError(f"{GOLDEN}: expected at least {MIN_GOLDEN} digits, got {count}")
-    return Golden(loaded["images"], loaded["labels"], loaded["probabilities"])

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.artifact.errors import ArtifactError
+
 # Upper bounds of the buckets, ascending; the last bucket has none. A reference names those it was
 # counted with.
 BOUNDS: dict[str, tuple[float, ...]] = {
@@ -95,3 +97,50 @@ def bucket_counts(
     up_to[1:-1] = np.searchsorted(np.sort(values), bounds, "right")
     counts: npt.NDArray[np.int64] = up_to[1:] - up_to[:-1]
     return counts
+
+
+def write_reference(counts: Counts, images: str) -> dict[str, Any]:
+    """The ``reference`` of a variant in the manifest.
+
+    Args:
+        counts: Images in each bucket of each feature.
+        images: Which they were.
+    """
+    features = {
+        name: {"bounds": list(BOUNDS[name]), "counts": counts[name].tolist()} for name in BOUNDS
+    }
+    return {"images": images, **features}
+
+
+def read_reference(section: Any, where: str) -> Reference:
+    """The inverse of ``write_reference``.
+
+    Args:
+        section: Parsed JSON.
+        where: Its path, for errors.
+
+    Raises:
+        ArtifactError: If a feature is missing, its bounds do not ascend, or it counts no images.
+    """
+    if not isinstance(section, dict):
+        raise ArtifactError(f"{where}: expected an object")
+    bounds, counts = {}, {}
+    for name in BOUNDS:
+        feature = section.get(name)
+        if not isinstance(feature, dict):
+            raise ArtifactError(f"{where}: {name}: expected an object")
+        found: Any = feature.get("bounds")
+        if not _numbers(found, (int, float)) or not found or sorted(set(found)) != found:
+            raise ArtifactError(f"{where}: {name}: bounds: expected ascending numbers")
+        bounds[name] = tuple(found)
+        found, buckets = feature.get("counts"), len(bounds[name]) + 1
+        if not _numbers(found, (int,)) or len(found) != buckets or not sum(found):
+            raise ArtifactError(f"{where}: {name}: counts: expected {buckets}, of images")
+        counts[name] = np.array(found, np.int64)
+    return Reference(bounds, counts)
+
+
+def _numbers(found: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(found, list) and all(
+        type(number) in kinds and 0 <= number < 2**53 for number in found
+    )

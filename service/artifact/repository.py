@@ -1,8 +1,7 @@
-"""A model repository: numbered folders of versions, and the note that says which one serves.
+"""A model repository: numbered folders of releases, and the note that says which one serves.
 
-Without a note the highest version that holds serves. ``PROMOTED`` holds one number: that version
-serves, or when it does not hold the next lower one; what is higher was staged, or rolled back from,
-and is tried last.
+Without a note the highest valid release serves. ``PROMOTED`` holds one number: that release serves,
+or the next lower one if it is invalid; higher ones were staged or rolled back from, and come last.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ import os
 import re
 from pathlib import Path
 
-from service.artifact.format import ArtifactError
+from service.artifact.errors import ArtifactError
 from service.host.files import read_regular
 
 PROMOTED = "PROMOTED"
 MAX_NOTE_BYTES = 64
-# A version's name: ASCII digits without leading zeros. \d would match digits of other scripts.
+# A release's name: ASCII digits without leading zeros. \d would match digits of other scripts.
 NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 
 
@@ -25,7 +24,7 @@ def name_of(repository: Path) -> str:
     return Path(os.path.abspath(repository)).name  # noqa: PTH100 - resolve() would follow links
 
 
-def versions(repository: Path) -> list[Path]:
+def releases(repository: Path) -> list[Path]:
     """Folders of the repository whose name is a ``NUMBER``, the highest first.
 
     Raises:
@@ -42,7 +41,7 @@ def versions(repository: Path) -> list[Path]:
 
 
 def promoted(repository: Path) -> int | None:
-    """The version that was promoted; None without a note.
+    """The release that was promoted; None without a note.
 
     Raises:
         ArtifactError: If the note is no number.
@@ -54,21 +53,21 @@ def promoted(repository: Path) -> int | None:
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{PROMOTED}: unreadable: {error}") from None
     if not NUMBER.fullmatch(text):
-        raise ArtifactError(f"{PROMOTED}: expected the number of a version, got {text[:40]!r}")
+        raise ArtifactError(f"{PROMOTED}: expected the number of a release, got {text[:40]!r}")
     return int(text)
 
 
 def in_serving_order(repository: Path, pinned: int = 0) -> list[Path]:
-    """The versions a server tries, the first one first.
+    """The releases that a server tries, the first one first.
 
     Args:
-        repository: Folder of versions.
-        pinned: The only version to consider, or 0 for any.
+        repository: Folder of releases.
+        pinned: The only release to consider, or 0 for any.
 
     Raises:
         ArtifactError: If the repository or its note can not be read.
     """
-    found = versions(repository)
+    found = releases(repository)
     if pinned:
         return [folder for folder in found if int(folder.name) == pinned]
     first = promoted(repository)

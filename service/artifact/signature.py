@@ -1,6 +1,6 @@
-"""Detached signatures of artifacts: Ed25519 over the bytes of the manifest.
+"""Detached signatures of releases: Ed25519 over the bytes of the manifest.
 
-The manifest holds the SHA-256 of every other file, so signing it signs the version.
+The manifest holds the SHA-256 of every other file, so signing it signs the release.
 Nothing imports this module, which needs ``cryptography``, unless a key is given.
 """
 
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.artifact.format import SIGNATURE, ArtifactError, KeyFileError
+from service.artifact.errors import ArtifactError, KeyFileError
+from service.artifact.format import SIGNATURE
 from service.host.extras import not_installed
 
 try:

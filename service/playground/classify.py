@@ -180,7 +180,8 @@ async def _read_in_time(request: web.Request) -> Images:
 def _as_json(request: Request) -> dict[str, Any]:
     """A request that has its result, as the proto3 JSON mapping of ClassifyResponse.
 
-    Each prediction on an image file also has ``pixels``: what the network saw, 784 bytes as base64.
+    Beside that it has the class ``labels``, in the order of the probabilities, and each prediction
+    on an image file has ``pixels``: what the network saw, 784 bytes as base64.
     """
     result = request.result
     assert result is not None
@@ -195,6 +196,7 @@ def _as_json(request: Request) -> dict[str, Any]:
     model = result.model
     return {
         "predictions": predictions,
+        "labels": model.artifact.labels,
         "model": {
             "name": model.name,
             "version": model.version,

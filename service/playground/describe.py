@@ -25,7 +25,7 @@ def describe(gate: Gate, transport: str) -> dict[str, str]:
         return {**facts, "model": "loading"}
     return {
         **facts,
-        "model": f"{model.name}, version {model.version}",
+        "model": f"{model.name}, release {model.version}",
         "precision": model.precision,
         "runs on": model.provider,
         "sha256": model.sha256,

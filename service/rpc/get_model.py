@@ -88,6 +88,6 @@ def answer_get_model(gate: Gate, message: bytes) -> Message | Status:
     )
     return digits_pb2.GetModelResponse(
         model=ref,
-        labels=model.artifact.manifest["labels"],
+        labels=model.artifact.labels,
         manifest_json=model.artifact.manifest_json,
     )

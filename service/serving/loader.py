@@ -1,19 +1,28 @@
-"""From a repository of versions to a model that is proven ready to serve.
+"""From a repository of releases to a model that is proven ready to serve.
 
-Three kinds of things go wrong. The content of a version does not hold: it is refused, and not tried
-again until one of its files changes. The environment fails (no file descriptor, no memory, a
-network volume that is away): that says nothing about the version, which is tried again at the next
-look. The device or a key can not be used: no version can serve, and the caller is told.
+Three kinds of things go wrong. A release is invalid: it is rejected, and not tried again until one
+of its files changes. The environment fails (no file descriptor, no memory, a network volume that is
+away): that says nothing about the release, which is tried again at the next poll. The device or a
+key can not be used: no release can serve, and the caller gets the error.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from service.artifact.format import INPUT, MANIFEST, MODEL, OUTPUTS, ArtifactError, load_artifact
+from service.artifact.errors import ArtifactError
+from service.artifact.format import (
+    INPUT,
+    MANIFEST,
+    OUTPUTS,
+    Artifact,
+    Variant,
+    load_artifact,
+    model_file,
+)
 from service.artifact.repository import in_serving_order, name_of
 from service.serving.cost import warm_up_sizes
 from service.serving.engine import DeviceError, Engine, cuda_problem, is_exhausted
@@ -21,24 +30,27 @@ from service.serving.model import ServedModel
 
 logger = logging.getLogger(__name__)
 
-# Results of a load: it serves, its content is invalid, or the environment failed.
+# Results of a load: it serves, it is invalid, or the environment failed.
 LOADED, REFUSED, FAILED = "loaded", "refused", "failed"
+# Which variant serves, the preferred one first: int8 is made for the CPU, and slower on CUDA.
+ON_CPU, ON_CUDA = ("int8", "fp32"), ("fp32",)
 
 # Name, time of change and size of every file.
 Fingerprint = tuple[tuple[str, int, int], ...]
 
 
 class ModelLoader:
-    """Decides which version of a repository serves, again and again.
+    """Decides which release of a repository serves, at every poll.
 
     Args:
-        repository: Folder of versions.
-        pinned: The only version to consider, or 0 for any.
+        repository: Folder of releases.
+        pinned: The only release to consider, or 0 for any.
         device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto``, or the only one that may serve.
         intra_op_threads: Threads inside one inference.
         max_batch_size: Largest batch to warm up with.
-        public_key: Key that must have signed a version; None asks for no signature.
-        on_load: Told ``LOADED``, ``REFUSED`` or ``FAILED`` for every version that is tried.
+        public_key: Key that must have signed a release; None asks for no signature.
+        on_load: Gets ``LOADED``, ``REFUSED`` or ``FAILED`` for every release that is tried.
     """
 
     def __init__(
@@ -47,6 +59,7 @@ class ModelLoader:
         *,
         pinned: int,
         device: str,
+        precision: str,
         intra_op_threads: int,
         max_batch_size: int,
         public_key: Path | None,
@@ -58,40 +71,41 @@ class ModelLoader:
             load_model,
             name=name_of(repository),
             device=device,
+            precision=precision,
             intra_op_threads=intra_op_threads,
             max_batch_size=max_batch_size,
             public_key=public_key,
         )
         self._on_load = on_load
         self._refused: dict[Path, Fingerprint] = {}
-        # What kept a version from being loaded at the last look; logged once, not at every look.
+        # Why a release could not be loaded at the last poll; logged once, not at every poll.
         self._failed: dict[Path, str] = {}
 
     def load(self) -> ServedModel:
-        """The first version in serving order that holds.
+        """The first valid release in serving order.
 
         Raises:
-            ArtifactError: If no version holds; why not has been logged for each.
+            ArtifactError: If none is valid; the reason has been logged for each.
             DeviceError: If the device can not serve.
             KeyFileError: If the key can not be used.
         """
         model = self.load_other_than(None)
         if model is None:
-            wanted = f"version {self._pinned}" if self._pinned else "a valid version"
-            failed = "".join(f"; version {at.name}: {why}" for at, why in self._failed.items())
+            wanted = f"release {self._pinned}" if self._pinned else "a valid release"
+            failed = "".join(f"; release {at.name}: {why}" for at, why in self._failed.items())
             raise ArtifactError(f"{self._repository}: expected {wanted}, found none{failed}")
         return model
 
     def forget_refusals(self) -> None:
-        """Lets what was refused be tried again."""
+        """Lets rejected releases be tried again."""
         self._refused.clear()
 
     def load_other_than(self, current: ServedModel | None) -> ServedModel | None:
         """What should serve in place of ``current``; None when that is what should.
 
-        A version that was refused is not tried again until one of its files changes. One that could
-        not be loaded is tried at every look: until then ``current`` goes on serving, and without
-        one the next version serves.
+        A release that was rejected is not tried again until one of its files changes. One that
+        could not be loaded is tried at every poll: until then ``current`` goes on serving, and
+        without one the next release serves.
 
         Raises:
             ArtifactError: If the repository can not be read.
@@ -106,11 +120,12 @@ class ModelLoader:
                 continue
             try:
                 model = self._load(folder)
+                _check_labels(model, current)
             except ArtifactError as error:
                 self._refused[folder] = fingerprint
                 self._failed.pop(folder, None)
                 self._on_load(REFUSED)
-                logger.error("model version %s rejected: %s", folder.name, error)
+                logger.error("release %s rejected: %s", folder.name, error)
             except (OSError, MemoryError) as error:
                 self._note_failure(folder, error)
                 self._on_load(FAILED)
@@ -125,7 +140,7 @@ class ModelLoader:
     def _note_failure(self, folder: Path, error: OSError | MemoryError) -> None:
         why = str(error) or type(error).__name__
         if self._failed.get(folder) != why:
-            logger.error("model version %s not loaded, will be retried: %s", folder.name, why)
+            logger.error("release %s not loaded, will be retried: %s", folder.name, why)
         self._failed[folder] = why
 
 
@@ -139,6 +154,13 @@ def _fingerprint(folder: Path) -> Fingerprint:
     return tuple(sorted((name, stat.st_ctime_ns, stat.st_size) for name, stat in entries))
 
 
+def _check_labels(model: ServedModel, current: ServedModel | None) -> None:
+    """Callers have learned the labels of the model in service."""
+    if current is not None and model.artifact.labels != current.artifact.labels:
+        expected, got = list(current.artifact.labels), list(model.artifact.labels)
+        raise ArtifactError(f"{MANIFEST}: labels: expected {expected}, as in service, got {got}")
+
+
 def load_model(
     folder: Path,
     name: str,
@@ -146,12 +168,17 @@ def load_model(
     device: str,
     intra_op_threads: int,
     max_batch_size: int,
+    precision: str = "auto",
     public_key: Path | None = None,
 ) -> ServedModel:
-    """Verifies one version, runs its golden digits on a new engine, and warms that up.
+    """Verifies one release, and makes an engine of the best variant that can serve.
+
+    A variant that onnxruntime rejects, or that answers golden digits otherwise on this machine, is
+    passed over with a warning. A file that is not what the manifest says makes the whole release
+    invalid: it is damaged, or still being copied.
 
     Raises:
-        ArtifactError: If anything does not hold.
+        ArtifactError: If the release is invalid, or no variant can serve.
         DeviceError: If the device can not serve.
         KeyFileError: If the key can not be used.
         OSError: If a file can not be read for a reason that is not its own.
@@ -161,35 +188,53 @@ def load_model(
     if artifact.manifest["name"] != name:
         got = f"expected {name!r}, the name of the repository, got {artifact.manifest['name']!r}"
         raise ArtifactError(f"{MANIFEST}: name: {got}")
-    if artifact.precision == "int8" and device != "cpu" and cuda_problem() is None:
-        raise ArtifactError("precision: int8 runs on the CPU, and this server uses CUDA")
-    try:
-        engine = Engine(artifact.model, device=device, intra_op_threads=intra_op_threads)
-        _check_signature(engine)
-        answered = engine.run(artifact.golden.images)
-        batch_seconds = engine.warm_up(warm_up_sizes(max_batch_size))
-    except (ArtifactError, DeviceError, OSError):
-        raise
-    except Exception as error:  # onnxruntime raises many types on a bad model
-        if is_exhausted(error):
-            raise MemoryError(f"{MODEL}: {error}") from error
-        raise ArtifactError(f"{MODEL}: onnxruntime refuses it: {error}") from error
-    artifact.golden.check(answered, artifact.precision)
-    return ServedModel(
-        name=name,
-        version=artifact.version,
-        sha256=artifact.manifest["files"][MODEL],
-        precision=artifact.precision,
-        provider=engine.provider,
-        artifact=artifact,
-        engine=engine,
-        batch_seconds=batch_seconds,
-    )
+    errors = []
+    for variant in _candidates(artifact, device, precision):
+        try:
+            engine = Engine(variant.model, device=device, intra_op_threads=intra_op_threads)
+            batch_seconds = _try_out(engine, artifact, variant, max_batch_size)
+        except ArtifactError as error:
+            errors.append(f"{variant.precision}: {error}")
+            continue
+        except (DeviceError, OSError):
+            raise
+        except Exception as error:  # onnxruntime raises many types on a bad model
+            file = model_file(variant.precision)
+            if is_exhausted(error):
+                raise MemoryError(f"{file}: {error}") from error
+            errors.append(f"{file}: onnxruntime rejects it: {error}")
+            continue
+        if errors:
+            logger.warning(
+                "release %s serves %s: %s", folder.name, variant.precision, "; ".join(errors)
+            )
+        return ServedModel(name, artifact, variant, engine.provider, engine, batch_seconds)
+    raise ArtifactError("; ".join(errors))
 
 
-def _check_signature(engine: Engine) -> None:
+def _candidates(artifact: Artifact, device: str, precision: str) -> Sequence[Variant]:
+    """The variants to try, the first one first; at least one."""
+    on_cuda = device != "cpu" and cuda_problem() is None
+    usable = ON_CUDA if on_cuda else ON_CPU
+    wanted = [one for one in usable if precision in ("auto", one)]
+    found = [artifact.variants[one] for one in wanted if one in artifact.variants]
+    if not found:
+        expected = " or ".join(wanted) or f"{' or '.join(usable)}, since CUDA runs no int8"
+        raise ArtifactError(
+            f"precision: expected {expected}, got a release with {', '.join(artifact.variants)}"
+        )
+    return found
+
+
+def _try_out(
+    engine: Engine, artifact: Artifact, variant: Variant, max_batch_size: int
+) -> dict[int, float]:
+    """Runs golden digits and warms up; returns the seconds of each size of batch."""
+    file = model_file(variant.precision)
     inputs, outputs = engine.signature()
     if inputs != [INPUT["name"]]:
-        raise ArtifactError(f"{MODEL}: inputs: expected {[INPUT['name']]}, got {inputs}")
+        raise ArtifactError(f"{file}: inputs: expected {[INPUT['name']]}, got {inputs}")
     if outputs != list(OUTPUTS):
-        raise ArtifactError(f"{MODEL}: outputs: expected {list(OUTPUTS)}, got {outputs}")
+        raise ArtifactError(f"{file}: outputs: expected {list(OUTPUTS)}, got {outputs}")
+    artifact.golden.check(engine.run(artifact.golden.images), variant.precision)
+    return engine.warm_up(warm_up_sizes(max_batch_size))

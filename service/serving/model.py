@@ -12,7 +12,7 @@ import numpy.typing as npt
 from service.serving.request import IMAGE_SIDE
 
 if TYPE_CHECKING:
-    from service.artifact.format import Artifact
+    from service.artifact.format import Artifact, Variant
     from service.serving.engine import Engine
 
 
@@ -22,23 +22,34 @@ class ServedModel:
 
     Attributes:
         name: Of the repository that it is from.
-        version: A number in text.
-        sha256: Of the model file.
-        precision: ``fp32`` or ``int8``.
+        artifact: The release.
+        variant: The model of it that serves.
         provider: The execution provider that runs it.
-        artifact: What was verified.
         engine: What runs it.
         batch_seconds: Size of a batch to its duration on one slot, measured at warm-up.
     """
 
     name: str
-    version: str
-    sha256: str
-    precision: str
-    provider: str
     artifact: Artifact
+    variant: Variant
+    provider: str
     engine: Engine
     batch_seconds: Mapping[int, float]
+
+    @property
+    def version(self) -> str:
+        """The number of the release, in text."""
+        return self.artifact.version
+
+    @property
+    def sha256(self) -> str:
+        """Of the model file."""
+        return self.variant.sha256
+
+    @property
+    def precision(self) -> str:
+        """``fp32`` or ``int8``."""
+        return self.variant.precision
 
 
 class Predictions:

@@ -57,10 +57,10 @@ class AnswerMetrics(Collector):
         self._lock = threading.Lock()
         registry.register(self)
 
-    def compare_with(self, reference: Reference | None) -> None:
+    def compare_with(self, reference: Reference) -> None:
         """Another model serves: what comes from here on is compared with its reference."""
         with self._lock:
-            self._window = None if reference is None else Window(reference)
+            self._window = Window(reference)
 
     def look_at(self, seen: Sequence[Seen]) -> None:
         """Counts what was answered, best by the hundred: numpy costs as much for one image."""

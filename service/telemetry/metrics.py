@@ -187,7 +187,7 @@ class Metrics:
         )
         loads = Counter(
             "digits_model_loads_total",
-            "Attempts to load a model version.",
+            "Attempts to load a release of the model.",
             ["result"],
             registry=self.registry,
         )
@@ -343,10 +343,10 @@ class Metrics:
         self._model_info.labels(model.version, model.sha256, model.precision, model.provider).set(1)
         self._device_fallback.set(model.engine.fell_back)
         self._count()  # by the reference that they belong to
-        self._answers.compare_with(model.artifact.reference)
+        self._answers.compare_with(model.variant.reference)
 
     def model_load(self, result: str) -> None:
-        """A version was ``loaded`` or ``refused``, or loading it ``failed`` and is tried again."""
+        """A release was ``loaded`` or ``refused``, or loading it ``failed`` and is tried again."""
         self._loads[result].inc()
 
     def golden_check(self, *, passed: bool) -> None:

@@ -259,7 +259,7 @@ def _described_model(client: DigitClient) -> str:
         model, manifest = client.get_model()
     except DigitError as error:
         return f"GetModel at {error.address}: {error.code.name},"
-    accuracy = manifest["accuracy"]["accuracy"]
+    accuracy = manifest["variants"][model.precision]["accuracy"]["accuracy"]
     return f"{model.name}/{model.version} (accuracy {accuracy:.2%})"
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from string import Template
 
 import pytest
 import yaml
@@ -150,5 +151,6 @@ def image():
 
 def image_variables():
     """The environment that the image sets."""
+    defaults = dict(a.split("=", 1) for name, a in dockerfile() if name == "ARG" and "=" in a)
     pairs = (pair.split("=", 1) for arguments in image()["ENV"] for pair in arguments.split())
-    return dict(pairs)
+    return {name: Template(value).safe_substitute(defaults) for name, value in pairs}

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from digits.v1 import digits_pb2
-from service.artifact.format import load_artifact
+from service.artifact.repository import in_serving_order
 from service.config import load_config
-from tests.conftest import REPOSITORY
+from tests.conftest import COMMITTED
 
 pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
@@ -301,11 +301,9 @@ def test_loader_writes_to_the_claim_and_is_restricted_too(with_component):
     assert same.items() <= loader["spec"]["securityContext"].items()
 
 
-def test_model_images_tag_is_the_version_that_serves(with_component):
+def test_model_images_tag_is_the_release_that_serves(with_component):
     (volume,) = [v for v in with_component("model-image").pod["volumes"] if v["name"] == "models"]
-    version = max(int(path.name) for path in REPOSITORY.iterdir() if path.name.isdigit())
-    assert volume["image"]["reference"] == f"digits-models:{version}"
-    assert load_artifact(REPOSITORY / str(version))
+    release = in_serving_order(COMMITTED)[0].name
+    assert volume["image"]["reference"] == f"digits-models:{release}"
     text = (DEPLOY / "Dockerfile.model").read_text()
-    assert f"digits-models:{version}" in text
-    assert "\nCOPY models/digits /\n" in text
+    assert "\nARG MODELS=models/digits\nCOPY ${MODELS} /\n" in text

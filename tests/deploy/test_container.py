@@ -29,10 +29,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
 from digits.client import DigitClient
-from service.artifact.format import MANIFEST, MODEL, load_artifact
+from service.artifact.format import MANIFEST, load_artifact
 from service.artifact.repository import in_serving_order
 from service.rpc.classify import SERVICE
-from tests.conftest import REPOSITORY, wait_until
+from service.serving.loader import ON_CPU
+from tests.conftest import COMMITTED, wait_until
+from tests.releases import FP32
 
 pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
@@ -250,19 +252,19 @@ def test_sigterm_during_the_load_of_a_model_ends_the_process(start):
 
 
 def test_model_from_a_mounted_volume_serves_and_a_damaged_one_does_not(start, tmp_path):
-    version = in_serving_order(REPOSITORY)[0]
+    version = in_serving_order(COMMITTED)[0]
     good, bad = tmp_path / "good", tmp_path / "bad"
     for folder in (good, bad):
         shutil.copytree(version, folder / version.name)
     tmp_path.chmod(0o755)
-    model = bad / version.name / "model.onnx"
+    model = bad / version.name / FP32
     model.write_bytes(model.read_bytes()[:-1] + b"\0")
     container = start(f"--volume={good}:/models/digits:ro")
     container.wait_for_serving()
-    assert container.announced()["sha256"] == load_artifact(version).manifest["files"]["model.onnx"]
+    assert container.announced()["sha256"] == load_artifact(version).first_of(ON_CPU).sha256
     refused = start(f"--volume={bad}:/models/digits:ro")
     assert refused.exit_code() == 1
-    assert "model.onnx" in refused.logs()
+    assert FP32 in refused.logs()
 
 
 def archive(version, name, cut=None):
@@ -271,11 +273,11 @@ def archive(version, name, cut=None):
     Args:
         version: Folder of the version.
         name: Folder in the archive.
-        cut: Bytes of model.onnx after which the rest is missing.
+        cut: Bytes of the fp32 model after which the rest is missing.
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
-        for file in [version / MODEL] if cut else version.iterdir():
+        for file in [version / FP32] if cut else version.iterdir():
             content = file.read_bytes()[:cut]
             if file.name == MANIFEST:
                 content = json.dumps(json.loads(content) | {"version": NEXT}).encode()
@@ -293,7 +295,7 @@ def test_version_that_comes_onto_the_volume_serves_and_no_call_is_lost(
     component = combined(tmp_path / "overlay", ["model-pvc"])
     (mount,) = [m for m in component.container["volumeMounts"] if m["name"] == "models"]
     assert mount["readOnly"] is True
-    version = in_serving_order(REPOSITORY)[0]
+    version = in_serving_order(COMMITTED)[0]
     volume = tmp_path / "volume"
     shutil.copytree(version, volume / version.name)
     tmp_path.chmod(0o755)

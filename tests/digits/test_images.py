@@ -20,10 +20,11 @@ from digits.images import PictureError, examine, normalise
 from service.artifact.format import load_artifact
 from service.artifact.repository import in_serving_order
 from service.serving.engine import Engine
+from service.serving.loader import ON_CPU
 from service.serving.pictures import Pictures
 from service.serving.request import InvalidInputError
 from tests import presentations as p
-from tests.conftest import REPOSITORY, SAMPLES
+from tests.conftest import COMMITTED, SAMPLES
 
 # Digits of the short form; one more of them wrong than among raw pixels is what chance allows.
 SHORT = 60
@@ -35,7 +36,7 @@ THROUGH_SERVERS = (
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine(load_artifact(in_serving_order(REPOSITORY)[0]).model)
+    return Engine(load_artifact(in_serving_order(COMMITTED)[0]).first_of(ON_CPU).model)
 
 
 def shown(name, digits):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from functools import partial
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,19 +15,23 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from onnx import numpy_helper
 from rich.console import Console
 
-from export.create import make_variants, write_variants
+from export.create import make_release, publish
 from export.gate import gate_fp32, gate_int8
 from export.graph import export_model
+from export.judge import Comparison
 from export.parity import make_references
 from export.quantize import quantize_model
 from training.checkpoint import Checkpoint
 from training.config import TrainingConfig
 from training.data import Split
-from training.evaluate import evaluate, evaluate_corruptions, predict_logits
+from training.evaluate import evaluate, predict_logits
+from training.sets import Sets
 from training.train import Trainer
 
+LABELS = tuple("0123456789")
 CONFIG = TrainingConfig(epochs=12, batch_size=50, ema_decay=0.9, validation=0)
 
 
@@ -56,6 +61,15 @@ class UntilCaught(Silent):
             raise Caught(check)
 
 
+def altered(model, ending, change):
+    """The model with one stored tensor changed in place, in its own type."""
+    proto = onnx.load_from_string(model)
+    [tensor] = [t for t in proto.graph.initializer if t.name.endswith(ending)]
+    values = numpy_helper.to_array(tensor).copy()
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(values), values.dtype), tensor.name))
+    return proto.SerializeToString()
+
+
 @pytest.fixture(scope="session")
 def split(sample):
     return Split(torch.from_numpy(sample["images"]), torch.from_numpy(sample["labels"]))
@@ -66,20 +80,29 @@ def trained(config, split):
     trainer = Trainer(config, split, nothing, Console(file=io.StringIO()))
     model = trainer.run()
     model.temperature.fill_(0.8)
-    predict = partial(predict_logits, model)
     return Checkpoint(
         model=model,
         config=config,
         metrics={
-            **evaluate(predict(split.images), split.labels),
             "train_seconds": trainer.seconds,
             "temperature": 0.8,
-            "corruptions": evaluate_corruptions(predict, split),
+            "selection": "weights of the last epoch",
+            "machine": {"device": "cpu"},
         },
         dataset_sha256={"train": split.digest(), "test": split.digest()},
         versions={"torch": str(torch.__version__)},
         source_commit="unknown",
     )
+
+
+def correct(checkpoint, split):
+    """Images that the trained model gets right."""
+    return evaluate(predict_logits(checkpoint.model, split.images), split.labels)["correct"]
+
+
+@pytest.fixture(scope="session")
+def sets(split):
+    return Sets({"mnist": split}, {"mnist": split})
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +112,7 @@ def checkpoint(split):
 
 @pytest.fixture(scope="session")
 def model(checkpoint):
-    return export_model(checkpoint.model, name="digits")
+    return export_model(checkpoint.model, name="digits", labels=LABELS)
 
 
 @pytest.fixture(scope="session")
@@ -103,23 +126,23 @@ def references(checkpoint, split):
 
 
 @pytest.fixture(scope="session")
-def variants(checkpoint, split):
+def made(checkpoint, sets):
     """What ``make export`` would write."""
-    return make_variants(
-        checkpoint, split, split, name="digits", precision="best", reporter=Silent()
-    )
+    return make_release(checkpoint, sets, precision="best", reporter=Silent())
 
 
 @pytest.fixture
 def gate(checkpoint, model, references, split):
     """The fp32 gate, with anything exchanged."""
+    answers = predict_logits(checkpoint.model, split.images)
 
     def run(examined=model, **changed):
         arguments = {
+            "labels": LABELS,
             "again": examined,
             "references": references,
             "test": split,
-            "confusion": checkpoint.metrics["confusion"],
+            "confusion": evaluate(answers, split.labels)["confusion"],
             "reporter": Silent(),
         }
         return gate_fp32(examined, **(arguments | changed))
@@ -133,6 +156,7 @@ def int8_gate(model, int8_model, references, split):
 
     def run(examined=int8_model, **changed):
         arguments = {
+            "labels": LABELS,
             "again": examined,
             "fp32": model,
             "references": references,
@@ -145,10 +169,11 @@ def int8_gate(model, int8_model, references, split):
 
 
 @pytest.fixture
-def repository(variants, checkpoint, tmp_path):
-    """fp32 as version 1 and int8 as version 2."""
+def repository(made, tmp_path):
+    """Two releases of the same models, judged fit to serve."""
     path = tmp_path / "digits"
-    write_variants(path, variants, checkpoint, on_written=lambda *_: None)
+    for _ in range(2):
+        publish(path, made, Comparison(""))
     return path
 
 

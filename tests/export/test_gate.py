@@ -13,12 +13,13 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export.check import GateReport, at_most, read_report
+from export.check import GateReport, at_most, read_reports, write_reports
 from export.graph import export_model
 from export.parity import BATCH_SIZES, LEVELS, check_decisions, check_options, spread
 from export.probes import near_ties
 from export.sessions import Outputs, digest, run_session, serving_session
-from tests.export.conftest import CONFIG, Caught, UntilCaught, trained
+from service.artifact.errors import ArtifactError
+from tests.export.conftest import CONFIG, LABELS, Caught, UntilCaught, trained
 from training.data import Split
 from training.evaluate import predict_logits
 
@@ -103,7 +104,7 @@ def test_gate_catches_batch_norm_left_in_training_mode(checkpoint, gate):
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean = module.running_var = None
             module.track_running_stats = False
-    exported = export_model(mutant, name="digits")
+    exported = export_model(mutant, name="digits", labels=LABELS)
     with pytest.raises(Caught):
         gate(exported, reporter=UntilCaught())
 
@@ -138,9 +139,13 @@ def test_gate_catches_a_dropped_softmax(model, gate):
 def test_gate_catches_a_stale_file(checkpoint, split, gate):
     other = trained(replace(CONFIG, seed=1, epochs=2), split)
     with pytest.raises(Caught, match="fresh process"):
-        gate(export_model(other.model, name="digits"), again=b"", reporter=UntilCaught())
+        gate(
+            export_model(other.model, name="digits", labels=LABELS),
+            again=b"",
+            reporter=UntilCaught(),
+        )
     with pytest.raises(Caught, match="test images"):
-        gate(export_model(other.model, name="digits"), reporter=UntilCaught())
+        gate(export_model(other.model, name="digits", labels=LABELS), reporter=UntilCaught())
 
 
 def test_gate_catches_a_truncated_file(model, gate):
@@ -241,11 +246,12 @@ def test_digest_sees_every_bit(model, split):
 def test_report_is_one_check_a_line_and_reads_back():
     report = GateReport("abc", [at_most("a", "b", 1, 2), at_most("a", "c", float("nan"), 2)])
     assert report.failed == ["a: c"]
-    text = report.to_json()
-    assert read_report(text) == report
-    assert sum('"group"' in line for line in text.splitlines()) == 2
-    with pytest.raises(ValueError, match="not a gate report"):
-        read_report('{"checks": 3}')
+    data = write_reports({"fp32": report, "int8": report})
+    assert read_reports(data) == {"fp32": report, "int8": report}
+    assert sum(b'"group"' in line for line in data.splitlines()) == 4
+    for content in (b'{"fp32": {"checks": 3}}', b"[]", b"{", b'{"int8": 3}'):
+        with pytest.raises(ArtifactError, match="not a gate report"):
+            read_reports(content)
 
 
 def test_report_without_checks_has_not_passed():

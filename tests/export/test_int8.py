@@ -8,20 +8,12 @@ import pytest
 from onnx import numpy_helper
 
 from export import create
-from export.create import GateError, make_variants
+from export.check import GateError
+from export.create import make_release
 from export.quantize import is_quantizable, quantize_model
 from export.sessions import run_session, serving_session
-from tests.export.conftest import Caught, Silent, UntilCaught, trained
+from tests.export.conftest import Caught, Silent, UntilCaught, altered, trained
 from training.config import make_config
-
-
-def altered(model, ending, change):
-    """The model with one stored tensor changed in place, in its own type."""
-    proto = onnx.load_from_string(model)
-    [tensor] = [t for t in proto.graph.initializer if t.name.endswith(ending)]
-    values = numpy_helper.to_array(tensor).copy()
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(values), values.dtype), tensor.name))
-    return proto.SerializeToString()
 
 
 def test_gate_passes_int8_and_lists_what_changed(int8_gate):
@@ -106,35 +98,38 @@ def test_gate_catches_a_layer_left_in_float(model, int8_gate):
         int8_gate(model, reporter=UntilCaught())
 
 
-def test_int8_serves_when_it_passes(variants, model, int8_model):
-    assert [variant.precision for variant in variants] == ["fp32", "int8"]
-    assert variants[0].model == model
-    assert variants[1].model == int8_model
-    exact, quantised = (variant.accuracy["correct"] for variant in variants)
+def test_int8_is_in_the_release_when_it_passes(made, model, int8_model):
+    assert [variant.precision for variant in made.variants] == ["fp32", "int8"]
+    assert [variant.model for variant in made.variants] == [model, int8_model]
+    assert made.left_out == ""
+    exact, quantised = (variant.accuracy["correct"] for variant in made.variants)
     assert abs(exact - quantised) <= 2
-    assert variants[1].accuracy != variants[0].accuracy  # measured, not copied
+    assert made.variants[1].accuracy != made.variants[0].accuracy  # measured, not copied
 
 
-def test_golden_digits_are_of_their_own_variant(variants):
-    for variant in variants:
-        outputs = run_session(serving_session(variant.model), variant.golden.images)
-        np.testing.assert_array_equal(variant.golden.probabilities, outputs.probabilities)
+def test_golden_digits_hold_the_answers_of_each_variant(made):
+    for variant in made.variants:
+        outputs = run_session(serving_session(variant.model), made.golden.images)
+        expected = made.golden.probabilities[variant.precision]
+        np.testing.assert_array_equal(expected, outputs.probabilities)
 
 
-def test_network_without_convolutions_stays_fp32(split, monkeypatch):
+def test_network_without_convolutions_stays_fp32_and_says_why(split, sets, monkeypatch):
     monkeypatch.setattr(create, "in_fresh_process", lambda function, *given: function(*given))
     config = make_config("classic", {"arch": "mlp", "epochs": 3, "validation": 0})
     checkpoint = trained(config, split)
-    made = [
-        make_variants(checkpoint, split, split, name="digits", precision=p, reporter=Silent())
-        for p in ("fp32", "best")
+    releases = [
+        make_release(checkpoint, sets, precision=precision, reporter=Silent())
+        for precision in ("fp32", "best")
     ]
-    assert [[v.precision for v in variants] for variants in made] == [["fp32"], ["fp32"]]
-    assert not is_quantizable(made[0][0].model)
+    assert [[v.precision for v in each.variants] for each in releases] == [["fp32"], ["fp32"]]
+    assert "fp32 was asked for" in releases[0].left_out
+    assert "no convolution" in releases[1].left_out
+    assert not is_quantizable(releases[0].variants[0].model)
 
 
-def test_failing_int8_is_left_out_unless_it_was_asked_for(
-    checkpoint, split, references, monkeypatch
+def test_failing_int8_is_left_out_with_its_reason_unless_it_was_asked_for(
+    checkpoint, sets, references, monkeypatch
 ):
     def broken(model, images):
         return altered(quantize_model(model, images), "temperature", np.ones_like)
@@ -144,10 +139,10 @@ def test_failing_int8_is_left_out_unless_it_was_asked_for(
     monkeypatch.setattr(create, "in_fresh_process", lambda function, *given: function(*given))
 
     def make(precision):
-        return make_variants(
-            checkpoint, split, split, name="digits", precision=precision, reporter=Silent()
-        )
+        return make_release(checkpoint, sets, precision=precision, reporter=Silent())
 
-    assert [variant.precision for variant in make("best")] == ["fp32"]
+    made = make("best")
+    assert [variant.precision for variant in made.variants] == ["fp32"]
+    assert made.left_out.startswith("it did not pass its gate: weights: ")
     with pytest.raises(GateError, match="int8: weights"):
         make("int8")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from digits.oip import inference_pb2
 from digits.v1 import digits_pb2
-from service.artifact.format import GOLDEN, MODEL, Artifact, load_artifact, sha256
+from service.artifact.format import Artifact, load_artifact, sha256
+from service.artifact.golden import GOLDEN, PROBABILITIES
 from service.artifact.repository import in_serving_order
 from tests.conftest import REPOSITORY, SAMPLES
 
@@ -145,18 +146,21 @@ def served_artifact() -> Artifact:
 
 def manifest_with(artifact: Artifact, **contents: bytes) -> bytes:
     """Its manifest, with the hashes of other contents of ``model`` and ``golden``."""
-    names = {"model": MODEL, "golden": GOLDEN}
-    hashes = {names[part]: sha256(data) for part, data in contents.items()}
-    manifest = artifact.manifest | {"files": artifact.manifest["files"] | hashes}
+    manifest = json.loads(artifact.manifest_json)
+    if "model" in contents:
+        manifest["variants"]["fp32"]["sha256"] = sha256(contents["model"])
+    if "golden" in contents:
+        manifest["files"][GOLDEN] = sha256(contents["golden"])
     return json.dumps(manifest).encode()
 
 
 def npy_members(artifact: Artifact) -> dict[str, bytes]:
     """The members of its golden.npz, as .npy files."""
-    members = {}
-    for name in ("images", "labels", "probabilities"):
+    golden, members = artifact.golden, {}
+    answers = {PROBABILITIES.format(name): each for name, each in golden.probabilities.items()}
+    for name, array in {"images": golden.images, "labels": golden.labels, **answers}.items():
         buffer = io.BytesIO()
-        np.save(buffer, getattr(artifact.golden, name))
+        np.save(buffer, array)
         members[f"{name}.npy"] = buffer.getvalue()
     return members
 

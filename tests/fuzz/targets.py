@@ -19,16 +19,9 @@ from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
 from digits.v1 import digits_pb2
-from service.artifact.format import (
-    GOLDEN,
-    MANIFEST,
-    MODEL,
-    PARITY,
-    SIGNATURE,
-    ArtifactError,
-    KeyFileError,
-    load_artifact,
-)
+from service.artifact.errors import ArtifactError, KeyFileError
+from service.artifact.format import MANIFEST, PARITY, SIGNATURE, load_artifact
+from service.artifact.golden import GOLDEN
 from service.artifact.repository import PROMOTED, in_serving_order
 from service.config import ServerConfig, load_config
 from service.http2 import Connection, ConnectionLimits
@@ -48,6 +41,7 @@ from service.serving.request import IMAGE_BYTES
 from service.settings import ConfigError
 from tests.conftest import REPOSITORY
 from tests.fuzz import inputs
+from tests.releases import FP32, INT8
 
 MAX_IMAGES = 4
 ANSWER_TIMEOUT_S = 20
@@ -338,7 +332,7 @@ class Artifacts(Target):
         super().__init__(folder)
         self.artifact = inputs.served_artifact()
         source = REPOSITORY / self.artifact.version
-        self.good = {name: (source / name).read_bytes() for name in (MODEL, GOLDEN, PARITY)}
+        self.good = {name: (source / name).read_bytes() for name in (FP32, INT8, GOLDEN, PARITY)}
         self.good[MANIFEST] = self.artifact.manifest_json.encode()
         self.members = inputs.npy_members(self.artifact)
         self.version = folder / self.artifact.version
@@ -371,7 +365,7 @@ class Artifacts(Target):
         assert load_artifact(self.version).manifest == self.artifact.manifest
 
     def _write(self, **changed: bytes) -> None:
-        names = {"model": MODEL, "golden": GOLDEN, "manifest": MANIFEST}
+        names = {"model": FP32, "golden": GOLDEN, "manifest": MANIFEST}
         files = self.good | {names[part]: data for part, data in changed.items()}
         for name, data in files.items():
             (self.version / name).write_bytes(data)
@@ -386,7 +380,7 @@ class Artifacts(Target):
 
     def _golden(self, data: bytes) -> None:
         self._write(golden=data, manifest=inputs.manifest_with(self.artifact, golden=data))
-        load_artifact(self.version).golden.check(self.artifact.golden.probabilities, "fp32")
+        load_artifact(self.version).golden.check(self.artifact.golden.probabilities["fp32"], "fp32")
 
     def _member(self, name: str):
         def run(data: bytes) -> None:
@@ -424,7 +418,7 @@ MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=
 
 
 class Models(Target):
-    """model.onnx with right hashes, up to a session of onnxruntime and its golden digits."""
+    """A model with right hashes, up to a session of onnxruntime and its golden digits."""
 
     max_bytes = 110_000
 
@@ -433,7 +427,7 @@ class Models(Target):
         self.artifacts = Artifacts(folder)
 
     def seeds(self):
-        return [self.artifacts.good[MODEL]]
+        return [self.artifacts.good[FP32]]
 
     def run(self, data):
         manifest = inputs.manifest_with(self.artifacts.artifact, model=data)

@@ -16,11 +16,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from benchmarks.harness import check_answers
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.attacks import attacks
 from tests.conftest import wait_until
+from tests.releases import check_answers
 from tests.service.test_rpc import IMAGE, encoded, handled, pixels, refused, scrape
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])

@@ -28,8 +28,8 @@ from service.rpc.grpcio import GrpcioCall
 from service.server import DigitsServer
 from service.serving.request import Request
 from tests.conftest import REPOSITORY, SAMPLES, wait_until
+from tests.releases import copy_release
 from tests.service.test_oip import infer
-from tests.service.test_reload import add_version
 
 CLASSIFY = "/digits.v1.DigitClassifierService/Classify"
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -124,7 +124,7 @@ def test_model_is_let_go_when_another_serves_and_after_looks_that_failed(tmp_pat
     repository, elsewhere, said = tmp_path / "digits", tmp_path / "elsewhere", []
     monkeypatch.setattr("service.reloader.logger.error", lambda text, error: said.append(text))
     for number in (1, 2):
-        add_version(repository, number, "1")
+        copy_release(repository, number, "1")
     promote(repository, 1)
 
     def visit(server):

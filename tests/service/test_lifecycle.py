@@ -368,10 +368,10 @@ def test_wrong_settings_exit_with_2_and_name_each():
 
 def test_repository_without_a_valid_version_exits_with_1_and_the_reason(tmp_path):
     shutil.copytree(REPOSITORY / "1", tmp_path / "1")
-    (tmp_path / "1/model.onnx").write_bytes(b"half")
+    (tmp_path / "1/model.fp32.onnx").write_bytes(b"half")
     done = run_serve(f"--model-repository={tmp_path}")
     assert done.returncode == 1
-    assert "version 1 rejected: model.onnx: expected sha256" in done.stderr
+    assert "release 1 rejected: model.fp32.onnx: expected sha256" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -399,8 +399,7 @@ def test_cuda_that_is_not_there_exits_with_1_and_never_serves():
 def test_announcement_says_what_is_served_and_how_to_try_it(start_server):
     server = start_server()
     announced = server.announced
-    newest = max(int(p.name) for p in REPOSITORY.iterdir() if p.name.isdecimal())
-    assert announced["model"] == f"digits version {newest}"
+    assert announced["model"] == "digits release 2"
     assert len(announced["sha256"]) == 64
     assert announced["precision"] == "int8"
     assert announced["provider"].startswith("CPUExecutionProvider (")
@@ -453,4 +452,4 @@ def test_server_that_requires_a_signature_serves_nothing_unsigned(tmp_path):
     assert process.wait(START_TIMEOUT_S) == 1
     log = (tmp_path / "log").read_text()
     assert "rejected: manifest.sig: No such file" in log
-    assert "expected a valid version, found none" in log
+    assert "expected a valid release, found none" in log

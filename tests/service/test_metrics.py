@@ -21,8 +21,9 @@ from export.artifact import promote
 from service.rpc.classify import SERVICE
 from service.telemetry.metrics import LATENCY_BUCKETS
 from tests.conftest import SAMPLES, wait_until
+from tests.releases import copy_release
 from tests.service.test_overload import LARGE, LONG, NO_RETRIES, TRANSPORTS
-from tests.service.test_reload import FAST, add_version, repository  # noqa: F401 - a fixture
+from tests.service.test_reload import FAST, repository  # noqa: F401 - a fixture
 from tests.service.test_rpc import encoded, pixels, scrape, stream_of
 
 CLASSIFY = f'grpc_method="Classify",grpc_service="{SERVICE}",grpc_type="unary"'
@@ -149,7 +150,7 @@ def test_cancellation_leaves_no_call_uncounted(start_server, connect, transport)
 
 
 def test_reload_loses_no_count(start_server, connect, repository):  # noqa: F811 - a fixture
-    add_version(repository, 2, "4")
+    copy_release(repository, 2, "2")
     promote(repository, 1)
     server = start_server(f"--model-repository={repository}", FAST)
     stub, answered, ended = connect(server), [], threading.Event()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from benchmarks.harness import check_answers
 from tests.conftest import running_server
+from tests.releases import check_answers
 
 OIP = "inference.GRPCInferenceService"
 REFLECTION = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo"

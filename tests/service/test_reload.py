@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -18,40 +16,34 @@ import psutil
 import pytest
 
 from digits.client import DigitClient
+from export.__main__ import main as export_command
 from export.artifact import promote
-from service.artifact.format import GOLDEN, MANIFEST, MODEL, load_artifact, read_golden, sha256
+from service.artifact.format import MANIFEST, load_artifact
+from service.artifact.golden import GOLDEN, Golden, read_golden, write_golden
 from service.config import ServerConfig
 from service.server import DigitsServer
 from service.serving.engine import Engine
 from service.serving.loader import ModelLoader
 from tests.conftest import REPOSITORY, wait_until
+from tests.releases import FP32, copy_release, rewrite
 from tests.service.trap import write_trap
 
 FAST = "--reload-interval-s=0.05"
-
-
-def add_version(repository, number, source):
-    """Another version with the content of a committed one, written as the exporter does."""
-    temporary = repository / f".copy-{number}"
-    shutil.copytree(REPOSITORY / source, temporary)
-    manifest = json.loads((temporary / MANIFEST).read_text())
-    (temporary / MANIFEST).write_text(json.dumps(manifest | {"version": number}))
-    temporary.rename(repository / str(number))
-    return repository / str(number)
+PINNED = "--precision=fp32"  # for answers that are exact
 
 
 @pytest.fixture
 def repository(tmp_path):
     path = tmp_path / "digits"
     path.mkdir()
-    add_version(path, 1, "1")
+    copy_release(path, 1, "1")
     return path
 
 
 def loader_of(repository, pinned=0, results=None):
     return ModelLoader(
-        repository, pinned=pinned, device="cpu", intra_op_threads=1, max_batch_size=4,
-        public_key=None, on_load=([] if results is None else results).append,
+        repository, pinned=pinned, device="cpu", precision="auto", intra_op_threads=1,
+        max_batch_size=4, public_key=None, on_load=([] if results is None else results).append,
     )  # fmt: skip
 
 
@@ -99,21 +91,23 @@ def probabilities(answered):
 
 
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
-def test_versions_change_under_load_without_a_failed_or_mixed_answer(
+def test_releases_change_under_load_without_a_failed_or_mixed_answer(
     transport, repository, start_server, sample
 ):
-    server = start_server(f"--model-repository={repository}", f"--transport={transport}", FAST)
+    server = start_server(
+        f"--model-repository={repository}", f"--transport={transport}", FAST, PINNED
+    )
     # 250: several batches of the server's, and one request of the client's.
     batches = [sample["images"][:1], sample["images"][:250], sample["images"][7:9]]
     with callers(server, batches) as (answers, errors):
         for number in range(2, 8):
-            add_version(repository, number, source_of(number))
+            copy_release(repository, number, source_of(number))
             wait_until(lambda number=number: serving_version(server) == number)
         wait_until(lambda: errors or answers[-1][1].model.version == "7")
     assert errors == []
     seen = {answered.model.version for _, answered in answers}
     assert seen >= {"1", "7"}
-    engines = {source: Engine((REPOSITORY / source / MODEL).read_bytes()) for source in "12"}
+    engines = {source: Engine((REPOSITORY / source / FP32).read_bytes()) for source in "12"}
     for images, answered in answers:
         expected = engines[source_of(int(answered.model.version))].run(images)
         assert np.abs(probabilities(answered) - expected).max() < 1e-5
@@ -144,7 +138,7 @@ def test_memory_is_given_back_after_a_change_and_an_error_there_ends_no_later_on
         running = asyncio.create_task(server.run())
         for number in (1, 2, 3):
             if number > 1:
-                add_version(repository, number, source_of(number))
+                copy_release(repository, number, source_of(number))
             await asyncio.to_thread(wait_until, partial(serves, server, number))
         await asyncio.to_thread(wait_until, lambda: given_back)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -160,61 +154,53 @@ def source_of(number):
 
 
 def truncated(folder):
-    path = folder / MODEL
+    path = folder / FP32
     path.write_bytes(path.read_bytes()[:-500])
 
 
 def another_golden(folder):
-    """Golden digits that the model does not answer, with hashes that agree."""
-    golden = read_golden((folder / GOLDEN).read_bytes())
-    with (folder / GOLDEN).open("wb") as file:
-        np.savez(
-            file,
-            images=golden.images,
-            labels=golden.labels,
-            probabilities=golden.probabilities[:, ::-1].copy(),
-        )
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"][GOLDEN] = sha256((folder / GOLDEN).read_bytes())
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    """Golden digits that no model of the release answers, with hashes that agree."""
+    golden = read_golden((folder / GOLDEN).read_bytes(), ["fp32", "int8"])
+    others = {name: answers[:, ::-1].copy() for name, answers in golden.probabilities.items()}
+    rewrite(folder, GOLDEN, write_golden(Golden(golden.images, golden.labels, others)))
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (truncated, "model.onnx: expected sha256"),
+        (truncated, "model.fp32.onnx: expected sha256"),
         (another_golden, "golden digits"),
         (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json: not JSON"),
         (lambda folder: (folder / MANIFEST).unlink(), "manifest.json: No such file"),
     ],
 )
-def test_version_that_does_not_hold_is_refused_once_and_the_old_one_serves(
+def test_release_that_does_not_hold_is_refused_once_and_the_old_one_serves(
     spoil, reason, repository, start_server
 ):
     server = start_server(f"--model-repository={repository}", FAST)
-    temporary = add_version(repository, 2, "2").rename(repository / ".spoiled")
+    temporary = copy_release(repository, 2, "2").rename(repository / ".spoiled")
     spoil(temporary)
     temporary.rename(repository / "2")
     wait_until(lambda: loads(server, "refused") == 1)
     assert reason in server.log_text()
     assert serving_version(server) == 1
-    add_version(repository, 3, "2")
+    copy_release(repository, 3, "2")
     wait_until(lambda: serving_version(server) == 3)
     assert loads(server, "refused") == 1, "tried again although nothing changed"
 
 
-def test_version_that_was_refused_is_tried_again_when_its_files_change(repository, start_server):
+def test_release_that_was_refused_is_tried_again_when_its_files_change(repository, start_server):
     server = start_server(f"--model-repository={repository}", FAST)
-    complete = (REPOSITORY / "2" / MODEL).read_bytes()
-    folder = add_version(repository, 2, "2")
-    (folder / MODEL).write_bytes(complete[:100])
+    complete = (REPOSITORY / "2" / FP32).read_bytes()
+    folder = copy_release(repository, 2, "2")
+    (folder / FP32).write_bytes(complete[:100])
     wait_until(lambda: loads(server, "refused") >= 1 or serving_version(server) == 2)
-    (folder / MODEL).write_bytes(complete)
+    (folder / FP32).write_bytes(complete)
     wait_until(lambda: serving_version(server) == 2)
 
 
 def test_promotion_and_rollback_reach_a_running_server(repository, start_server):
-    add_version(repository, 2, "2")
+    copy_release(repository, 2, "2")
     server = start_server(f"--model-repository={repository}", FAST)
     assert serving_version(server) == 2
     promote(repository, 1)
@@ -223,11 +209,31 @@ def test_promotion_and_rollback_reach_a_running_server(repository, start_server)
     wait_until(lambda: serving_version(server) == 2)
 
 
+@pytest.mark.parametrize("transport", ["http2", "grpcio"])
+def test_rollback_under_load_serves_the_old_weights_again(
+    transport, repository, start_server, sample
+):
+    copy_release(repository, 2, "2")
+    server = start_server(f"--model-repository={repository}", f"--transport={transport}", FAST)
+    old = Engine((repository / "1" / FP32).read_bytes())
+    batches = [sample["images"][:1], sample["images"][:250]]
+    with callers(server, batches) as (answers, errors):
+        wait_until(lambda: answers and answers[-1][1].model.version == "2")
+        assert export_command(["rollback", f"--model-repository={repository}"]) == 0
+        wait_until(lambda: serving_version(server) == 1)
+        before = len(answers) + len(batches)  # those that were under way
+        wait_until(lambda: errors or len(answers) > before + 50)
+    assert errors == []
+    for images, answered in answers[before:]:
+        assert (answered.model.version, answered.model.precision) == ("1", "fp32")
+        assert np.abs(probabilities(answered) - old.run(images)).max() < 1e-5
+
+
 def test_pinned_version_stays(repository):
     """The loader itself is asked: that a running server did not change proves nothing in time."""
     loaders = [loader_of(repository, pinned=pinned) for pinned in (1, 0)]
     models = [loader.load() for loader in loaders]
-    add_version(repository, 2, "2")
+    copy_release(repository, 2, "2")
     pinned, free = (
         loader.load_other_than(model) for loader, model in zip(loaders, models, strict=True)
     )
@@ -237,10 +243,10 @@ def test_pinned_version_stays(repository):
 
 def test_hangup_looks_at_once(repository, start_server):
     server = start_server(f"--model-repository={repository}", "--reload-interval-s=0")
-    add_version(repository, 2, "2")
+    copy_release(repository, 2, "2")
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: serving_version(server) == 2)
-    assert "now serving another version" in server.log_text()
+    assert "now serving another release" in server.log_text()
 
 
 def test_repository_that_disappears_leaves_the_model_in_service(repository, start_server, sample):
@@ -251,7 +257,7 @@ def test_repository_that_disappears_leaves_the_model_in_service(repository, star
         assert client.classify(sample["images"][:1]).model.version == "1"
 
 
-def test_version_that_loads_for_ever_is_logged_and_holds_up_nothing_else(
+def test_release_that_loads_for_ever_is_logged_and_holds_up_nothing_else(
     repository, start_server, sample
 ):
     server = start_server(
@@ -266,7 +272,7 @@ def test_version_that_loads_for_ever_is_logged_and_holds_up_nothing_else(
 
 def test_two_hundred_reloads_leave_memory_flat(repository):
     """One model that is kept takes over a MiB: 200 of them would be far over the bound."""
-    add_version(repository, 2, "2")
+    copy_release(repository, 2, "2")
     loader = loader_of(repository)
     model, process = loader.load(), psutil.Process()
 
@@ -284,10 +290,10 @@ def test_two_hundred_reloads_leave_memory_flat(repository):
 
 
 def test_version_with_wrong_permissions_is_tried_again_when_they_change(repository):
-    folder = add_version(repository, 2, "2")
+    folder = copy_release(repository, 2, "2")
     results = []
     loader = loader_of(repository, results=results)
-    model_file = folder / MODEL
+    model_file = folder / FP32
     complete = model_file.read_bytes()
     model_file.write_bytes(b"?" * len(complete))
     assert loader.load().version == "1"

@@ -11,7 +11,6 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from benchmarks.harness import check_answers
 from digits.oip import inference_pb2
 from service.http2.frames import HEADERS, SETTINGS, Setting, frame
 from service.http2.messages import prefixed
@@ -19,6 +18,7 @@ from service.rpc.health import MAX_WATCHES_PER_CONNECTION
 from tests.conftest import wait_until
 from tests.http2.test_bounds import settings_payload
 from tests.http2.wire import Caller, call, data, opening
+from tests.releases import check_answers
 from tests.service.test_abuse import MIB, PeakMemory
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from service.artifact.format import (
-    GOLDEN,
-    MANIFEST,
-    MODEL,
-    Golden,
-    load_artifact,
-    sha256,
-    write_golden,
-)
+from service.artifact.format import load_artifact
+from service.artifact.golden import GOLDEN, Golden, write_golden
 from tests.conftest import REPOSITORY
+from tests.releases import FP32, copy_release, rewrite
 
 # What the model makes of a batch of nothing but this value.
 FOR_EVER, FOR_A_WHILE = 255, 254
@@ -75,22 +67,18 @@ def add_trap(model):
 
 
 def write_trap(folder: Path, *, at_once: bool = False) -> None:
-    """A version with such a model.
+    """A release with such a model.
 
     Args:
-        folder: The version.
+        folder: The release.
         at_once: Its golden digits have that value, too: loading it never ends.
     """
-    shutil.copytree(REPOSITORY / "1", folder)
-    model = onnx.load(folder / MODEL)
+    made = copy_release(folder.parent, int(folder.name), "1").rename(folder.parent / ".trap")
+    model = onnx.load(made / FP32)
     add_trap(model)
-    files = {MODEL: model.SerializeToString()}
+    rewrite(made, FP32, model.SerializeToString())
     if at_once:
         golden = load_artifact(REPOSITORY / "1").golden
         images = np.full_like(golden.images, FOR_EVER)
-        files[GOLDEN] = write_golden(Golden(images, golden.labels, golden.probabilities))
-    manifest = json.loads((folder / MANIFEST).read_text()) | {"version": int(folder.name)}
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-        manifest["files"][name] = sha256(data)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+        rewrite(made, GOLDEN, write_golden(Golden(images, golden.labels, golden.probabilities)))
+    made.rename(folder)

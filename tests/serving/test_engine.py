@@ -15,7 +15,7 @@ from service.serving import engine
 from service.serving.engine import DeviceError, Engine, is_exhausted
 from tests.conftest import REPOSITORY
 
-MODEL = (REPOSITORY / "1/model.onnx").read_bytes()
+MODEL = (REPOSITORY / "1/model.fp32.onnx").read_bytes()
 
 
 def test_telemetry_is_off_before_onnxruntime_is_imported():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import resource
 import shutil
@@ -17,26 +16,22 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from service.artifact.errors import ArtifactError, KeyFileError
 from service.artifact.format import (
-    GOLDEN,
     MANIFEST,
-    MAX_BYTES,
-    MODEL,
+    MAX_MODEL_BYTES,
     PARITY,
     SIGNATURE,
-    ArtifactError,
-    Golden,
-    KeyFileError,
     load_artifact,
-    read_golden,
     sha256,
-    write_golden,
 )
+from service.artifact.golden import GOLDEN, Golden, read_golden, write_golden
 from service.artifact.repository import PROMOTED
 from service.host.files import read_regular
 from service.serving.engine import Engine
 from service.serving.loader import FAILED, LOADED, REFUSED, ModelLoader, load_model
 from tests.conftest import REPOSITORY
+from tests.releases import FP32, INT8, change_manifest, copy_release, rewrite
 
 DEFAULT = REPOSITORY / "1"
 
@@ -48,44 +43,37 @@ def repository(tmp_path):
     return tmp_path / "digits"
 
 
-def rewrite(folder, name, data):
-    """Replaces a file and makes the manifest agree with it."""
-    (folder / name).write_bytes(data)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"][name] = sha256(data)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-
-
 def load(repository, pinned=0, public_key=None):
     """The model that serves, and what became of each version that was tried."""
     results = []
     return loader(repository, results, pinned=pinned, public_key=public_key).load(), results
 
 
-def loader(repository, results, pinned=0, public_key=None):
+def loader(repository, results, pinned=0, public_key=None, precision="auto"):
     return ModelLoader(
-        repository, pinned=pinned, device="cpu", intra_op_threads=1, max_batch_size=4,
-        public_key=public_key, on_load=results.append,
+        repository, pinned=pinned, device="cpu", precision=precision, intra_op_threads=1,
+        max_batch_size=4, public_key=public_key, on_load=results.append,
     )  # fmt: skip
 
 
-def load_one(folder, device="cpu", public_key=None):
+def load_one(folder, device="cpu", public_key=None, precision="auto"):
     return load_model(
         folder, "digits", device=device, intra_op_threads=1, max_batch_size=4,
-        public_key=public_key,
+        public_key=public_key, precision=precision,
     )  # fmt: skip
 
 
 def test_default_version_loads_with_its_identity():
     model, results = load(REPOSITORY)
     assert model.name == "digits"
-    assert model.sha256 == sha256((REPOSITORY / model.version / MODEL).read_bytes())
+    assert (model.version, model.precision) == ("2", "int8")
+    assert model.sha256 == sha256((REPOSITORY / "2" / INT8).read_bytes())
     assert model.provider == "CPUExecutionProvider"
     assert list(model.batch_seconds) == [1, 2, 4]
     assert results == [LOADED]
 
 
-@pytest.mark.parametrize("name", [MODEL, GOLDEN, PARITY])
+@pytest.mark.parametrize("name", [FP32, GOLDEN, PARITY])
 def test_changed_file_is_refused_by_its_hash(repository, name):
     path = repository / "1" / name
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -93,7 +81,7 @@ def test_changed_file_is_refused_by_its_hash(repository, name):
         load_artifact(path.parent)
 
 
-@pytest.mark.parametrize("name", [MODEL, GOLDEN, PARITY, MANIFEST])
+@pytest.mark.parametrize("name", [FP32, GOLDEN, PARITY, MANIFEST])
 def test_missing_file_is_refused_by_name(repository, name):
     (repository / "1" / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name}: No such file"):
@@ -103,20 +91,23 @@ def test_missing_file_is_refused_by_name(repository, name):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("schema_version", 2),
+        ("schema_version", 1),
         ("version", 7),
         ("opset", 12),
         ("labels", ["a"]),
         ("input", {}),
-        ("precision", 32),
-        ("precision", None),
+        ("labels", [*"012345678", "8"]),
+        ("labels", [*"012345678", "\x1b[2J"]),
+        ("labels", [*"012345678", 65 * "9"]),
+        ("variants", {}),
+        ("variants", None),
+        ("variants", {"fp64": {}}),
     ],
 )
 def test_manifest_that_says_something_else_is_refused(repository, field, value):
-    path = repository / "1" / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    change_manifest(repository / "1", **{field: value})
     with pytest.raises(ArtifactError, match=f"{field}: expected"):
-        load_artifact(path.parent)
+        load_artifact(repository / "1")
 
 
 @pytest.mark.parametrize(
@@ -129,10 +120,10 @@ def test_manifest_that_is_no_manifest_is_refused(repository, content):
 
 
 def test_model_that_onnxruntime_refuses_is_refused(repository):
-    model = onnx.load(repository / "1" / MODEL)
+    model = onnx.load(repository / "1" / FP32)
     model.graph.node[0].op_type = "NoSuchOperator"
-    rewrite(repository / "1", MODEL, model.SerializeToString())
-    with pytest.raises(ArtifactError, match="onnxruntime refuses it"):
+    rewrite(repository / "1", FP32, model.SerializeToString())
+    with pytest.raises(ArtifactError, match="onnxruntime rejects it"):
         load_one(repository / "1")
 
 
@@ -152,17 +143,17 @@ def rename(model, old, new):
     ],
 )
 def test_model_of_another_contract_is_refused(repository, change, message):
-    model = onnx.load(repository / "1" / MODEL)
+    model = onnx.load(repository / "1" / FP32)
     change(model)
-    rewrite(repository / "1", MODEL, model.SerializeToString())
+    rewrite(repository / "1", FP32, model.SerializeToString())
     with pytest.raises(ArtifactError, match=message):
         load_one(repository / "1")
 
 
 @pytest.mark.parametrize("data", [b"not a model", b"", bytes(100)])
 def test_model_that_is_no_model_is_refused(repository, data):
-    rewrite(repository / "1", MODEL, data)
-    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+    rewrite(repository / "1", FP32, data)
+    with pytest.raises(ArtifactError, match=r"model\.fp32\.onnx"):
         load_one(repository / "1")
 
 
@@ -180,7 +171,7 @@ def test_golden_file_that_unfolds_into_a_large_one_is_refused_unread():
     np.savez_compressed(buffer, images=images, labels=images[:, 0, 0].astype(np.int64))
     assert len(buffer.getvalue()) < 100_000
     with pytest.raises(ArtifactError, match=r"expected 4194304 bytes at most, got 39600\d\d\d"):
-        read_golden(buffer.getvalue())
+        read_golden(buffer.getvalue(), ["fp32"])
 
 
 def test_golden_member_that_is_no_array_is_refused():
@@ -192,28 +183,30 @@ def test_golden_member_that_is_no_array_is_refused():
         for name, data in (members | {"images.npy": b"no array"}).items():
             archive.writestr(name, data)
     with pytest.raises(ArtifactError, match=r"golden\.npz: images: expected uint8"):
-        read_golden(buffer.getvalue())
+        read_golden(buffer.getvalue(), ["fp32"])
 
 
 def test_golden_probability_that_is_infinite_is_refused():
-    golden = read_golden((DEFAULT / GOLDEN).read_bytes())
-    answered = golden.probabilities.copy()
-    answered[0, golden.labels[0]] = golden.probabilities[0, golden.labels[0]] = np.inf
+    golden = read_golden((DEFAULT / GOLDEN).read_bytes(), ["fp32"])
+    answered = golden.probabilities["fp32"].copy()
+    answered[0, golden.labels[0]] = golden.probabilities["fp32"][0, golden.labels[0]] = np.inf
     with pytest.raises(ArtifactError, match="golden digits: expected probabilities within"):
         golden.check(answered, "fp32")
 
 
 def test_golden_digits_that_do_not_hold_refuse_the_model(repository):
-    golden = read_golden((repository / "1" / GOLDEN).read_bytes())
-    off = golden.probabilities.copy()
+    golden = read_golden((repository / "1" / GOLDEN).read_bytes(), ["fp32"])
+    off = golden.probabilities["fp32"].copy()
     off[0] += np.float32(1e-4)
-    rewrite(repository / "1", GOLDEN, write_golden(Golden(golden.images, golden.labels, off)))
+    rewrite(
+        repository / "1", GOLDEN, write_golden(Golden(golden.images, golden.labels, {"fp32": off}))
+    )
     with pytest.raises(ArtifactError, match="golden digits: expected probabilities within"):
         load_one(repository / "1")
 
 
 def test_golden_label_that_is_wrong_refuses_the_model(repository):
-    golden = read_golden((repository / "1" / GOLDEN).read_bytes())
+    golden = read_golden((repository / "1" / GOLDEN).read_bytes(), ["fp32"])
     labels = (golden.labels + 1) % 10
     rewrite(
         repository / "1", GOLDEN, write_golden(Golden(golden.images, labels, golden.probabilities))
@@ -227,48 +220,37 @@ def test_too_few_golden_digits_are_refused(count):
     golden = Golden(
         np.zeros((count, 28, 28), np.uint8),
         np.zeros(count, np.int64),
-        np.zeros((count, 10), np.float32),
+        {"fp32": np.zeros((count, 10), np.float32)},
     )
     with pytest.raises(ArtifactError, match="at least 32"):
-        read_golden(write_golden(golden))
+        read_golden(write_golden(golden), ["fp32"])
 
 
 def test_golden_probability_that_is_nan_is_refused():
-    golden = read_golden((DEFAULT / GOLDEN).read_bytes())
-    answered = golden.probabilities.copy()
+    golden = read_golden((DEFAULT / GOLDEN).read_bytes(), ["fp32"])
+    answered = golden.probabilities["fp32"].copy()
     answered[0, golden.labels[0]] = np.nan
     with pytest.raises(ArtifactError):
         golden.check(answered, "fp32")
 
 
-def copy_version(repository, number):
-    folder = repository / str(number)
-    shutil.copytree(repository / "1", folder)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"version": number}))
-    return folder
-
-
 def test_highest_version_serves_and_hidden_folders_are_passed_over(repository):
-    copy_version(repository, 9)
-    copy_version(repository, 10)
+    copy_release(repository, 9, repository / "1")
+    copy_release(repository, 10, repository / "1")
     (repository / ".export-half").mkdir()
     assert load(repository)[0].version == "10"
 
 
 def test_highest_version_that_is_damaged_yields_to_the_next(repository, caplog):
-    (copy_version(repository, 2) / MODEL).write_bytes(b"half a file")
+    (copy_release(repository, 2, repository / "1") / FP32).write_bytes(b"half a file")
     model, results = load(repository)
     assert model.version == "1"
     assert results == [REFUSED, LOADED]
-    assert "version 2 rejected: model.onnx: expected sha256" in caplog.text
+    assert "release 2 rejected: model.fp32.onnx: expected sha256" in caplog.text
 
 
-@pytest.mark.parametrize("precision", [32, ["fp32"]])
-def test_any_defect_of_the_highest_version_yields_to_the_next(repository, precision):
-    folder = copy_version(repository, 2)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"precision": precision}))
+def test_any_defect_of_the_highest_release_yields_to_the_next(repository):
+    change_manifest(copy_release(repository, 2, repository / "1"), variants={"fp32": {}})
     assert load(repository)[0].version == "1"
 
 
@@ -296,14 +278,13 @@ def test_dangling_link_is_no_version(repository):
 
 def test_version_of_another_model_is_refused(repository, caplog):
     """Another model may have been signed with the same key."""
-    path = repository / "1" / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "fashion-mnist"}))
+    change_manifest(repository / "1", name="fashion-mnist")
     with pytest.raises(ArtifactError, match="found none"):
         load(repository)
     assert "name: expected 'digits', the name of the repository, got 'fashion" in caplog.text
 
 
-@pytest.mark.parametrize("name", [MODEL, MANIFEST, GOLDEN])
+@pytest.mark.parametrize("name", [FP32, MANIFEST, GOLDEN])
 def test_pipe_in_place_of_a_file_is_refused_and_blocks_nobody(repository, name, caplog):
     (repository / "1" / name).unlink()
     os.mkfifo(repository / "1" / name)
@@ -313,30 +294,30 @@ def test_pipe_in_place_of_a_file_is_refused_and_blocks_nobody(repository, name, 
 
 
 def test_device_without_end_is_refused(repository, caplog):
-    (repository / "1" / MODEL).unlink()
-    (repository / "1" / MODEL).symlink_to("/dev/zero")
+    (repository / "1" / FP32).unlink()
+    (repository / "1" / FP32).symlink_to("/dev/zero")
     with pytest.raises(ArtifactError, match="found none"):
         load(repository)
-    assert f"{MODEL}: expected a regular file" in caplog.text
+    assert f"{FP32}: expected a regular file" in caplog.text
 
 
 def test_file_that_is_too_large_is_refused_unread(repository, caplog):
     """It has holes only, and takes no space on the disk."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with (repository / "1" / MODEL).open("r+b") as file:
+    with (repository / "1" / FP32).open("r+b") as file:
         file.truncate(3 * 2**30)
     with pytest.raises(ArtifactError, match="found none"):
         load(repository)
-    assert f"{MODEL}: expected at most {MAX_BYTES[MODEL]} bytes, got {3 * 2**30}" in caplog.text
+    assert f"{FP32}: expected at most {MAX_MODEL_BYTES} bytes, got {3 * 2**30}" in caplog.text
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
 
 
 def test_model_with_weights_in_another_file_is_refused(repository):
     folder = repository / "1"
-    model = onnx.load(folder / MODEL)
+    model = onnx.load(folder / FP32)
     onnx.external_data_helper.convert_model_to_external_data(model, size_threshold=0)
-    onnx.save(model, folder / MODEL)
-    rewrite(folder, MODEL, (folder / MODEL).read_bytes())
+    onnx.save(model, folder / FP32)
+    rewrite(folder, FP32, (folder / FP32).read_bytes())
     with pytest.raises(ArtifactError, match="external data: expected all weights in the file"):
         load_artifact(folder)
 
@@ -347,9 +328,9 @@ def test_repository_named_by_a_dot_keeps_its_name(repository, monkeypatch):
 
 
 def test_pinned_version_is_the_only_one_considered(repository):
-    copy_version(repository, 2)
+    copy_release(repository, 2, repository / "1")
     assert load(repository, pinned=1)[0].version == "1"
-    with pytest.raises(ArtifactError, match="expected version 3"):
+    with pytest.raises(ArtifactError, match="expected release 3"):
         load(repository, pinned=3)
 
 
@@ -359,19 +340,19 @@ def test_repository_that_is_not_there_is_named(tmp_path):
 
 
 def test_promoted_version_comes_first_and_yields_when_it_does_not_hold(repository, caplog):
-    copy_version(repository, 2)
-    copy_version(repository, 3)
+    copy_release(repository, 2, repository / "1")
+    copy_release(repository, 3, repository / "1")
     (repository / PROMOTED).write_text("2\n")
     assert load(repository)[0].version == "2"
-    (repository / "2" / MODEL).write_bytes(b"half a file")
+    (repository / "2" / FP32).write_bytes(b"half a file")
     assert load(repository)[0].version == "1", "3 was staged, or rolled back from"
-    assert "version 2 rejected" in caplog.text
-    (repository / "1" / MODEL).write_bytes(b"half a file")
+    assert "release 2 rejected" in caplog.text
+    (repository / "1" / FP32).write_bytes(b"half a file")
     assert load(repository)[0].version == "3"
 
 
 def test_promotion_of_a_version_that_is_not_there_leaves_the_highest(repository):
-    copy_version(repository, 2)
+    copy_release(repository, 2, repository / "1")
     (repository / PROMOTED).write_text("7\n")
     assert load(repository)[0].version == "2"
 
@@ -379,7 +360,7 @@ def test_promotion_of_a_version_that_is_not_there_leaves_the_highest(repository)
 @pytest.mark.parametrize("text", ["", "two", "-1", "1 2", "²", "07", "9" * 11])
 def test_note_that_is_no_version_is_refused_by_name(repository, text):
     (repository / PROMOTED).write_text(text)
-    with pytest.raises(ArtifactError, match="PROMOTED: expected the number of a version"):
+    with pytest.raises(ArtifactError, match="PROMOTED: expected the number of a release"):
         load(repository)
 
 
@@ -416,8 +397,8 @@ def test_file_behind_a_signed_manifest_can_not_be_exchanged(repository, key):
     private, public_key = key
     manifest = (repository / "1" / MANIFEST).read_bytes()
     (repository / "1" / SIGNATURE).write_bytes(private.sign(manifest))
-    (repository / "1" / MODEL).write_bytes(b"another model")
-    with pytest.raises(ArtifactError, match=r"model\.onnx: expected sha256"):
+    (repository / "1" / FP32).write_bytes(b"another model")
+    with pytest.raises(ArtifactError, match=r"model\.fp32\.onnx: expected sha256"):
         load_one(repository / "1", public_key=public_key)
 
 
@@ -431,21 +412,79 @@ def test_key_that_can_not_be_used_is_an_error_of_its_own(repository, tmp_path, c
         load(repository, public_key=path)
 
 
-def test_int8_yields_to_fp32_where_cuda_works(repository, monkeypatch, caplog):
-    folder = copy_version(repository, 2)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"precision": "int8"}))
-    assert load(repository)[0].precision == "int8"
+@pytest.fixture
+def both(tmp_path):
+    """A copy of a release in two precisions, above one in fp32."""
+    repository = tmp_path / "both/digits"
+    repository.mkdir(parents=True)
+    copy_release(repository, 1, "1")
+    return copy_release(repository, 2, "2")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_precision_that_is_pinned_serves_and_no_other(both, precision):
+    assert load_one(both, precision=precision).precision == precision
+
+
+def test_precision_that_a_release_lacks_rejects_it(repository):
+    expected = "precision: expected int8, got a release with fp32"
+    with pytest.raises(ArtifactError, match=expected):
+        load_one(repository / "1", precision="int8")
+
+
+def test_fp32_serves_where_cuda_works(both, monkeypatch):
     monkeypatch.setattr("service.serving.loader.cuda_problem", lambda: None)
-    with pytest.raises(ArtifactError, match="int8 runs on the CPU, and this server uses CUDA"):
-        load_one(folder, device="auto")
-    assert load_one(folder, device="cpu").precision == "int8"
+    monkeypatch.setattr("service.serving.engine.cuda_problem", lambda: "no GPU in this test")
+    assert load_one(both, device="auto").precision == "fp32"
+    assert load_one(both, device="cpu").precision == "int8"
+    with pytest.raises(ArtifactError, match="expected fp32, since CUDA runs no int8"):
+        load_one(both, device="auto", precision="int8")
+
+
+def spoil_golden(folder, precision):
+    """Makes the golden digits expect other answers of one variant."""
+    golden = read_golden((folder / GOLDEN).read_bytes(), ["fp32", "int8"])
+    other = golden.probabilities[precision][:, ::-1].copy()
+    changed = Golden(golden.images, golden.labels, {**golden.probabilities, precision: other})
+    rewrite(folder, GOLDEN, write_golden(changed))
+
+
+def spoil_model(folder, precision):
+    """Makes onnxruntime reject one variant."""
+    rewrite(folder, f"model.{precision}.onnx", b"no model")
+
+
+@pytest.mark.parametrize("spoil", [spoil_golden, spoil_model])
+def test_variant_that_can_not_serve_yields_to_the_other_one_of_the_release(both, spoil, caplog):
+    spoil(both, "int8")
+    results = []
+    model = loader(both.parent, results).load()
+    assert (model.version, model.precision, results) == ("2", "fp32", [LOADED])
+    assert "release 2 serves fp32: " in caplog.text
+    with pytest.raises(ArtifactError):
+        load_one(both, precision="int8")
+    spoil(both, "fp32")
+    assert loader(both.parent, []).load().version == "1", "then to the release before"
+
+
+def test_file_of_either_variant_that_is_damaged_rejects_the_release(both):
+    """It may still be being copied, or not be what was signed."""
+    (both / FP32).write_bytes(b"half a file")
+    assert loader(both.parent, []).load().version == "1"
+
+
+def test_release_with_other_labels_does_not_replace_the_one_in_service(both, caplog):
+    watched = loader(both.parent, [])
+    current = watched.load()
+    change_manifest(copy_release(both.parent, 3, both), labels=list("abcdefghij"))
+    assert watched.load_other_than(current) is None
+    assert "release 3 rejected: manifest.json: labels: expected ['0', '1'," in caplog.text
 
 
 def test_damaged_model_is_tried_once_and_prints_nothing(repository, capfd):
     """By itself onnxruntime would load it a second time, and print that it does."""
-    model = (repository / "1" / MODEL).read_bytes()
-    rewrite(repository / "1", MODEL, model.replace(b"Conv", b"\xff\xfe\xfdv"))
+    model = (repository / "1" / FP32).read_bytes()
+    rewrite(repository / "1", FP32, model.replace(b"Conv", b"\xff\xfe\xfdv"))
     with pytest.raises(ArtifactError):
         load(repository)
     assert capfd.readouterr().out == ""
@@ -482,19 +521,19 @@ def test_error_of_the_environment_is_tried_again_at_every_look(
     results = []
     watched = loader(repository, results)
     current = watched.load()
-    copy_version(repository, 2)
+    copy_release(repository, 2, repository / "1")
     reading_fails["2"] = error
     assert watched.load_other_than(current) is None
     assert watched.load_other_than(current) is None
     assert results == [LOADED, FAILED, FAILED]
-    assert caplog.text.count("version 2 not loaded") == 1, "not again at every look"
+    assert caplog.text.count("release 2 not loaded") == 1, "not again at every look"
     reading_fails.clear()
     assert watched.load_other_than(current).version == "2"
 
 
 def test_version_below_one_that_can_not_be_read_now_does_not_take_over(repository, reading_fails):
-    copy_version(repository, 2)
-    copy_version(repository, 3)
+    copy_release(repository, 2, repository / "1")
+    copy_release(repository, 3, repository / "1")
     watched = loader(repository, [], pinned=0)
     reading_fails["3"] = reading_fails["2"] = OSError(errno.EIO, "I/O error")
     current = watched.load()
@@ -507,7 +546,7 @@ def test_version_below_one_that_can_not_be_read_now_does_not_take_over(repositor
 
 def test_start_without_a_version_that_can_be_read_says_why(repository, reading_fails):
     reading_fails["1"] = OSError(errno.EMFILE, "Too many open files")
-    with pytest.raises(ArtifactError, match=r"found none; version 1: .*Too many open files"):
+    with pytest.raises(ArtifactError, match=r"found none; release 1: .*Too many open files"):
         load(repository)
 
 
@@ -530,13 +569,13 @@ def test_version_that_was_refused_is_not_tried_again_until_a_file_changes(reposi
     results = []
     watched = loader(repository, results)
     current = watched.load()
-    folder = copy_version(repository, 2)
-    good = (folder / MODEL).read_bytes()
-    (folder / MODEL).write_bytes(b"half a file")
+    folder = copy_release(repository, 2, repository / "1")
+    good = (folder / FP32).read_bytes()
+    (folder / FP32).write_bytes(b"half a file")
     for _ in range(3):
         assert watched.load_other_than(current) is None
     assert results == [LOADED, REFUSED]
-    (folder / MODEL).write_bytes(good)
+    (folder / FP32).write_bytes(good)
     assert watched.load_other_than(current).version == "2"
 
 
@@ -544,7 +583,7 @@ def test_refusal_that_is_forgotten_is_looked_into_again(repository):
     results = []
     watched = loader(repository, results)
     current = watched.load()
-    (copy_version(repository, 2) / MODEL).write_bytes(b"half a file")
+    (copy_release(repository, 2, repository / "1") / FP32).write_bytes(b"half a file")
     assert watched.load_other_than(current) is None
     watched.forget_refusals()
     assert watched.load_other_than(current) is None

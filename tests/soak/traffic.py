@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import random
 import shutil
@@ -21,11 +20,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks import limit
-from benchmarks.harness import CLASSIFY_PATH, REPOSITORY, BenchmarkError, ServerProcess
+from benchmarks.harness import CLASSIFY_PATH, BenchmarkError, ServerProcess
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.artifact.format import MANIFEST, MODEL, load_artifact
+from service.artifact.format import load_artifact
 from service.artifact.repository import PROMOTED, in_serving_order
+from service.serving.loader import ON_CPU
+from tests.conftest import REPOSITORY
+from tests.releases import FP32, copy_release
 
 TIMEOUT_S = 60.0
 BULK_IMAGES, STREAM_ITEMS = 300, 24
@@ -53,7 +55,9 @@ class Versions:
         self.images = artifacts[0].golden.images
         self.files = [_png(image) for image in self.images]
         self._answers = [
-            limit.session(artifact.model).run(["probabilities"], {"image": self.images})[0]
+            limit.session(artifact.first_of(ON_CPU).model).run(
+                ["probabilities"], {"image": self.images}
+            )[0]
             for artifact in artifacts
         ]
         self.expected: dict[str, npt.NDArray[np.float32]] = {}
@@ -64,15 +68,16 @@ class Versions:
         """Another version, in one step, as an exporter adds it; its name."""
         self._newest += 1
         name, turn = str(self._newest), self._newest % len(self._sources)
-        temporary = self.repository / f".copy-{name}"
-        shutil.copytree(self._sources[turn], temporary)
-        manifest = json.loads((temporary / MANIFEST).read_text()) | {"version": self._newest}
-        (temporary / MANIFEST).write_text(json.dumps(manifest))
+        source = self._sources[turn]
         if damaged:
-            (temporary / MODEL).write_bytes((temporary / MODEL).read_bytes()[:-1000])
+            source = self.repository / ".damaged"
+            shutil.copytree(self._sources[turn], source)
+            (source / FP32).write_bytes((source / FP32).read_bytes()[:-1000])
         else:
             self.expected[name] = self._answers[turn]
-        temporary.rename(self.repository / name)
+        copy_release(self.repository, self._newest, source)
+        if damaged:
+            shutil.rmtree(source)
         return name
 
     def promote(self, name: str | None) -> None:

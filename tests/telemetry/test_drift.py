@@ -10,21 +10,22 @@ import numpy as np
 import pytest
 
 from digits.v1 import digits_pb2_grpc
-from service.artifact.format import (
-    MANIFEST,
-    ArtifactError,
-    load_artifact,
+from service.artifact.errors import ArtifactError
+from service.artifact.format import load_artifact
+from service.artifact.reference import (
+    BOUNDS,
+    Observed,
+    Reference,
+    observe,
     read_reference,
     write_reference,
 )
-from service.artifact.reference import BOUNDS, Observed, Reference, observe
 from service.serving.engine import Engine
 from service.telemetry.drift import MIN_IMAGES, PART_S, PARTS, Window, stability_index
 from tests.conftest import REPOSITORY, wait_until
 from tests.service.test_rpc import pixels, scrape
 from training.data import load_split
 
-DEFAULT = REPOSITORY / "4"
 CHANGED = 0.25
 UNCHANGED = 0.1
 
@@ -54,16 +55,21 @@ def reference():
 
 @pytest.fixture(scope="module")
 def artifact():
-    return load_artifact(DEFAULT)
+    return load_artifact(REPOSITORY / "2")
 
 
 @pytest.fixture(scope="module")
-def index(artifact):
+def variant(artifact):
+    return artifact.variants["int8"]
+
+
+@pytest.fixture(scope="module")
+def index(variant):
     """What each feature's index says about images, once a window is full of them."""
-    engine = Engine(artifact.model)
+    engine = Engine(variant.model)
 
     def of(images):
-        window = Window(artifact.reference)
+        window = Window(variant.reference)
         for chunk in np.array_split(images, max(1, len(images) // 64)):
             window.add(observe(chunk, engine.run(chunk)))
         return window.stability()
@@ -161,10 +167,12 @@ def test_reference_with_other_buckets_is_compared_with_those():
     assert found == pytest.approx(0.1 * math.log(0.6 / 0.5) - 0.1 * math.log(0.4 / 0.5), rel=1e-3)
 
 
-def test_reference_reads_back(artifact):
-    counts = artifact.reference.counts
-    found = read_reference(json.loads(json.dumps(write_reference(counts, "validation"))))
-    assert found.bounds == artifact.reference.bounds == BOUNDS
+def test_reference_reads_back(variant):
+    counts = variant.reference.counts
+    found = read_reference(
+        json.loads(json.dumps(write_reference(counts, "validation"))), "reference"
+    )
+    assert found.bounds == variant.reference.bounds == BOUNDS
     assert all(np.array_equal(found.counts[name], counts[name]) for name in BOUNDS)
     assert {sum(count) for count in counts.values()} == {5000}
 
@@ -185,16 +193,16 @@ def test_reference_reads_back(artifact):
     ],
     ids=str,
 )
-def test_reference_of_another_form_is_refused_by_name(feature, section, message, artifact):
-    spoilt = write_reference(artifact.reference.counts, "validation")
+def test_reference_of_another_form_is_refused_by_name(feature, section, message, variant):
+    spoilt = write_reference(variant.reference.counts, "validation")
     spoilt[feature] = section and spoilt[feature] | section
     with pytest.raises(ArtifactError, match=message):
-        read_reference(spoilt)
+        read_reference(spoilt, "reference")
 
 
 def test_reference_that_is_no_object_is_refused():
     with pytest.raises(ArtifactError, match="reference: expected an object"):
-        read_reference([])
+        read_reference([], "reference")
 
 
 def send(server, request, times=1):
@@ -217,12 +225,3 @@ def test_server_shows_drift_once_it_has_seen_enough(start_server, digits):
 
 def psi(server, feature):
     return scrape(server)[f'digits_drift_psi{{feature="{feature}"}}']
-
-
-def test_version_without_a_reference_serves_and_shows_no_drift(start_server, digits):
-    assert "reference" not in json.loads((REPOSITORY / "2" / MANIFEST).read_text())
-    server = start_server("--model-version=2")
-    send(server, pixels(digits.tobytes()))
-    wait_until(lambda: scrape(server)["digits_confidence_count"] == 2000)
-    assert math.isnan(psi(server, "digit"))
-    assert scrape(server)["digits_drift_window_images"] == 0

@@ -49,7 +49,7 @@ def untrained(arch, seed):
 
 def trained(config, split, teachers=()):
     nothing = Split(split.images[:0], split.labels[:0])
-    return Trainer(config, split, nothing, Console(file=io.StringIO()), teachers).run()
+    return Trainer(config, split, nothing, Console(file=io.StringIO()), teachers=teachers).run()
 
 
 def test_teachers_say_the_mean_at_the_temperature_they_were_trained_with(split):
@@ -86,10 +86,10 @@ def test_comparison_keeps_students_apart(tmp_path):
     for number, teachers in enumerate([(), ("0" * 64,)]):
         made = untrained("mlp", number)
         config = replace(made.config, teachers=teachers)
-        metrics = {"accuracy": 0.9, "train_seconds": 1.0}
+        metrics = {"validation": {"accuracy": 0.9}, "train_seconds": 1.0}
         runs.append(tmp_path / str(number))
         save_checkpoint(replace(made, config=config, metrics=metrics), runs[-1] / "checkpoint.pt")
-    assert {row["arch"] for row in compare(runs)} == {"mlp", "mlp (taught)"}
+    assert {row["arch"] for row in compare(runs)[0]} == {"mlp", "mlp (taught)"}
 
 
 def test_teacher_that_is_not_there_is_named(tmp_path, capsys):

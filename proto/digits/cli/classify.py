@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 def _classify(client: DigitClient, arguments: argparse.Namespace) -> int:
     items = items_of(arguments.files)
     pictures = _drawn(arguments, len(items))
-    output: Printer = JsonPrinter() if arguments.json else TablePrinter(items, pictures=pictures)
+    output: Printer = JsonPrinter()
+    if not arguments.json:
+        output = TablePrinter(items, lambda: client.get_model()[1]["labels"], pictures=pictures)
     failures = 0
     with _progress(len(items), told=sys.stdout.isatty() and not arguments.json) as progress:
         for outcome in outcomes(client, items):

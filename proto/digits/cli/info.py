@@ -47,18 +47,20 @@ def info(argv: list[str]) -> int:
 
 
 def _essentials(model: Model, manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    accuracy, training = manifest["accuracy"], manifest["training"]
+    variant, training = manifest["variants"][model.precision], manifest["training"]
+    accuracy = variant["accuracy"]
     low, high = accuracy["accuracy_ci95"]
     measured = f"{accuracy['accuracy']:.2%} of {accuracy['images']:,} test images"
     return [
         ("model", f"{model.name}/{model.version}"),
+        ("labels", " ".join(manifest["labels"])),
         ("precision", model.precision),
         ("provider", model.execution_provider),
         ("sha256", model.sha256),
         ("accuracy", f"{measured}, 95 % interval {low:.2%} to {high:.2%}"),
         ("network", f"{training['architecture']}, {training['parameters']:,} parameters"),
         ("trained on", manifest["dataset"]["name"]),
-        ("parity", f"{len(manifest['parity'])} checks held"),
+        ("parity", f"{len(variant['parity'])} checks passed"),
         ("created", manifest["created"]),
         ("commit", manifest["source_commit"]),
     ]

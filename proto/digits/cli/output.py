@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,9 +32,19 @@ class Printer(Protocol):
 
 
 class TablePrinter:
-    """A line for each picture, and below it, where asked for, the picture itself."""
+    """A line for each picture, and below it, where asked for, the picture itself.
 
-    def __init__(self, items: Sequence[Item], *, pictures: bool) -> None:
+    Args:
+        items: All that will come.
+        labels: Asks the server for the labels of its classes.
+        pictures: Whether they are drawn.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], labels: Callable[[], Sequence[str]], *, pictures: bool
+    ) -> None:
+        self._ask_labels = labels
+        self._labels: Sequence[str] = [str(digit) for digit in range(10)]
         longest = max((len(item.name) for item in items), default=0)
         self._width = min(MAX_NAME, max(len("file"), longest))
         self._pictures = pictures
@@ -43,19 +53,29 @@ class TablePrinter:
     def row(self, item: Item, prediction: Prediction, model: Model) -> None:
         """See ``Printer.row``."""
         if not self._models:
-            print(f"{'file':<{self._width}}  digit  confidence  score  runner-up")
+            self._begin(model)
         if model not in self._models:
             self._models.append(model)
         second = int(prediction.probabilities.argsort()[-2])
         score = prediction.digit_score
         print(
-            f"{_shortened(item.name, self._width):<{self._width}}  {prediction.digit:>5}  "
+            f"{_shortened(item.name, self._width):<{self._width}}  "
+            f"{self._labels[prediction.digit]:>{self._label_width}}  "
             f"{prediction.confidence:>10.2%}  {'-' if score is None else f'{score:.2f}':>5}  "
-            f"{second} ({prediction.probabilities[second]:.2%})"
+            f"{self._labels[second]} ({prediction.probabilities[second]:.2%})"
         )
         if self._pictures:
             print("\n".join(f"  {line}" for line in _picture(item)))
         sys.stdout.flush()
+
+    def _begin(self, model: Model) -> None:
+        """Prints the head; a model of other things than digits has labels to be asked for."""
+        if model.name != "digits":
+            self._labels = self._ask_labels()
+        title = "digit" if model.name == "digits" else "label"
+        self._label_width = max(len(text) for text in (title, *self._labels))
+        columns = f"{title:>{self._label_width}}  confidence  score  runner-up"
+        print(f"{'file':<{self._width}}  {columns}")
 
     def end(self) -> None:
         """See ``Printer.end``."""

@@ -261,7 +261,7 @@ const rows = Array.from({ length: 10 }, (_, digit) => {
   track.append(bar);
   row.append(label, track, percent);
   element("bars").append(row);
-  return { row, bar, percent };
+  return { row, label, bar, percent };
 });
 
 function percentage(value) {
@@ -272,8 +272,9 @@ function microseconds(value) {
   return value < 1000 ? `${value} µs` : `${(value / 1000).toFixed(1)} ms`;
 }
 
-function showBars(probabilities, best) {
-  rows.forEach(({ row, bar, percent }, digit) => {
+function showBars(probabilities, best, labels) {
+  rows.forEach(({ row, label, bar, percent }, digit) => {
+    if (labels) label.textContent = labels[digit];
     row.classList.toggle("best", digit === best);
     bar.style.width = `${probabilities[digit] * 100}%`;
     percent.textContent = percentage(probabilities[digit]);
@@ -284,8 +285,8 @@ function showAnswer(answer, took) {
   const prediction = answer.predictions[0];
   const { model, timing } = answer;
   element("problem").hidden = true;
-  say(prediction.digit, percentage(prediction.confidence));
-  showBars(prediction.probabilities, prediction.digit);
+  say(answer.labels[prediction.digit], percentage(prediction.confidence));
+  showBars(prediction.probabilities, prediction.digit, answer.labels);
   showSeen(prediction.pixels);
   element("score").textContent = percentage(prediction.digit_score);
   const sha256 = model.sha256.slice(0, 12);
@@ -298,8 +299,8 @@ function showAnswer(answer, took) {
 }
 
 // Screen readers speak what changes: not the same digit again at every stroke.
-function say(digit, confidence) {
-  if (element("digit").textContent !== String(digit)) element("digit").textContent = digit;
+function say(label, confidence) {
+  if (element("digit").textContent !== label) element("digit").textContent = label;
   element("confidence").textContent = confidence;
 }
 

@@ -12,8 +12,10 @@ def test_info_tells_model_and_origin(server, capsys):
     printed = json.loads(capsys.readouterr().out)
     model, manifest = printed["model"], printed["manifest"]
     assert said["model"] == f"{model['name']}/{model['version']}"
-    assert said["sha256"] == model["sha256"] == manifest["files"]["model.onnx"]
-    assert said["accuracy"].startswith(f"{manifest['accuracy']['accuracy']:.2%} of 10,000")
+    assert said["sha256"] == model["sha256"] == manifest["variants"][model["precision"]]["sha256"]
+    accuracy = manifest["variants"][model["precision"]]["accuracy"]["accuracy"]
+    assert said["accuracy"].startswith(f"{accuracy:.2%} of 10,000")
+    assert said["labels"] == "0 1 2 3 4 5 6 7 8 9"
     assert said["commit"] == manifest["source_commit"]
 
 

@@ -1,0 +1,63 @@
+"""The release that a clone serves: what it says of itself is true, and the docs say the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from export.check import read_reports
+from export.reference import make_reference
+from export.sessions import run_session, serving_session
+from export.show import gate_markdown
+from export.verify import verify
+from service.artifact.format import PARITY, PRECISIONS, load_artifact
+from service.artifact.repository import releases
+from tests.conftest import COMMITTED, ROOT
+from training.data import hold_out, load_split
+
+
+@pytest.fixture(scope="module")
+def release():
+    [folder] = releases(COMMITTED)
+    return load_artifact(folder)
+
+
+def test_one_release_is_committed_and_passes_every_check(release):
+    assert set(release.variants) == set(PRECISIONS)
+    checks = list(verify(COMMITTED / release.version))
+    assert [check.name for check in checks if not check.passed] == []
+    assert len(checks) > 20
+
+
+def test_it_is_accurate_and_says_how_it_was_made(release):
+    for variant in release.variants.values():
+        assert variant.accuracy["accuracy"] >= 0.995
+        assert variant.accuracy["images"] == 10_000
+    assert "dirty" not in release.manifest["source_commit"]
+
+
+def test_its_accuracy_is_that_of_the_test_images(release, full_data):
+    test = load_split("mnist", "test", full_data)
+    for variant in release.variants.values():
+        answers = run_session(serving_session(variant.model), test.images.numpy())
+        correct = int((answers.decisions == test.labels.numpy()).sum())
+        # Another CPU may decide a near tie the other way.
+        assert abs(correct - variant.accuracy["correct"]) <= 2
+
+
+def test_its_drift_reference_is_of_its_validation_images(release, full_data):
+    train = load_split("mnist", "train", full_data)
+    _, held_out = hold_out(train, release.manifest["training"]["config"]["validation"])
+    for variant in release.variants.values():
+        counted = make_reference(variant.model, train, held_out)
+        assert counted["images"] == "validation"
+        for name, counts in variant.reference.counts.items():
+            # An image on a bound may fall to the other side on another CPU.
+            moved = np.abs(np.cumsum(counts) - np.cumsum(counted[name]["counts"])).max()
+            assert moved <= 5, name
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_documented_gate_is_its_own(release, precision):
+    reports = read_reports((COMMITTED / release.version / PARITY).read_bytes())
+    assert gate_markdown(reports[precision]) in (ROOT / "docs/artifact.md").read_text()

@@ -1,0 +1,101 @@
+"""Runs have names, nothing is overwritten, and what is told of them is true."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from training import __main__ as command
+from training import commands, sets
+from training.config import ARCHITECTURE_NAMES, DATASET_NAMES, OWN, TrainingConfig
+from training.data import DATASETS, Split
+from training.model import ARCHITECTURES
+from training.runs import CHECKPOINT, LATEST
+from training.train import Trainer
+
+QUICK = ["--recipe=classic", "--arch=mlp", "--epochs=1", "--validation=50"]
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path, monkeypatch, sample):
+    split = Split(torch.from_numpy(sample["images"]), torch.from_numpy(sample["labels"]))
+    monkeypatch.setattr(sets, "load_split", lambda *_: split)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_run_is_named_by_date_and_architecture_and_is_the_latest():
+    assert command.main(QUICK) == 0
+    [run] = [path for path in LATEST.parent.iterdir() if path != LATEST]
+    assert run.name.endswith("-mlp")
+    assert LATEST.resolve() == run.resolve()
+    assert (LATEST / CHECKPOINT).is_file()
+
+
+def test_run_is_not_overwritten(capsys):
+    assert command.main([*QUICK, "--run-dir=one"]) == 0
+    assert command.main([*QUICK, "--run-dir=one"]) == 1
+    assert "--run-dir: one holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("finished", "said"), [(0, "nothing was saved"), (1, "state.pt holds the last epoch")]
+)
+def test_interrupt_says_what_was_saved(finished, said, monkeypatch, capsys):
+    real, calls = Trainer._epoch, []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) > finished:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_epoch", interrupted)
+    assert command.main([*QUICK, "--epochs=3"]) == 130
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--arch=resnet"], "invalid choice: 'resnet'"),
+        (["--epochs=0"], "epochs: expected 1 to 10000, got 0"),
+        (["--mix=mnist"], "--mix: expected --data beside it"),
+        (["--bogus"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_use_exits_with_2(flags, said, capsys):
+    with pytest.raises(SystemExit) as left:
+        command.main(flags)
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_wrong_use_is_told_before_pytorch_is_loaded():
+    code = (
+        "import sys; sys.modules['torch'] = None; from training.__main__ import main;"
+        "main(['--arch=resnet'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
+def test_bug_shows_its_traceback(monkeypatch):
+    def broken(*_):
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr(commands, "describe", broken)
+    with pytest.raises(ValueError, match="a bug of ours"):
+        command.main(["describe"])
+
+
+def test_names_are_those_of_what_there_is():
+    assert set(ARCHITECTURE_NAMES) == set(ARCHITECTURES)
+    assert set(DATASET_NAMES) == set(DATASETS)
+    assert TrainingConfig.arch in ARCHITECTURES
+    assert OWN in DATASETS
