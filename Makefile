@@ -79,8 +79,8 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --no-emit-package digits-client --custom-compile-command "make lock"
 
 lock: .venv/dev.stamp ## Pin what the images install, with hashes (ARGS=--upgrade for newer versions)
-	$(LOCK) pyproject.toml --extra cpu --extra signing --extra otel -o deploy/requirements-cpu.lock $(ARGS)
-	$(LOCK) pyproject.toml --extra gpu --extra signing --extra otel -o deploy/requirements-cuda.lock $(ARGS)
+	$(LOCK) pyproject.toml --extra cpu --extra signing --extra otel --extra top -o deploy/requirements-cpu.lock $(ARGS)
+	$(LOCK) pyproject.toml --extra gpu --extra signing --extra otel --extra top -o deploy/requirements-cuda.lock $(ARGS)
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("proto/pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		| $(LOCK) - -o deploy/requirements-build.lock $(ARGS)
 

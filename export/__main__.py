@@ -14,7 +14,6 @@ from export import show
 from export.artifact import check_signing_key, promote, sign_release
 from export.check import read_reports
 from export.progress import Progress
-from export.verify import verify
 from service.artifact.errors import ArtifactError, KeyFileError
 from service.artifact.format import PARITY, Artifact, load_artifact
 
@@ -216,6 +215,8 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> int:
+    from export.verify import verify  # noqa: PLC0415 - onnxruntime, for this verb alone
+
     folder, passed = _folder(arguments), True
     with Progress(console) as progress:
         for check in verify(folder, arguments.public_key):
