@@ -44,6 +44,7 @@ from service.serving.request import IMAGE_BYTES
 from service.telemetry.listener import Method, RpcListener
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_log import RequestLog
+from service.telemetry.samples import Listeners, Samples
 from service.telemetry.tracing import Tracing
 from service.watchdog import GOLDEN_INTERVAL_S, STALL_TIMEOUT_S, Report, Watchdog
 
@@ -72,19 +73,22 @@ class Parts:
 
     Raises:
         CredentialError: If a certificate, key or token file can not be used.
+        SampleError: If samples can not be written.
         TracingError: If traces can not be sent.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self.slots = config.instances or cpu_quota()
-        methods = [CLASSIFY, CLASSIFY_STREAM, GET_MODEL]
-        if config.oip:
-            methods += [MODEL_INFER, *OIP_METHODS.values()]
+        methods = [CLASSIFY, CLASSIFY_STREAM, GET_MODEL, MODEL_INFER, *OIP_METHODS.values()]
         self.metrics = Metrics(methods)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self._recorder = Recorder({m.path: m for m in methods}, self._listeners())
         self.access = Access(config, self.metrics)
+        self.samples = None
+        if config.sample_dir:
+            folder = Path(config.sample_dir)
+            self.samples = Samples(folder, config.sample_per_s, self.metrics.samples)
         self.gate = self._core()
         self.guard = Guard(
             self.access.tokens,
@@ -119,12 +123,13 @@ class Parts:
 
     def _core(self) -> Gate:
         config, runner = self._config, ModelRunner()
+        batches = Listeners(self.metrics, self.samples) if self.samples else self.metrics
         batcher = Batcher(
             runner.run,
             slots=self.slots,
             max_batch_size=config.max_batch_size,
             max_queue_images=config.max_queue_images,
-            listener=self.metrics,
+            listener=batches,
         )
         return Gate(
             batcher,
@@ -149,8 +154,7 @@ class Parts:
         )
 
     def _service_names(self) -> list[str]:
-        names = [SERVICE, health.SERVICE]
-        return [*names, OIP_SERVICE] if self._config.oip else names
+        return [SERVICE, health.SERVICE, OIP_SERVICE]
 
     @property
     def _message_bytes(self) -> int:
@@ -174,7 +178,7 @@ class Parts:
             route = StreamRoute(self.reflection.open, reflection.MAX_MESSAGE_BYTES)
             for name in reflection.SERVICES:
                 routes[f"/{name}/{reflection.METHOD}"] = route
-        return {**routes, **self._oip_routes()} if self._config.oip else routes
+        return {**routes, **self._oip_routes()}
 
     def _oip_routes(self) -> dict[str, Route]:
         max_images = self._config.max_images_per_request

@@ -103,12 +103,15 @@ class ServerConfig:
         "log lines a second for RPCs that succeeded, and as many for failed ones; 0 writes none",
         bounds=(0, 10_000),
     )
+    sample_dir: str = setting(
+        "", "folder that keeps a sample of the images that are classified, to label and train with"
+    )
+    sample_per_s: int = setting(1, "images that are kept of each second", bounds=(1, 1000))
     otlp_endpoint: str = setting(
         "", "OTLP/gRPC collector of traces, such as http://127.0.0.1:4317; OTEL_* variables apply"
     )
     log_format: str = setting("text", "format of log lines", choices=("text", "json"))
     reflection: bool = setting(True, "serve gRPC reflection")
-    oip: bool = setting(True, "serve the Open Inference Protocol on the gRPC port")
     playground: bool = setting(
         False, "serve a page to draw digits on (/draw) and POST /v1/classify on the HTTP port"
     )

@@ -23,6 +23,7 @@ from service.security.rotation import CredentialError
 from service.serving.engine import DeviceError
 from service.serving.model import ServedModel
 from service.telemetry.logs import finish_logs
+from service.telemetry.samples import SampleError
 from service.telemetry.tracing import TracingError
 from service.watchdog import Watchdog
 
@@ -44,8 +45,7 @@ class DigitsServer:
         started: Monotonic seconds at which the process began, for the time to SERVING.
 
     Raises:
-        CredentialError: If a certificate, key or token file can not be used.
-        TracingError: If traces can not be sent.
+        CredentialError, SampleError, TracingError: If a file or collector can not be used.
     """
 
     def __init__(self, config: ServerConfig, started: float) -> None:
@@ -162,6 +162,8 @@ class DigitsServer:
         left_s = max(STOP_S, give_up - time.monotonic())
         answered = await in_daemon_thread(partial(parts.gate.stop, left_s))
         await self._http.close()
+        if parts.samples is not None:
+            await in_daemon_thread(parts.samples.close)
         if parts.tracing is not None:
             await parts.tracing.flush()
         if not (answered and sent):
@@ -189,7 +191,7 @@ def serve(config: ServerConfig, started: float) -> int:
 
     try:
         return asyncio.run(main())
-    except CredentialError as error:
+    except (CredentialError, SampleError) as error:
         logger.error("can not serve: %s", error)
         return 2  # as for other settings that are wrong
     except (TransportError, ArtifactError, DeviceError, KeyFileError, TracingError) as error:

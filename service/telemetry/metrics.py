@@ -218,6 +218,13 @@ class Metrics:
             for kind in ("tls", "tokens")
             for result in ("loaded", "refused")
         }
+        samples = Counter(
+            "digits_samples_total",
+            "Images drawn for --sample-dir, by what became of them.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._samples = {result: samples.labels(result) for result in ("written", "failed", "full")}
         self._transport = Info(
             "digits_transport", "1 for what carries Classify.", registry=self.registry
         )
@@ -360,6 +367,10 @@ class Metrics:
     def credential_load(self, kind: str, result: str) -> None:
         """Changed files of ``tls`` or ``tokens`` were ``loaded`` or ``refused``."""
         self._credential_loads[kind, result].inc()
+
+    def samples(self, result: str, images: int) -> None:
+        """Drawn images were ``written``, or not: it ``failed``, or the folder is ``full``."""
+        self._samples[result].inc(images)
 
     def transport(self, name: str) -> None:
         """What carries Classify was decided."""
