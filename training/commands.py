@@ -76,18 +76,19 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         return _interrupted(folder, console)
     console.print("fitting the temperature, and measuring validation images")
     calibrate(model, validation)
+    metrics = _metrics(model, trainer, validation)
+    if config.dataset == OWN:
+        metrics["before_and_after"] = _before_and_after(sets, start, model, arguments, console)
     checkpoint = Checkpoint(
         model=model,
         config=config,
-        metrics=_metrics(model, trainer, validation),
+        metrics=metrics,
         dataset_sha256=sets.digests(),
         versions=_versions(),
         source_commit=commit,
     )
     save_checkpoint(checkpoint, folder / runs.CHECKPOINT)
     _report(checkpoint, validation, folder, console)
-    if config.dataset == OWN:
-        _compare_with_start(sets, start, model, arguments, console)
     return 0
 
 
@@ -156,25 +157,25 @@ def _report(checkpoint: Checkpoint, validation: Split, folder: Path, console: Co
     console.print(f"{'report':>27}  {folder / 'report.html'}", markup=False)
 
 
-def _compare_with_start(
+def _before_and_after(
     sets: Sets,
     start: Classifier | None,
     model: Classifier,
     arguments: argparse.Namespace,
     console: Console,
-) -> None:
-    """Accuracy on test images of one's own and of MNIST, before and after."""
+) -> dict[str, str]:
+    """Accuracy on test images of one's own and of MNIST; nothing is chosen by it."""
     parts = dict(sets.test_parts)
     if "mnist" not in parts:
         try:
             parts["mnist"] = load_split("mnist", "test", data_dir(arguments.data_dir))
         except DataError as error:
             console.print(f"accuracy on MNIST was not measured: {error}", markup=False)
-    table = Table("test images", "before", "after")
+    lines = {}
     for name, part in parts.items():
-        cells = ["-" if each is None else _accuracy(each, part) for each in (start, model)]
-        table.add_row(f"{len(part):,} {name}", *cells)
-    console.print(table)
+        before = "random weights" if start is None else _accuracy(start, part)
+        lines[f"{len(part):,} {name} test images"] = f"{before} → {_accuracy(model, part)}"
+    return lines
 
 
 def _accuracy(model: Classifier, split: Split) -> str:

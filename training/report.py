@@ -89,6 +89,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         }
     return {
         **lines,
+        **metrics.get("before_and_after", {}),
         "temperature": f"{metrics['temperature']:.3f}",
         "parameters": f"{parameter_count(checkpoint.model):,}",
         "training time": f"{metrics['train_seconds']:.0f} s",

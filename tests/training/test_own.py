@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import struct
 
@@ -159,8 +160,8 @@ def test_command_goes_on_from_a_release_and_compares(split, tmp_path, monkeypatc
     assert command.main(flags) == 0
     printed = capsys.readouterr().out
     assert "250 images, by digit 0: " in printed
-    [ours] = [line for line in printed.splitlines() if " own " in line and "%" in line]
-    [theirs] = [line for line in printed.splitlines() if " mnist " in line and "%" in line]
-    before, after = (float(cell.strip(" %│")) for cell in ours.split("│")[2:4])
+    [ours] = [line for line in printed.splitlines() if "own test images" in line]
+    before, after = (float(percent) for percent in re.findall(r"([\d.]+)%", ours))
     assert after > before
-    assert "500 mnist" in theirs
+    assert "500 mnist test images" in printed
+    assert "own test images" in (tmp_path / "run/report.html").read_text()
