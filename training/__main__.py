@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         ".csv; see docs/own-digits.md",
     )  # fmt: skip
     train.add_argument(
+        "--validation-data", type=Path, metavar="PATH",
+        help="validation images, as for --data, in place of some that are held out",
+    )  # fmt: skip
+    train.add_argument(
         "--init", type=Path, metavar="PATH",
         help="weights to go on from: a checkpoint, or a release such as models/digits/1",
     )  # fmt: skip

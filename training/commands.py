@@ -30,6 +30,7 @@ from training.data import DataError, Split, data_dir, load_split
 from training.evaluate import evaluate as measure
 from training.evaluate import evaluate_corruptions, fit_temperature, predict_logits
 from training.model import Classifier, parameter_count, select_device, trace_layers
+from training.own import overlap, read_own
 from training.sets import Sets, load_sets
 from training.start import load_start
 from training.teachers import load_teachers
@@ -51,7 +52,13 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         most = int(images * MAX_VALIDATION_SHARE)
         config = replace(config, validation=min(config.validation, most))
     config = replace(config, teachers=digests)
+    if arguments.validation_data is not None:
+        config = replace(config, validation=0)
     kept, validation = sets.hold_out(config.validation)
+    if arguments.validation_data is not None:
+        validation = read_own(arguments.validation_data).split
+        common = overlap(kept, validation)
+        console.print(f"{common} of {len(validation):,} validation images are trained on, too")
     start = None
     if arguments.init is not None:
         start, sha256 = load_start(arguments.init, kept)

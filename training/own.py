@@ -172,3 +172,9 @@ def train_and_test(split: Split) -> tuple[Split, Split]:
         Split(split.images[~tested], split.labels[~tested]),
         Split(split.images[tested], split.labels[tested]),
     )
+
+
+def overlap(train: Split, other: Split) -> int:
+    """Images of ``other`` that are in ``train``, pixel by pixel."""
+    known = {image.numpy().tobytes() for image in train.images}
+    return sum(image.numpy().tobytes() in known for image in other.images)

@@ -16,7 +16,7 @@ from service.artifact.format import load_artifact
 from tests.conftest import REPOSITORY, SAMPLES
 from training import __main__ as command
 from training import sets
-from training.checkpoint import CheckpointError
+from training.checkpoint import CheckpointError, load_checkpoint
 from training.data import DataError, Split
 from training.evaluate import predict_logits
 from training.own import MIN_OF_A_CLASS, read_own, train_and_test
@@ -128,6 +128,16 @@ def test_own_images_are_repeated_in_a_mix_and_never_validated_with(split):
     ours = {image.numpy().tobytes() for image in own.images} & set(trained)
     share = sum(image in ours for image in trained) / len(trained)
     assert 0.15 < share < 0.35
+
+
+def test_validation_images_may_be_a_set_of_their_own(split, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sets, "load_split", lambda *_: split)
+    held = as_npz(tmp_path, split.images.numpy()[:60], split.labels.numpy()[:60])
+    flags = ["--recipe=classic", "--arch=mlp", "--epochs=1", f"--run-dir={tmp_path / 'run'}"]
+    assert command.main([*flags, f"--validation-data={held}"]) == 0
+    assert "60 of 60 validation images are trained on, too" in capsys.readouterr().out
+    found = load_checkpoint(tmp_path / "run/checkpoint.pt")
+    assert (found.config.validation, found.metrics["validation"]["images"]) == (0, 60)
 
 
 def test_release_goes_on_as_the_function_that_it_is(split):
