@@ -146,7 +146,7 @@ def _create(arguments: argparse.Namespace, console: Console) -> int:
     if made.left_out:
         console.print(f"[yellow]int8 was left out: {made.left_out}[/]")
     console.print(f"wrote {folder}", markup=False)
-    _print_table(repository, console)
+    console.print(show.repository_table(show.rows(repository)))
     if not comparison.publish:
         return _say_staged(folder, comparison.reasons)
     models = _relative(repository)
@@ -290,7 +290,7 @@ def _promote(arguments: argparse.Namespace, console: Console) -> int:
             f"release {row.number} was judged and not published:\n  {reasons}\n"
             "--accept-lower promotes it all the same"
         )
-    promote(repository, None if latest else row.number)
+    promote(repository, None if latest and row.is_accepted else row.number)
     return _print_table(repository, console)
 
 

@@ -195,9 +195,8 @@ def publish(
     Returns:
         The new release's folder.
     """
-    serves = comparison.publish and not stage
     present = releases(repository) if repository.is_dir() else []
-    if not serves and present and promoted(repository) is None:
+    if stage and present and promoted(repository) is None:
         promote(repository, int(present[0].name))
     folder = write_release(
         repository,
@@ -209,7 +208,7 @@ def publish(
         _manifest(made, comparison),
         signing_key,
     )
-    if serves:
+    if comparison.publish and not stage:
         promote(repository, None)
     return folder
 

@@ -195,7 +195,7 @@ def _paired(
     lost, won = int((before & ~after).sum()), int((after & ~before).sum())
     chance = _tail(min(lost, won), lost + won)
     verdict = SAME if chance >= level else WORSE if lost > won else BETTER
-    difference = f"{won} images more right, {lost} fewer, p = {chance:.2g}"
+    difference = f"+{won} -{lost} images, {_p(chance)}"
     return Measure(name, f"{before.mean():.2%}", f"{after.mean():.2%}", difference, verdict)
 
 
@@ -203,6 +203,10 @@ def _tail(fewer: int, total: int) -> float:
     """How often fair coins fall ``fewer`` times or less on one side: one-sided exact test."""
     ways: int = sum(math.comb(total, k) for k in range(fewer + 1))
     return float(ways / 2**total)
+
+
+def _p(chance: float) -> str:
+    return "p < 1e-99" if chance < 1e-99 else f"p = {chance:.1g}"
 
 
 def _loss(before: Floats, after: Floats) -> Measure:
@@ -215,7 +219,7 @@ def _loss(before: Floats, after: Floats) -> Measure:
         verdict = WORSE
     elif chance < LEVEL and means[1] < means[0]:
         verdict = BETTER
-    difference = f"{change.mean():+.4f}, p = {chance:.2g}"
+    difference = f"{change.mean():+.4f}, {_p(chance)}"
     return Measure("log loss (NLL)", f"{means[0]:.4f}", f"{means[1]:.4f}", difference, verdict)
 
 

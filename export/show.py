@@ -11,7 +11,7 @@ from rich.table import Table
 from export.check import GateReport
 from service.artifact.errors import ArtifactError
 from service.artifact.format import Artifact, load_artifact
-from service.artifact.repository import in_serving_order, releases
+from service.artifact.repository import in_serving_order, promoted, releases
 
 COLOURS = {"better": "green", "worse": "bold red"}
 
@@ -35,7 +35,7 @@ class Row:
     @property
     def is_accepted(self) -> bool:
         """Whether it is valid and was judged fit to serve."""
-        return self.artifact is not None and bool(self.artifact.manifest["comparison"]["publish"])
+        return self.artifact is not None and self.artifact.is_published
 
 
 def rows(repository: Path) -> list[Row]:
@@ -45,13 +45,19 @@ def rows(repository: Path) -> list[Row]:
         ArtifactError: If the repository or its note can not be read.
     """
     found = {folder: _load(folder) for folder in releases(repository)}
-    valid = [f for f in in_serving_order(repository) if isinstance(found[f], Artifact)]
+    note = promoted(repository)
+    able = [
+        folder
+        for folder in in_serving_order(repository)
+        if isinstance(loaded := found[folder], Artifact)
+        and (loaded.is_published or int(folder.name) == note)
+    ]
     return [
         Row(
             number=int(folder.name),
             artifact=loaded if isinstance(loaded, Artifact) else None,
             error=str(loaded) if isinstance(loaded, ArtifactError) else "",
-            serves=bool(valid) and folder == valid[0],
+            serves=bool(able) and folder == able[0],
         )
         for folder, loaded in reversed(found.items())
     ]
@@ -99,8 +105,9 @@ def remarks(listed: list[Row]) -> list[str]:
         if row.artifact is None:
             lines.append(f"release {row.number} is invalid: {row.error}")
         elif not row.is_accepted:
-            reasons = "; ".join(row.artifact.manifest["comparison"]["reasons"])
-            lines.append(f"release {row.number} was not published: {reasons}")
+            first, *rest = row.artifact.manifest["comparison"]["reasons"]
+            more = f", and {len(rest)} more (show {row.number})" if rest else ""
+            lines.append(f"release {row.number} was not published: {first}{more}")
     return lines
 
 

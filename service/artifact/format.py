@@ -105,6 +105,11 @@ class Artifact:
         """The class labels, in the order of the probabilities."""
         return tuple(self.manifest["labels"])
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it was judged fit to serve; otherwise it serves only where it is asked for."""
+        return bool(self.manifest["comparison"]["publish"])
+
     def first_of(self, precisions: Sequence[str]) -> Variant:
         """The variant in the first of these precisions that there is one of."""
         return next(self.variants[name] for name in precisions if name in self.variants)

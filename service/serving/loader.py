@@ -23,7 +23,7 @@ from service.artifact.format import (
     load_artifact,
     model_file,
 )
-from service.artifact.repository import in_serving_order, name_of
+from service.artifact.repository import in_serving_order, name_of, promoted
 from service.serving.cost import warm_up_sizes
 from service.serving.engine import DeviceError, Engine, cuda_problem, is_exhausted
 from service.serving.model import ServedModel
@@ -77,7 +77,8 @@ class ModelLoader:
             public_key=public_key,
         )
         self._on_load = on_load
-        self._refused: dict[Path, Fingerprint] = {}
+        # With the note at that time: it may ask for a release that was not published.
+        self._refused: dict[Path, tuple[Fingerprint, int | None]] = {}
         # Why a release could not be loaded at the last poll; logged once, not at every poll.
         self._failed: dict[Path, str] = {}
 
@@ -112,17 +113,19 @@ class ModelLoader:
             DeviceError: If the device can not serve.
             KeyFileError: If the key can not be used.
         """
+        note = promoted(self._repository)
         for folder in in_serving_order(self._repository, self._pinned):
             if current is not None and folder.name == current.version:
                 return None
-            fingerprint = _fingerprint(folder)
-            if self._refused.get(folder) == fingerprint:
+            state = _fingerprint(folder), note
+            if self._refused.get(folder) == state:
                 continue
             try:
                 model = self._load(folder)
                 _check_labels(model, current)
+                _check_published(model, note, self._pinned)
             except ArtifactError as error:
-                self._refused[folder] = fingerprint
+                self._refused[folder] = state
                 self._failed.pop(folder, None)
                 self._on_load(REFUSED)
                 logger.error("release %s rejected: %s", folder.name, error)
@@ -152,6 +155,13 @@ def _fingerprint(folder: Path) -> Fingerprint:
         return ()
     # The time of change covers permissions as well as content.
     return tuple(sorted((name, stat.st_ctime_ns, stat.st_size) for name, stat in entries))
+
+
+def _check_published(model: ServedModel, note: int | None, pinned: int) -> None:
+    """A release that was judged worse, or of another kind, serves only where it is asked for."""
+    if not model.artifact.is_published and int(model.version) not in (note, pinned):
+        reasons = "; ".join(str(one) for one in model.artifact.manifest["comparison"]["reasons"])
+        raise ArtifactError(f"it was not published, and is not promoted: {reasons}")
 
 
 def _check_labels(model: ServedModel, current: ServedModel | None) -> None:

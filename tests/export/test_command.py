@@ -11,8 +11,9 @@ import pytest
 from export import __main__ as command
 from export import create, judge
 from export.judge import Comparison
+from export.show import rows
 from service.artifact.format import MANIFEST, PARITY, SIGNATURE, load_artifact, sha256
-from service.artifact.repository import PROMOTED, in_serving_order, promoted, releases
+from service.artifact.repository import PROMOTED, promoted, releases
 from tests.conftest import ROOT
 from tests.releases import FP32, change_manifest
 from training import sets as sets_module
@@ -22,7 +23,8 @@ LOWER = Comparison("1", reasons=["accuracy: 99.66% → 98.90% (p = 1e-12)"])
 
 
 def serving(repository):
-    return int(in_serving_order(repository)[0].name)
+    """The release that a server takes; 0 for none."""
+    return next((row.number for row in rows(repository) if row.serves), 0)
 
 
 @pytest.fixture
@@ -62,6 +64,7 @@ def test_command_gates_judges_writes_and_lists(checkpoint, split, tmp_path, monk
     assert "dataset: the release in service has mnist" in printed.err
     assert "promote 1 --accept-lower" in printed.err
     assert load_artifact(repository / "1").manifest["comparison"]["against"] == "1"
+    assert serving(repository) == 0, "the only release, and not published"
 
 
 def test_command_exits_with_1_and_writes_nothing_when_the_gate_fails(

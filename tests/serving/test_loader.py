@@ -481,6 +481,19 @@ def test_release_with_other_labels_does_not_replace_the_one_in_service(both, cap
     assert "release 3 rejected: manifest.json: labels: expected ['0', '1'," in caplog.text
 
 
+def test_release_that_was_not_published_serves_only_where_it_is_asked_for(both, caplog):
+    comparison = {"against": "1", "publish": False, "reasons": ["accuracy: lower"], "measures": []}
+    change_manifest(both, comparison=comparison)
+    watched = loader(both.parent, [])
+    current = watched.load()
+    assert current.version == "1"
+    assert "release 2 rejected: it was not published, and is not promoted: accuracy" in caplog.text
+    (both.parent / PROMOTED).write_text("2\n")
+    assert watched.load_other_than(current).version == "2", "the note is a new reason to try it"
+    (both.parent / PROMOTED).unlink()
+    assert loader(both.parent, [], pinned=2).load().version == "2"
+
+
 def test_damaged_model_is_tried_once_and_prints_nothing(repository, capfd):
     """By itself onnxruntime would load it a second time, and print that it does."""
     model = (repository / "1" / FP32).read_bytes()
