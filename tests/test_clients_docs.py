@@ -1,4 +1,4 @@
-"""The examples of docs/clients.md, run as they stand, but for the address."""
+"""The examples of README.md and docs/clients.md, run as they stand, but for the address."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ GRPC_GO_1_33 = {
 }
 
 
-def blocks(language):
-    text = (ROOT / "docs/clients.md").read_text()
+def blocks(language, document="docs/clients.md"):
+    text = (ROOT / document).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
@@ -44,6 +44,15 @@ def output_of(command, *, timeout_s=120, **options):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_example_of_the_readme_runs_from_any_folder(server, tmp_path):
+    [code] = blocks("python", "README.md")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code.replace(DEFAULT, server.address)],
+        cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.startswith("[1, 7] ")
 
 
 def test_python_examples(server):
