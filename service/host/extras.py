@@ -12,5 +12,5 @@ def not_installed(error: ImportError, extra: str) -> str:
     """
     return (
         f"{error.name} is not installed: pip install -e ./proto -e '.[{extra}]' in a clone, or "
-        f"pip install --find-links FOLDER 'digits-serving[{extra}]' with a folder of wheels"
+        f"pip install 'FOLDER/digits_serving-VERSION-py3-none-any.whl[{extra}]' from a wheel"
     )

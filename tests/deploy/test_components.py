@@ -307,3 +307,26 @@ def test_model_images_tag_is_the_release_that_serves(with_component):
     assert volume["image"]["reference"] == f"digits-models:{release}"
     text = (DEPLOY / "Dockerfile.model").read_text()
     assert "\nARG MODELS=models/digits\nCOPY ${MODELS} /\n" in text
+
+
+COMPONENTS = sorted(path.name for path in (DEPLOY / "components").iterdir())
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_component_lands_in_the_namespace_whatever_a_users_overlay_says(name, tmp_path):
+    """An overlay that forgets ``namespace`` would leave objects where nothing looks for them."""
+    manifests = combined(tmp_path / "overlay", [name])
+    for each in manifests.objects:
+        if each["kind"] != "Namespace":
+            assert each["metadata"].get("namespace") == "digits", each["metadata"]["name"]
+    other = combined(tmp_path / "other", [name], namespace="elsewhere")
+    assert {each["metadata"].get("namespace") for each in other.objects} <= {"elsewhere", None}
+
+
+def test_dashboard_keeps_its_name_when_it_changes(with_component):
+    names = [
+        each["metadata"]["name"]
+        for each in with_component("monitoring").objects
+        if "dashboard" in each["metadata"]["name"]
+    ]
+    assert names == ["digits-serving-dashboard"]

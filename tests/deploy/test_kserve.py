@@ -75,7 +75,6 @@ def test_service_asks_for_what_the_runtime_has(runtime, predictor):
 
 def test_runtime_is_at_one_with_the_server(runtime, predictor):
     config, container = config_of(runtime), container_of(runtime)
-    assert config.oip
     # The folder's name is the model's on the wire.
     assert config.model_repository == f"{MOUNT}/{REPOSITORY.name}"
     assert [port["containerPort"] for port in container["ports"]] == [config.grpc_port]

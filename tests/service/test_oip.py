@@ -393,16 +393,6 @@ def test_calls_whose_deadline_passes_are_counted_once(busy, transport):  # noqa:
         assert sum(count_of(server, "ModelInfer", code) for code in ended) <= 4
 
 
-@TRANSPORTS
-def test_it_can_be_turned_off(start_server, transport):
-    server = start_server(f"--transport={transport}", "--no-oip")
-    with grpc.insecure_channel(server.address) as channel:
-        error = refused(stub_of(channel).ServerLive, inference_pb2.ServerLiveRequest())
-        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert SERVICE not in reflected(channel)
-    assert not [series for series in scrape(server) if SERVICE in series]
-
-
 def reflected(channel):
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     [response] = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
@@ -411,7 +401,7 @@ def reflected(channel):
     return {service.name for service in response.list_services_response.service}
 
 
-def test_it_is_on_by_default_with_every_series(start_server):
+def test_it_is_served_with_every_series(start_server):
     server = start_server()
     with grpc.insecure_channel(server.address) as channel:
         assert SERVICE in reflected(channel)

@@ -39,7 +39,7 @@ DISTRIBUTIONS = ("digits-client", "digits-serving")
 NOT_INSTALLED = (
     "it comes with digits-serving, which is not installed here: "
     "pip install -e ./proto -e '.[cpu,top]' in a clone, or "
-    "pip install --find-links FOLDER 'digits-serving[cpu,top]' with a folder of wheels"
+    "pip install 'FOLDER/digits_serving-VERSION-py3-none-any.whl[cpu,top]' from a wheel"
 )
 
 
