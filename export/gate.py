@@ -35,7 +35,7 @@ from training.data import Split
 
 
 class Reporter(Protocol):
-    """Is told what the gate does."""
+    """Is notified of what the gate does."""
 
     def stage(self, text: str) -> None:
         """What is being done now."""
@@ -63,7 +63,7 @@ def gate_fp32(
         references: From ``make_references``: the trained model's answers.
         test: The test split.
         confusion: What training recorded on it, rows: truth.
-        reporter: Is told of each check as it is decided.
+        reporter: Is notified of each check as it is decided.
     """
     report = GateReport(sha256(model))
     _run(report, _structure(model, labels, again), reporter)

@@ -260,7 +260,7 @@ class Parts:
         )
 
     def watchdog(self, transport: Transport, report: Report) -> Watchdog:
-        """Keeps the process from looking healthy while it can not answer."""
+        """Keeps the process from reporting healthy while it can not answer."""
         return Watchdog(
             self.gate,
             lambda: [*self.gate.threads, *transport.threads],

@@ -65,7 +65,7 @@ class Reloader:
     async def _serve_other(self) -> bool:
         """Serves another release if there should be one; True if so.
 
-        The old one is let go once the batches that it is in have run.
+        The old one is freed once its batches have run.
 
         Raises:
             ArtifactError: If the repository can not be read.

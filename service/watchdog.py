@@ -81,8 +81,8 @@ class Watchdog:
         while not self._stopped.wait(min(MAX_PERIOD_S, self._stall_timeout_s / LOOKS_PER_TIMEOUT)):
             try:
                 self._look()
-            except Exception:  # such as no thread to be had for a check; the next look may work
-                logger.exception("looking after the server failed")
+            except Exception:  # such as no thread for a check; the next one may work
+                logger.exception("a check of the watchdog failed")
 
     def _look(self) -> None:
         stuck = self._stuck()

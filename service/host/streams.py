@@ -91,7 +91,7 @@ class LineWriter:
         # Reentrant: a finalizer may log on a thread that is in here.
         self._changed = threading.Condition(threading.RLock())
         self._queued_bytes = 0
-        self._told = 0
+        self._reported = 0
         self._torn = False
         self.dropped = 0
         threading.Thread(target=self._run, name="log-writer", daemon=True).start()
@@ -118,16 +118,16 @@ class LineWriter:
             with self._changed:
                 self.dropped += not written
                 dropped = self.dropped
-            if written and dropped > self._told:
+            if written and dropped > self._reported:
                 self._tell(dropped)
             with self._changed:
                 self._queued_bytes -= len(line)
                 self._changed.notify_all()
 
     def _tell(self, dropped: int) -> None:
-        line = self._dropped_line(dropped - self._told)
+        line = self._dropped_line(dropped - self._reported)
         if self._write(line.encode(errors="backslashreplace") + b"\n"):
-            self._told = dropped
+            self._reported = dropped
 
     def _write(self, line: bytes) -> bool:
         """Writes a line; False if not all of it could be written."""

@@ -69,7 +69,7 @@ class Http2Error(Exception):
     """The peer broke a rule; the whole connection ends with it.
 
     Attributes:
-        code: What the peer is told.
+        code: What the peer gets.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:

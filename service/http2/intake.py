@@ -80,7 +80,7 @@ class Intake:
                 self._on_unary(call, body, now, work, ended=kind == END)
             elif call.receiver is not None:
                 self._on_stream(call, body, work, ended=kind == END)
-        # Only now: windows count every event, messages those that were looked at.
+        # Only now: windows count every event, messages those that were read.
         if self._partial:
             self._let_in_partial()
 
@@ -233,7 +233,7 @@ class Intake:
         self._refuse(held, GrpcError(RESOURCE_EXHAUSTED, message, RETRY_LATER), work)
         return True
 
-    def look(self, now: float, draining_since: float | None, work: Work) -> None:
+    def check_timeouts(self, now: float, draining_since: float | None, work: Work) -> None:
         """Ends calls whose request does not come whole in time.
 
         Args:

@@ -309,7 +309,7 @@ class Link:
 
     # The connection's life, on the loop's thread
 
-    def look(self, now: float, work: Work) -> None:
+    def check_timeouts(self, now: float, work: Work) -> None:
         """Checks every bound in time; called now and then."""
         self._note_idle(now)
         if self._is_late(now):
@@ -317,7 +317,7 @@ class Link:
             return
         stopping = self._draining if self._server.is_stopping else None
         with self.lock:
-            self.intake.look(now, stopping, work)
+            self.intake.check_timeouts(now, stopping, work)
             self._look_at_answers(now, work)
             self.flush()
         if not self.is_closed:

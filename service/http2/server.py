@@ -58,7 +58,7 @@ class Server:
             ``max_message_bytes``, and either ``receive``, which takes bursts of calls, or ``open``,
             which takes a call and returns the receiver of its messages, and ``window_bytes``.
         hooks: ``admit(call)`` decides by metadata whether a call may be read; ``refused(calls,
-            code, message)`` is told of calls that ended before their route saw them;
+            code, message)`` is notified of calls that ended before their route saw them;
             ``overload_s()`` tells how many seconds of work wait while calls are refused, else 0.
         limits: What callers may use.
         tls: Returns the context for the next connection; None for plaintext.
@@ -303,7 +303,7 @@ class Server:
                 self._epoll.register(descriptor, select.EPOLLIN)
         for link in list(self._links.values()):
             try:
-                link.look(now, work)
+                link.check_timeouts(now, work)
             except Exception:
                 logger.exception("checking a connection failed; this is a bug")
                 link.lose(work)

@@ -138,15 +138,15 @@ class Handshakes:
         self._stopped = True
 
     def _run(self) -> None:
-        looked = time.monotonic()
+        checked = time.monotonic()
         while not self._stopped:
             for descriptor, _ in self._epoll.poll(min(0.5, self._timeout_s / 4)):
                 pending = self._pending.get(descriptor)
                 if pending is not None:
                     self._go_on(pending)
             now = time.monotonic()
-            if now - looked > self._timeout_s / 4:
-                looked = now
+            if now - checked > self._timeout_s / 4:
+                checked = now
                 with self._lock:
                     late = [p for p in self._pending.values() if now - p.began > self._timeout_s]
                 for pending in late:

@@ -18,7 +18,7 @@ class Work:
     """Whole unary calls by their route, refused ones by status, and steps of streams in order.
 
     Args:
-        hooks: Are told of refused calls; None if there are none.
+        hooks: Are notified of refused calls; None if there are none.
     """
 
     def __init__(self, hooks: Any = None) -> None:

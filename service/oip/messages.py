@@ -30,7 +30,7 @@ ALL_OUTPUTS = tuple(OUTPUTS.values())
 
 @dataclass(frozen=True, slots=True)
 class Infer:
-    """A ModelInfer request that holds what it should.
+    """A valid ModelInfer request.
 
     Attributes:
         pixels: 784 bytes an image.
@@ -175,7 +175,7 @@ def _outputs(requested: Sequence[Any]) -> tuple[Output, ...]:
 
 
 def _check_no_parameters(field: str, parameters: Any) -> None:
-    """Refuses what would mean something else were it heeded, such as shared memory."""
+    """Rejects parameters, which would change the meaning of the tensor: shared memory, for one."""
     for key in parameters:
         raise InvalidInputError(f"{field}.parameters", "none", _quoted(key))
 

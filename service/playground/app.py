@@ -34,7 +34,7 @@ class Offer:
         gate: POST /v1/classify and /draw feed it; None serves neither.
         refusal: How to answer a POST by its metadata, before its body is read, or None to read it;
             None where everybody may call.
-        count: Is told the HTTP status of each answer to a POST.
+        count: Gets the HTTP status of each answer to a POST.
         is_draining: Whether a POST is refused because the server is shutting down.
         requests_per_s: POSTs that one address may send.
     """

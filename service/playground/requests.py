@@ -145,7 +145,7 @@ def _pixels(value: Any) -> bytes:
 
 
 def _numbers(value: Any) -> bytes:
-    """Rows of numbers, each of them looked at: what a list holds may be anything, of any size."""
+    """Rows of numbers, each of them checked: what a list holds may be anything, of any size."""
     expected = "images of 28 rows of 28 whole numbers from 0 to 255, or base64"
     if not isinstance(value, list):
         raise InvalidInputError("pixels", expected, _named(value))

@@ -28,7 +28,7 @@ class RpcCall(Protocol):
         cancelled: Whether the caller has left: it reset the call or lost its connection, or the
             deadline of its stream passed. Set by the transport.
         caller: Whose token the call shows; empty where none is needed. Set by ``Transport.admit``.
-        state: Whatever the method wants to remember; the transport does not look at it.
+        state: Whatever the method wants to remember; the transport does not read it.
     """
 
     path: str

@@ -38,7 +38,7 @@ class Ending:
 
     Args:
         method: It.
-        recorder: Is told.
+        recorder: Is notified.
         encode: The serialised response to a request that has its result.
         clock: Monotonic seconds.
     """
@@ -118,7 +118,7 @@ class ClassifyEdge:
 
     Args:
         gate: The way into the core.
-        recorder: Is told of calls.
+        recorder: Is notified of calls.
     """
 
     def __init__(self, gate: Gate, recorder: Recorder) -> None:

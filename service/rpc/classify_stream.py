@@ -55,7 +55,7 @@ class StreamEdge:
 
     Args:
         gate: The way into the core.
-        recorder: Is told of calls.
+        recorder: Is notified of calls.
         max_streams: Open at the same time; a connection may have half of them.
         max_ahead_bytes: Of items that one stream may have in work or unread, if it is not one item.
         idle_s: Seconds in which a stream that waits for its caller must move.
@@ -267,7 +267,7 @@ class ClassifyStream:
     def _advance(self) -> None:
         """Sends what is next, if no other thread does; ends the stream after the last.
 
-        Whoever finds another thread sending leaves it to that: it looks again before it stops.
+        If another thread is sending, it checks for more before it stops.
         """
         while True:
             with self._lock:

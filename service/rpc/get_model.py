@@ -42,7 +42,7 @@ class SimpleMethod:
 
     Args:
         method: It.
-        recorder: Is told of calls.
+        recorder: Is notified of calls.
         answer: Makes the response, or says how the call ends otherwise; may raise
             ``InvalidInputError``.
     """

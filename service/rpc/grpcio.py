@@ -35,7 +35,7 @@ else:  # generic in the stubs, not at run time
 
 INVALID_ARGUMENT: int = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 MAX_PENDING = 4096
-# Requests of a call that is cancelled end like those of one that sent none, before it is told.
+# Requests of a call that is cancelled end like those of one that sent none, before it is notified.
 CANCELLATION_S = 0.1
 RESOURCE_EXHAUSTED: int = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
@@ -209,7 +209,7 @@ class GrpcioServer:
             ("grpc.max_receive_message_length", limits.message_bytes),
             ("grpc.max_metadata_size", limits.metadata_bytes),
             ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
-            # Of more calls than this that wait to be looked at, grpcio resets some at random.
+            # Of more calls than this that wait to be accepted, grpcio resets some at random.
             ("grpc.server.max_pending_requests", MAX_PENDING),
             ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING),
             # Clients are commonly set to ping every ten seconds; the default sends those away.

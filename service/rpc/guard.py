@@ -25,8 +25,8 @@ class Guard:
 
     Args:
         tokens: Those that are valid; None lets everybody call.
-        recorder: Is told of the RPCs that are refused here.
-        dropped: Is told why.
+        recorder: Is notified of the RPCs that are refused here.
+        dropped: Gets the reason.
         overload_s: Seconds of work that wait while the queue is full, else 0; see ``Hooks``.
     """
 

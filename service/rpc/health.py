@@ -92,7 +92,7 @@ class Watch:
         self._health = health
         self._lock = threading.Lock()
         self._asked = False
-        self._told: int | None = None
+        self._sent: int | None = None
         self._ended = False
 
     def tell(self) -> None:
@@ -101,9 +101,9 @@ class Watch:
             # Read and sent under the lock: the last to be sent is the latest.
             known = None if self.service is None else self._health.status(self.service)
             status = SERVICE_UNKNOWN if known is None else known
-            if not self._asked or self._ended or status == self._told or self.call.unsent:
+            if not self._asked or self._ended or status == self._sent or self.call.unsent:
                 return
-            self._told = status
+            self._sent = status
             response = health_pb2.HealthCheckResponse(status=status)
             self.call.send(response.SerializeToString())
 

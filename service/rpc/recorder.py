@@ -20,11 +20,11 @@ FAILURE_LOG_INTERVAL_S = 1.0
 
 
 class Recorder:
-    """Tells the listeners of RPCs. One that raises loses what it was told, and nothing else.
+    """Notifies the listeners of RPCs. One that raises loses that event, and nothing else.
 
     Args:
         methods: Every method, by its path: those of others are not recorded.
-        listeners: Are told in this order.
+        listeners: Are notified in this order.
         clock: Monotonic seconds.
     """
 
@@ -50,7 +50,7 @@ class Recorder:
     def ended(
         self, method: Method, calls: Sequence[RpcCall], code: StatusCode, message: str = ""
     ) -> None:
-        """RPCs have ended; each is told of once."""
+        """RPCs have ended; each is notified of once."""
         now = self._clock()
         for listener in self._listeners:
             try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How often the files are looked at: a token that leaked should be dead soon.
+# How often the files are polled: a token that leaked should be revoked soon.
 LOOK_S = 1.0
 
 
@@ -70,7 +70,7 @@ class Access:
             for kind, owner in watched.items():
                 try:
                     changed = owner.files.refresh() if owner else None
-                except Exception:  # ending here would end every later look
+                except Exception:  # ending here would end all later polls
                     logger.exception("reading %s again failed; this is a bug", kind)
                     continue
                 if changed is not None:

@@ -33,7 +33,7 @@ ED25519_KEY = bytes.fromhex("300506032b6570032100")
 class Tls:
     """The server's side of TLS, by files that may be replaced at any time.
 
-    A handshake uses what the files held when they were last looked at and made sense; connections
+    A handshake uses what the files held when they were last read and valid; connections
     that exist are not touched. A certificate that has expired, or is not valid yet, is warned about
     at the start, and not taken in place of another.
 

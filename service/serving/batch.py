@@ -55,7 +55,7 @@ class Batch:
     def take(self, lane: Lane, limit: int, now: float) -> None:
         """Moves images from a lane to this batch until it holds ``limit``.
 
-        Requests nobody waits for any more are passed over and refused.
+        Requests that nobody waits for any more are dropped.
         """
         requests, room = lane.requests, limit - self.images
         while requests and room > 0:
@@ -141,10 +141,10 @@ class Split:
 
 
 class BatchListener(Protocol):
-    """Is told what happened to requests, from any thread, after they were replied to."""
+    """Is notified of what happened to requests, from any thread, after they were replied to."""
 
     def batch(self, batch: Batch) -> None:
-        """A batch was run; its ``refused`` were told to ``refused`` already."""
+        """A batch was run; its ``refused`` were given to ``refused`` before."""
 
     def refused(self, requests: Sequence[Request]) -> None:
         """Requests ended without a result, each with its ``refusal``."""

@@ -47,7 +47,7 @@ class Batcher:
         max_batch_size: Images in a batch at most; larger requests are split and rejoined.
         max_queue_images: Images that may wait in each lane. A request that is larger is admitted
             to an empty one.
-        listener: Is told of batches and of refused requests.
+        listener: Is notified of batches and of refused requests.
         clock: Monotonic seconds.
 
     Attributes:

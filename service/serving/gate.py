@@ -26,7 +26,7 @@ class Gate:
         preparer: Makes images of what came in other forms.
         max_images_per_request: Images in one request at most.
         rate_limit: What each caller may ask for; None for no limit.
-        listener: Is told of refused requests.
+        listener: Is notified of refused requests.
     """
 
     def __init__(

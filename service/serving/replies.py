@@ -28,16 +28,16 @@ class Replies:
         deliver([*batch.finished, *refused] if refused else batch.finished)
         if self._listener is not None:
             if refused:
-                _try("told of refused requests", self._listener.refused, refused)
+                _try("notified of refused requests", self._listener.refused, refused)
             if batch.images:
-                _try("told of a batch", self._listener.batch, batch)
+                _try("notified of a batch", self._listener.batch, batch)
 
     def refuse(self, requests: Sequence[Request]) -> None:
         """Replies to requests whose ``refusal`` is set."""
         deliver(requests)
         told = [request for request in requests if request.refusal is not Refusal.INVALID]
         if told and self._listener is not None:
-            _try("told of refused requests", self._listener.refused, told)
+            _try("notified of refused requests", self._listener.refused, told)
 
 
 def deliver(requests: Sequence[Request]) -> None:

@@ -31,7 +31,7 @@ class Refusal(enum.Enum):
     NO_MEMORY = "no_memory"
     UNAUTHENTICATED = "unauthenticated"
     RATE_LIMITED = "rate_limited"
-    # Nothing that load or a fault of the server explains: no listener is told of it.
+    # Nothing that load or a fault of the server explains: no listener is notified of it.
     INVALID = "invalid"
 
 
@@ -88,7 +88,7 @@ class Request:
         count: Number of images.
         deadline: Clock value after which nobody waits for the answer, or None.
         reply: Gets the request back once, when it has ended.
-        origin: Who asked; the core looks at nothing but ``cancelled``.
+        origin: Who asked; the core reads nothing but ``cancelled``.
         plausibility: float32[count] of images that came as files, see ``digits.images.Normalised``;
             None of raw pixels.
         enqueued: Clock value of admission; 0 before.
@@ -102,7 +102,7 @@ class Request:
             come back.
         detail: With STOPPED: why the server takes no requests; empty if it is shutting down.
         violation: With INVALID: what is wrong.
-        state: Whatever whoever made it wants to find again; the core does not look at it.
+        state: For whoever made it; the core does not read it.
         taken: Images that were given to batches.
         split: Of a request that is in several batches: what they returned so far, or None.
     """

@@ -48,7 +48,9 @@ class AnswerMetrics(Collector):
         )
         self._psi = {feature: psi.labels(feature) for feature in BOUNDS}
         self._window_images = Gauge(
-            "digits_drift_window_images", "Images that digits_drift_psi looks at.", registry=None
+            "digits_drift_window_images",
+            "Images that digits_drift_psi is computed from.",
+            registry=None,
         )
         self._exported: tuple[Collector, ...] = (
             predictions, self._confidence, self._ink, psi, self._window_images,

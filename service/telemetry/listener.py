@@ -48,7 +48,7 @@ class EndedCall(Protocol):
 
 
 class RpcListener(Protocol):
-    """Is told of RPCs, from any thread."""
+    """Is notified of RPCs, from any thread."""
 
     def began(self, method: Method, count: int) -> None:
         """``count`` RPCs of a method have begun."""

@@ -101,15 +101,15 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queues a line, unless there were too many like it. Never blocks or raises."""
         is_own = record.name.partition(".")[0] in TRUSTED
-        passed_over = 0
+        suppressed = 0
         if record.name != REQUEST_LOG:
             allowance = self._of_own[record.name] if is_own else self._of_libraries
-            granted, passed_over = allowance.take(1, time.monotonic())
+            granted, suppressed = allowance.take(1, time.monotonic())
             if not granted:
                 return
         try:
             record = record if is_own else _of_library(record)
-            line = self.format(_telling(record, passed_over) if passed_over else record)
+            line = self.format(_telling(record, suppressed) if suppressed else record)
         except Exception as error:  # whatever the arguments of the record raise
             line = self._line("a log record of %s: %s", record.name, type(error).__name__)
         self._writer.write(line)
@@ -145,10 +145,10 @@ def _of_library(record: logging.LogRecord) -> logging.LogRecord:
     return known
 
 
-def _telling(record: logging.LogRecord, passed_over: int) -> logging.LogRecord:
+def _telling(record: logging.LogRecord, suppressed: int) -> logging.LogRecord:
     """A copy of the record with the number of suppressed lines before it."""
     known = copy.copy(record)
-    known.fields = {**getattr(record, "fields", {}), "passed_over": passed_over}
+    known.fields = {**getattr(record, "fields", {}), "suppressed": suppressed}
     return known
 
 

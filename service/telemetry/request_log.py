@@ -28,7 +28,7 @@ class RequestLog:
     """Logs how RPCs ended. Thread-safe.
 
     RPCs that ended well and those that did not have an allowance each, so that a flood of one does
-    not hide the other. A line tells how many were passed over since the line before.
+    not hide the other. A line tells how many were suppressed since the line before.
 
     Args:
         lines_per_s: Lines of each kind a second, on average and as the largest burst.
@@ -45,7 +45,7 @@ class RequestLog:
     ) -> None:
         """See ``RpcListener``."""
         allowance = self._well if code is StatusCode.OK else self._badly
-        lines, passed_over = allowance.take(len(calls), now)
+        lines, suppressed = allowance.take(len(calls), now)
         for call in calls[:lines]:
             fields = {
                 "request_id": request_id(call.metadata),
@@ -54,7 +54,7 @@ class RequestLog:
                 "total_ms": _ms(now - call.received),
                 **_details(call.state),
                 **({"error": message} if message else {}),
-                "passed_over": passed_over,
+                "suppressed": suppressed,
             }
             logger.info("%s %s", method.name, code.name, extra={"fields": fields})
 

@@ -84,7 +84,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer(SERVICE_NAME)
 
     async def flush(self) -> None:
-        """Sends what waits. An exporter that retries heeds no time limit, so it gets none."""
+        """Sends what waits. An exporter that retries ignores a time limit, so it gets none."""
         flushing = in_daemon_thread(self._provider.force_flush)
         await asyncio.wait({flushing}, timeout=FLUSH_S)
 

@@ -41,7 +41,9 @@ def top(argv: list[str]) -> int:
     parser.add_argument(
         "--metrics", default=DEFAULT_URL, help=f"URL of /metrics (default {DEFAULT_URL})"
     )
-    parser.add_argument("--interval-s", type=float, default=1.0, help="between looks (default 1)")
+    parser.add_argument(
+        "--interval-s", type=float, default=1.0, help="seconds between updates (default 1)"
+    )
     parser.add_argument("--once", action="store_true", help="print one view and exit")
     add_connection_flags(parser, timeout_s=2.0)
     arguments = parser.parse_args(argv)
@@ -76,7 +78,7 @@ def _run(view: View, arguments: argparse.Namespace) -> None:
 
 
 def _show(view: View, console: Console, interval_s: float) -> None:
-    view.read()  # a wrong URL is told before the screen is taken
+    view.read()  # a wrong URL is reported before the screen is cleared
     with _keys(), Live(view.render(), console=console, screen=True, auto_refresh=False) as live:
         while not _quit_pressed(interval_s):
             with contextlib.suppress(ScrapeError):  # the view says so, and may recover
@@ -104,7 +106,7 @@ def _quit_pressed(wait_s: float) -> bool:
 
 
 class View:
-    """What is known of a server, as something to look at.
+    """What is known of a server, drawn for a terminal.
 
     Args:
         url: Its /metrics.

@@ -1,4 +1,4 @@
-"""Runs have names, nothing is overwritten, and what is told of them is true."""
+"""Runs have names, nothing is overwritten, and what is notified of them is true."""
 
 from __future__ import annotations
 
