@@ -21,6 +21,7 @@ from rich.table import Table
 from training import runs
 from training.checkpoint import (
     Checkpoint,
+    CheckpointError,
     build_classifier,
     load_checkpoint,
     save_checkpoint,
@@ -36,42 +37,30 @@ from training.start import load_start
 from training.teachers import load_teachers
 from training.train import Trainer
 
-# Of few images of one's own, at most this share is held out.
+# Of few images of one's own, at most this share is held out; an epoch has so many steps at least.
 MAX_VALIDATION_SHARE = 0.2
+MIN_STEPS = 8
 
 
 def train(arguments: argparse.Namespace, console: Console) -> int:
     """Trains, and fits the temperature to validation images."""
-    config: TrainingConfig = arguments.config
-    teachers, digests = load_teachers(arguments.teacher, config.dataset)
-    sets = load_sets(config, data_dir(arguments.data_dir), arguments.data)
+    sets = load_sets(arguments.config, data_dir(arguments.data_dir), arguments.data)
     for remark in sets.remarks:
         console.print(remark, markup=False)
-    images = sum(len(part) for part in sets.train_parts.values())
-    if config.dataset == OWN:
-        most = int(images * MAX_VALIDATION_SHARE)
-        config = replace(config, validation=min(config.validation, most))
+    config, kept, validation = _split(arguments, sets, console)
+    teachers, digests = load_teachers(arguments.teacher, config.dataset)
     config = replace(config, teachers=digests)
-    if arguments.validation_data is not None:
-        config = replace(config, validation=0)
-    kept, validation = sets.hold_out(config.validation)
-    if arguments.validation_data is not None:
-        validation = read_own(arguments.validation_data).split
-        common = overlap(kept, validation)
-        console.print(f"{common} of {len(validation):,} validation images are trained on, too")
     start = None
     if arguments.init is not None:
         start, sha256 = load_start(arguments.init, kept)
+        if arguments.arch not in (None, start.arch):
+            raise CheckpointError(f"--init: expected {arguments.arch} (--arch), got {start.arch}")
         config = replace(config, start=sha256, arch=start.arch)
     try:
         trainer = Trainer(config, kept, validation, console, teachers=teachers, start=start)
     except ValueError as error:  # fewer images than a batch
         raise DataError(str(error)) from None
-    if arguments.resume:
-        folder = runs.resumed_run(arguments.run_dir)
-        trainer.resume(folder / runs.STATE)
-    else:
-        folder = runs.new_run(arguments.run_dir, config.arch)
+    folder = _folder(arguments, config, trainer)
     commit = source_commit()
     console.print(
         f"training {config.arch} on {len(kept):,} {config.dataset} images in {folder}, "
@@ -86,17 +75,41 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     metrics = _metrics(model, trainer, validation)
     if config.dataset == OWN:
         metrics["before_and_after"] = _before_and_after(sets, start, model, arguments, console)
-    checkpoint = Checkpoint(
-        model=model,
-        config=config,
-        metrics=metrics,
-        dataset_sha256=sets.digests(),
-        versions=_versions(),
-        source_commit=commit,
-    )
+    checkpoint = Checkpoint(model, config, metrics, sets.digests(), _versions(), commit)
     save_checkpoint(checkpoint, folder / runs.CHECKPOINT)
     _report(checkpoint, validation, folder, console)
     return 0
+
+
+def _split(
+    arguments: argparse.Namespace, sets: Sets, console: Console
+) -> tuple[TrainingConfig, Split, Split]:
+    """What is trained on and what is held out, and the settings fitted to how much there is."""
+    config: TrainingConfig = arguments.config
+    if config.dataset == OWN:
+        images = len(sets.train)
+        config = replace(
+            config,
+            validation=min(config.validation, int(images * MAX_VALIDATION_SHARE)),
+            batch_size=max(2, min(config.batch_size, images // MIN_STEPS)),
+        )
+    if arguments.validation_data is None:
+        return config, *sets.hold_out(config.validation)
+    config = replace(config, validation=0)
+    kept, _ = sets.hold_out(0)
+    validation = read_own(arguments.validation_data).split
+    common = overlap(kept, validation)
+    console.print(f"{common} of {len(validation):,} validation images are trained on, too")
+    return config, kept, validation
+
+
+def _folder(arguments: argparse.Namespace, config: TrainingConfig, trainer: Trainer) -> Path:
+    """The folder of the run; one that goes on restores the trainer's state."""
+    if not arguments.resume:
+        return runs.new_run(arguments.run_dir, config.arch)
+    folder = runs.resumed_run(arguments.run_dir)
+    trainer.resume(folder / runs.STATE)
+    return folder
 
 
 def _interrupted(folder: Path, console: Console) -> int:

@@ -32,7 +32,7 @@ def test_pictures_become_a_release_that_serves(
     monkeypatch.chdir(tmp_path)
     data = f"--data={FOLDER}"
     flags = [f"--init={ROOT / 'models/digits/1'}", "--epochs=8", "--max-lr=1e-3"]
-    assert training.main([data, *flags, "--batch-size=20", "--validation=40"]) == 0
+    assert training.main([data, *flags]) == 0
     printed = capsys.readouterr().out
     assert f"{10 * EACH} images, by digit 0: {EACH}" in printed
     assert "accuracy on MNIST was not measured: mnist is not here" in printed
