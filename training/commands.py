@@ -63,7 +63,8 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     folder = _folder(arguments, config, trainer)
     commit = source_commit()
     console.print(
-        f"training {config.arch} on {len(kept):,} {config.dataset} images in {folder}, "
+        f"training {config.arch} on {len(kept):,} images of {' and '.join(sets.train_parts)} in "
+        f"{folder}, "
         f"{len(validation):,} held out"
     )
     try:

@@ -228,4 +228,4 @@ def test_the_watchdog_survives_a_look_that_fails(watch, caplog):
 
     reports = watch(threads)
     wait_until(lambda: reports)
-    assert "looking after the server failed" in caplog.text
+    assert "a check of the watchdog failed" in caplog.text
