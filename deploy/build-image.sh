@@ -3,7 +3,7 @@
 #
 #   deploy/build-image.sh [cpu|cuda] [more flags of the engine's build command]
 #
-# ENGINE names one of them. MODELS is the repository that goes into the image, in this checkout and named
+# IMAGE is its name, such as registry.example/digits-serving:1. ENGINE names docker, podman or buildah. MODELS is the repository that goes into the image, in this checkout and named
 # after its model; by default models/digits. BASE_IMAGE (by digest: a build that can be repeated) and SOURCE_DATE_EPOCH are
 # taken over from the environment.
 set -euo pipefail
@@ -13,7 +13,7 @@ device=${1:-cpu}
 models=${MODELS:-models/digits}
 shift $(($# > 0 ? 1 : 0))
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-tag=digits-serving:$version$([ "$device" = cpu ] || echo "-$device")
+tag=${IMAGE:-digits-serving:$version$([ "$device" = cpu ] || echo "-$device")}
 
 works() { command -v "$1" >/dev/null && { [ "$1" != docker ] || docker info >/dev/null 2>&1; }; }
 engine=${ENGINE:-}

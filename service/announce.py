@@ -52,6 +52,7 @@ def announce(
         "access": access.summary(),
         "grpc": address,
         "http": f"http://{http}/metrics",
+        **({"draw": f"http://{http}/draw"} if config.playground else {}),
         "ready_after": f"{seconds:.2f} s",
         "try": f"{_program()} classify --address {address} {access.flags()}{_sample()}",
     }

@@ -40,7 +40,7 @@ CLASSIFY_STREAM = Method(SERVICE, "ClassifyStream", "bidi_stream")
 # Items of one stream that may be in work or wait for a slow reader: enough to keep every slot busy
 # with messages of a full batch, and a bound on what one stream can hold in memory.
 WINDOW_ITEMS = 8
-# Streams that may be open; a connection may have half of them.
+# Streams that may be open; a connection, and a token, may have half of them.
 MAX_STREAMS = 256
 CONNECTION_SHARE = 2
 # Seconds in which a stream must send a message or take an answer.
@@ -56,7 +56,7 @@ class StreamEdge:
     Args:
         gate: The way into the core.
         recorder: Is notified of calls.
-        max_streams: Open at the same time; a connection may have half of them.
+        max_streams: Open at the same time; a connection, and a token, may have half of them.
         max_ahead_bytes: Of items that one stream may have in work or unread, if it is not one item.
         idle_s: Seconds in which a stream that waits for its caller must move.
         is_admitted: Whether a call's token is still valid.

@@ -28,7 +28,7 @@ class OpenStreams(Generic[AnyStream]):
 
     Args:
         limit: Streams in all.
-        per_connection: Streams of one connection.
+        per_connection: Streams of one connection, or of one caller by its token.
         rejected: Is notified of calls beyond the bounds, which have ended.
     """
 
@@ -43,16 +43,17 @@ class OpenStreams(Generic[AnyStream]):
         self._rejected = rejected
         self._lock = threading.Lock()
         self._streams: dict[RpcCall, AnyStream] = {}
-        self._of_peer: Counter[str] = Counter()
+        # By connection and by token; peers have a colon, names of tokens have none.
+        self._held: Counter[str] = Counter()
         self.is_closing = False
 
     def open(self, call: RpcCall, make: Callable[[RpcCall], AnyStream]) -> AnyStream | None:
         """Makes the stream of a call; beyond a bound it ends the call and returns None."""
         with self._lock:
-            limit = self._reached(call.peer)
+            limit = self._reached(call)
             if not limit:
                 stream = self._streams[call] = make(call)
-                self._of_peer[call.peer] += 1
+                self._held.update(_holders(call))
         if limit:
             status = too_many_streams(limit)
             fail(call, status)
@@ -62,9 +63,9 @@ class OpenStreams(Generic[AnyStream]):
             stream.close()
         return stream
 
-    def _reached(self, peer: str) -> int:
+    def _reached(self, call: RpcCall) -> int:
         """The bound that another stream would exceed; 0 for none."""
-        if self._of_peer[peer] >= self._per_connection:
+        if any(self._held[holder] >= self._per_connection for holder in _holders(call)):
             return self._per_connection
         return self._limit if len(self._streams) >= self._limit else 0
 
@@ -76,13 +77,20 @@ class OpenStreams(Generic[AnyStream]):
     def remove(self, call: RpcCall) -> None:
         """The stream of a call has ended; more than once is allowed."""
         with self._lock:
-            if self._streams.pop(call, None) is not None:
-                self._of_peer[call.peer] -= 1
-                if not self._of_peer[call.peer]:
-                    del self._of_peer[call.peer]
+            if self._streams.pop(call, None) is None:
+                return
+            for holder in _holders(call):
+                self._held[holder] -= 1
+                if not self._held[holder]:
+                    del self._held[holder]
 
     def close(self) -> None:
         """Closes all, and those that are opened later. From any thread."""
         self.is_closing = True
         for stream in self.current():
             stream.close()
+
+
+def _holders(call: RpcCall) -> list[str]:
+    """Who a stream counts for."""
+    return [call.peer, call.caller] if call.caller else [call.peer]

@@ -7,7 +7,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
-from digits.cli.flags import CALL_ERRORS, add_connection_flags, connect, explained
+from digits.cli.flags import CALL_ERRORS, add_connection_flags, connect, explained, printable
 from digits.cli.outcomes import Failure, Outcome, outcomes
 from digits.cli.output import JsonPrinter, Printer, TablePrinter
 from digits.cli.sources import STDIN, PicturesError, items_of
@@ -101,7 +101,7 @@ def _drawn(arguments: argparse.Namespace, pictures: int) -> bool:
 def _print(outcome: Outcome, output: Printer) -> bool:
     """Prints one outcome; whether it is a failure."""
     if isinstance(outcome, Failure):
-        print(f"digits classify: {outcome.item.name}: {outcome.reason}", file=sys.stderr)
+        print(printable(f"digits classify: {outcome.item.name}: {outcome.reason}"), file=sys.stderr)
         return True
     output.row(outcome.item, outcome.prediction, outcome.model)
     return False

@@ -80,5 +80,10 @@ def _first_token(path: Path) -> str:
 def explained(error: Exception) -> str:
     """One line for the terminal."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(str(error))
+
+
+def printable(text: str) -> str:
+    """Text of a server, or a file's name, without what a terminal would take for a command."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digits.channel import call_metadata, checked_timeout_s
-from digits.cli.flags import add_connection_flags, explained, tls_of, token_of
+from digits.cli.flags import add_connection_flags, explained, printable, tls_of, token_of
 
 SERVING, MISUSED, NOT_CONNECTED, FAILED, UNHEALTHY = range(5)
 READINESS = "digits.v1.DigitClassifierService"
@@ -76,7 +76,7 @@ def _asked(
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(request, timeout=timeout_s, metadata=metadata)
     except grpc.RpcError as error:
-        print(f"{error.code().name}: {error.details()}", file=sys.stderr)
+        print(printable(f"{error.code().name}: {error.details()}"), file=sys.stderr)
         return FAILED
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     print(status)

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from digits.cli.flags import CALL_ERRORS, add_connection_flags, connect, explained
+from digits.cli.flags import CALL_ERRORS, add_connection_flags, connect, explained, printable
 from digits.client import Model
 
 EPILOG = """\
@@ -42,7 +42,7 @@ def info(argv: list[str]) -> int:
     else:
         rows = _essentials(model, manifest)
         width = max(len(title) for title, _ in rows)
-        print("\n".join(f"{title:<{width}}  {text}" for title, text in rows))
+        print("\n".join(f"{title:<{width}}  {printable(text)}" for title, text in rows))
     return 0
 
 

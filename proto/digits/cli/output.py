@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from digits.cli.flags import printable
 from digits.cli.sources import Item
 from digits.client import Model, Prediction
 
@@ -71,7 +72,7 @@ class TablePrinter:
     def _begin(self, model: Model) -> None:
         """Prints the head; a model of other things than digits has labels to be asked for."""
         if model.name != "digits":
-            self._labels = self._ask_labels()
+            self._labels = [printable(label) for label in self._ask_labels()]
         title = "digit" if model.name == "digits" else "label"
         self._label_width = max(len(text) for text in (title, *self._labels))
         columns = f"{title:>{self._label_width}}  confidence  score  runner-up"
@@ -80,9 +81,9 @@ class TablePrinter:
     def end(self) -> None:
         """See ``Printer.end``."""
         for number, model in enumerate(self._models):
+            line = f"model {model.name}/{model.version} {model.precision} {model.sha256[:12]}"
             print(
-                f"{'' if number else chr(10)}model {model.name}/{model.version} {model.precision} "
-                f"{model.sha256[:12]} on {model.execution_provider}"
+                f"{'' if number else chr(10)}{printable(f'{line} on {model.execution_provider}')}"
             )
 
 
@@ -138,4 +139,5 @@ def drawn(image: npt.NDArray[np.uint8]) -> Iterator[str]:
 
 def _shortened(name: str, width: int) -> str:
     """The end of a long name, which tells it from its neighbours."""
+    name = printable(name)
     return name if len(name) <= width else "…" + name[1 - width :]

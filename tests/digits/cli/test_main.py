@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from digits.cli.flags import printable
 from digits.cli.main import main
 from tests.conftest import SAMPLES
 
@@ -125,3 +126,8 @@ def test_client_commands_load_nothing_of_the_server():
         "print([m for m in sys.modules if m.split('.')[0] in ('service', 'training', 'export')])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_nothing_of_a_server_reaches_the_terminal_as_a_command():
+    assert printable("a\x1b[2Jb\x07\u202e\nc") == "a\\x1b[2Jb\\x07\\u202e\nc"
+    assert printable("Fuß 7") == "Fuß 7"
