@@ -17,7 +17,7 @@ from training.model import Classifier, trace_layers
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 MAX_MISCLASSIFIED = 48
 MAX_MAPS = 16
@@ -47,6 +47,7 @@ def curves(history: list[dict[str, float]]) -> bytes:
         if None not in held:
             axis.plot(epochs, held, marker=".", label="validation")
         axis.set(xlabel="epoch", title=key)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set_yscale("log")
@@ -164,7 +165,7 @@ def comparison(rows: list[dict[str, Any]]) -> bytes:
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[2].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
-    axes[0].set_ylabel("test accuracy, %")
+    axes[0].set_ylabel("validation accuracy, %")
     return png(figure)
 
 

@@ -113,7 +113,7 @@ class ModelLoader:
             DeviceError: If the device can not serve.
             KeyFileError: If the key can not be used.
         """
-        note = promoted(self._repository)
+        note = None if self._pinned else promoted(self._repository)
         for folder in in_serving_order(self._repository, self._pinned):
             if current is not None and folder.name == current.version:
                 return None
