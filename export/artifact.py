@@ -19,7 +19,7 @@ TEMPORARY = ".export-"
 
 
 def next_release(repository: Path) -> int:
-    """One more than the highest version there is."""
+    """One more than the highest release there is."""
     taken = [int(path.name) for path in repository.glob("*") if NUMBER.fullmatch(path.name)]
     return max(taken, default=0) + 1
 

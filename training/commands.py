@@ -232,8 +232,7 @@ def describe(arguments: argparse.Namespace, console: Console) -> int:
     try:
         model = build_classifier(make_config("classic", {"arch": arguments.arch, **knobs}))
     except ValueError as error:  # an architecture without that choice
-        console.print(f"training: {error}", markup=False)
-        return 2
+        raise runs.RunError(str(error)) from None
     images = torch.zeros((arguments.batch, 28, 28), dtype=torch.uint8)
     table = Table("layer", "shape after it", "parameters", "MACs per image", title=arguments.arch)
     table.add_row("input", str((arguments.batch, 1, 28, 28)), "", "")
@@ -275,10 +274,11 @@ def explain(arguments: argparse.Namespace, console: Console) -> int:
         raise DataError(f"{arguments.image}: {error}") from None
     model = load_checkpoint(arguments.run_dir / runs.CHECKPOINT).model
     arguments.out.mkdir(parents=True, exist_ok=True)
-    drawn = {
-        "steps": pictures.explanation(model, image),
-        "layers": pictures.feature_maps(model, image),
-    }
+    try:
+        steps = pictures.explanation(model, image)
+    except ValueError as error:  # a network without convolutions
+        raise runs.RunError(str(error)) from None
+    drawn = {"steps": steps, "layers": pictures.feature_maps(model, image)}
     for name, data in drawn.items():
         (arguments.out / f"{name}.png").write_bytes(data)
         console.print(f"drawn in {arguments.out / name}.png", markup=False)

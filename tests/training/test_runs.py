@@ -94,6 +94,15 @@ def test_bug_shows_its_traceback(monkeypatch):
         command.main(["describe"])
 
 
+def test_what_a_network_does_not_have_is_told_in_one_line(capsys):
+    assert command.main([*QUICK, "--run-dir=mlp"]) == 0
+    seven = str(ROOT / "tests/samples/7.png")
+    assert command.main(["explain", seven, "--run-dir=mlp"]) == 1
+    assert "mlp has no convolution to explain" in capsys.readouterr().err
+    assert command.main(["describe", "--kernel-size=5"]) == 1
+    assert "strided has no such choice" in capsys.readouterr().err
+
+
 def test_names_are_those_of_what_there_is():
     assert set(ARCHITECTURE_NAMES) == set(ARCHITECTURES)
     assert set(DATASET_NAMES) == set(DATASETS)
