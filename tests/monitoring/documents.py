@@ -86,7 +86,7 @@ def alerts_table() -> str:
     """Every alert of rules.yaml."""
     rows = ["| alert | severity | meaning | fires when | for |", "|---|---|---|---|---|"]
     for rule in (rule for group in read_rules() for rule in group["rules"] if "alert" in rule):
-        link = rule["annotations"]["runbook_url"].removeprefix("docs/")
+        link = rule["annotations"]["runbook"].removeprefix("docs/")
         expr = " ".join(rule["expr"].split()).replace("|", "\\|")
         rows.append(
             f"| [{rule['alert']}]({link}) | {rule['labels']['severity']} "

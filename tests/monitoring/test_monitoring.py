@@ -107,8 +107,8 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do(alerts):
     assert headings == list(alerts)
     for name, alert in alerts.items():
         assert alert["labels"]["severity"] in {"critical", "warning"}
-        assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
-        assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+        assert alert["annotations"].keys() == {"summary", "description", "runbook"}
+        assert alert["annotations"]["runbook"] == f"docs/runbook.md#{name.lower()}"
 
 
 def exported(server):
