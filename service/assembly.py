@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import resource
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service import http2
 from service.announce import announce
 from service.config import ServerConfig, model_repository
+from service.host import memory
 from service.host.addresses import socket_address
 from service.host.cpu import cpu_quota
 from service.oip.infer import MODEL_INFER, InferEdge
@@ -258,6 +260,10 @@ class Parts:
             access=self.access,
             seconds=seconds,
         )
+
+    def watches(self) -> list[Coroutine[Any, Any, None]]:
+        """What goes on at intervals while the server serves, on its event loop."""
+        return [self.reloader.run(), self.access.watch(), self.streams.watch(), memory.watch()]
 
     def watchdog(self, transport: Transport, report: Report) -> Watchdog:
         """Keeps the process from reporting healthy while it can not answer."""

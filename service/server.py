@@ -73,10 +73,7 @@ class DigitsServer:
             logger.info("stopped while loading")
             return 0
         await http
-        watching = [
-            asyncio.create_task(watch)
-            for watch in (parts.reloader.run(), parts.access.watch(), parts.streams.watch())
-        ]
+        watching = [asyncio.create_task(each) for each in parts.watches()]
         watchdog = self._start_watchdog(transport)
         await self._stop.wait()
         for task in watching:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from service.host import memory
+from tests.conftest import wait_until
+from tests.http2.wire import Caller, data, opening
 
+CLASSIFY = "/digits.v1.DigitClassifierService/Classify"
 # Blocks small enough for the heap, of which every hundredth stays: the rest are holes.
 HOLES = """
 import psutil
@@ -26,7 +31,10 @@ print(full, freed, process.memory_info().rss)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked for it")
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can trim")
+
+
+@GLIBC
 def test_holes_between_what_is_used_are_given_back():
     command = [sys.executable, "-c", HOLES]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
@@ -37,4 +45,25 @@ def test_holes_between_what_is_used_are_given_back():
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory, "_trim", None)
+    monkeypatch.setattr(memory, "_info", None)
     memory.give_back()
+    assert memory.free_bytes() == 0
+
+
+@GLIBC
+def test_what_a_storm_leaves_is_given_back_by_a_server(start_server):
+    """Calls of which 16 KB came, and never the rest: their memory goes when their callers go."""
+    quick = {"service.host.memory.PERIOD_S": 0.1}
+    server = start_server("--transport=http2", constants=quick)
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    port = SimpleNamespace(port=int(server.address.rsplit(":", 1)[1]))
+    callers = [Caller(port) for _ in range(24)]
+    part = b"\0" + (3_000_000).to_bytes(4, "big") + bytes(16_000)
+    for caller in callers:
+        for stream in range(1, 401, 2):
+            caller.send(opening(stream, CLASSIFY) + data(stream, part, end=False))
+    wait_until(lambda: process.memory_info().rss > before + 60 * 2**20)
+    for caller in callers:
+        caller.socket.close()
+    wait_until(lambda: process.memory_info().rss < before + 40 * 2**20)
