@@ -249,7 +249,7 @@ def _process(change: Change, after: Scrape) -> Panel:
     loads = after.by_label("digits_model_loads_total", "result")
     for title, failed, total in (
         ("golden checks failed", checks.get("failed", 0), sum(checks.values())),
-        ("versions refused", loads.get("refused", 0), sum(loads.values())),
+        ("releases rejected", loads.get("refused", 0), sum(loads.values())),
     ):
         table.add_row(title, Text(f"{failed:.0f} of {total:.0f}", BAD if failed else ""))
     return Panel(table, title="process", height=BATCH_ROWS + 2)
