@@ -357,7 +357,15 @@ def test_slow_reader_holds_a_bounded_number_of_items(server):
         assert sum(1 for _ in stream) == total - 1
 
 
-def test_metrics_count_exactly_what_was_sent(server, stub):
+@pytest.mark.parametrize("transport", ["http2", "grpcio"])
+def test_metrics_count_exactly_what_was_sent(start_server, transport):
+    # Of its own: what other tests cancelled may be counted at any time.
+    server = start_server(f"--transport={transport}")
+    with grpc.insecure_channel(server.address) as channel:
+        count_exactly(server, digits_pb2_grpc.DigitClassifierServiceStub(channel))
+
+
+def count_exactly(server, stub):
     before = scrape(server)
     ok, invalid = handled(server, "OK"), handled(server, "INVALID_ARGUMENT")
     streams = handled(server, "OK", "ClassifyStream", "bidi_stream")

@@ -46,7 +46,7 @@ def table(result: dict[str, Any]) -> str:
     rows.append("used, the median of each quarter")
     for name, quarters in result["used"].items():
         rows.append(f"  {name:<20}" + "".join(f"{value:>10}" for value in quarters))
-    rows.append(f"{result['reloads']} reloads, {result['refused versions']} versions refused")
+    rows.append(f"{result['reloads']} reloads, {result['refused versions']} releases rejected")
     return "\n".join(rows)
 
 
