@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from benchmarks import limit
 from benchmarks.harness import served_artifact
+from service.serving.model import Answers
 
 COUNT_NOT, COUNT = signal.SIGUSR1, signal.SIGUSR2
 # What the recorder of RPCs and the batcher tell metrics, call by call and batch by batch.
@@ -51,20 +52,17 @@ class Switch:
         return guarded
 
 
-def inferring_with(
-    run: Callable[..., npt.NDArray[np.float32]], model: bytes
-) -> Callable[..., npt.NDArray[np.float32]]:
-    """``Engine.run`` with another model, which costs something else and was never trained."""
+def inferring_with(answer: Callable[..., Answers], model: bytes) -> Callable[..., Answers]:
+    """``Engine.answer`` with another model, which costs something else and was never trained."""
     session = limit.session(model)
     # A model is served only if its golden digits get their own answers.
     golden = len(served_artifact().golden.images)
 
-    def inferred(engine: Any, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def inferred(engine: Any, images: npt.NDArray[np.uint8]) -> Answers:
         if len(images) == golden:
-            return run(engine, images)
-        probabilities: npt.NDArray[np.float32]
+            return answer(engine, images)
         (probabilities,) = session.run(["probabilities"], {"image": images})
-        return probabilities
+        return Answers(probabilities, np.ones(len(images), np.float32))
 
     return inferred
 
@@ -88,7 +86,7 @@ def main(model: str, size: int) -> int:
     from service.telemetry.metrics import Metrics  # noqa: PLC0415
 
     if model != "-":
-        Engine.run = inferring_with(Engine.run, Path(model).read_bytes())  # type: ignore[method-assign]
+        Engine.answer = inferring_with(Engine.answer, Path(model).read_bytes())  # type: ignore[method-assign]
     if size:
         BatchCost._decide = by_hand(BatchCost._decide, size)  # type: ignore[method-assign]  # noqa: SLF001
     switch = Switch()

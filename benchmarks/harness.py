@@ -185,7 +185,9 @@ def check_answers(server: ServerProcess) -> None:
     golden = served_artifact().golden
     with DigitClient(server.address) as client:
         answered = client.classify(golden.images).predictions
-    golden.check(np.stack([p.probabilities for p in answered]), served_variant().precision)
+    precision = served_variant().precision
+    probabilities = np.stack([p.probabilities for p in answered])
+    golden.check(probabilities, golden.is_digit[precision], precision)
 
 
 def settled(count: Callable[[], int], expected: int) -> int:

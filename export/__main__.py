@@ -17,6 +17,9 @@ from export.progress import Progress
 from service.artifact.errors import ArtifactError, KeyFileError
 from service.artifact.format import PARITY, Artifact, load_artifact
 
+# Of PyTorch, here and in fresh processes; see training/__main__.py. Read as it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 LOCAL = Path("models/local")
 COMMITTED = Path(__file__).parents[1] / "models"
 # Exit codes beside 0: the command failed; it was called wrongly (argparse's); a release was written

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,19 +23,29 @@ from export.judge import Candidate, Comparison
 from export.parity import make_references
 from export.quantize import is_quantizable, quantize_model
 from export.reference import make_reference
-from export.sessions import in_fresh_process, run_session, serving_session
+from export.sessions import Images, in_fresh_process, run_session, serving_session
 from service.artifact import format as artifact
 from service.artifact.golden import GOLDEN, Golden, write_golden
 from service.artifact.repository import promoted, releases
 from service.serving.engine import Engine
+from training import not_digits
 from training.checkpoint import Checkpoint
 from training.data import DATASETS, DataError, Split
-from training.evaluate import Predict, evaluate, evaluate_corruptions, predict_logits
+from training.evaluate import (
+    Answer,
+    evaluate,
+    evaluate_corruptions,
+    evaluate_not_digits,
+    predict,
+)
 from training.model import parameter_count
 from training.sets import Sets
 
+# Of what sets the ranges of int8, beside the training images.
+NOT_DIGITS = 0.1
 ACCURACY_KEYS = (
     "accuracy", "accuracy_ci95", "correct", "images", "nll", "ece", "class_accuracy", "corruptions",
+    "not_digits",
 )  # fmt: skip
 
 
@@ -111,7 +122,7 @@ def make_release(checkpoint: Checkpoint, sets: Sets, *, precision: str, reporter
     _, held_out = sets.hold_out(checkpoint.config.validation)
     make_variant = partial(_variant, train=train, held_out=held_out)
     reporter.stage("measuring the trained model on test images")
-    metrics = _measured(partial(predict_logits, checkpoint.model), test)
+    metrics = _measured(partial(predict, checkpoint.model), test, checkpoint.model.scored)
     reporter.stage("exporting, here and in a fresh process")
     make = partial(export_model, name=dataset.model_name, labels=dataset.labels)
     model, again = make(checkpoint.model), in_fresh_process(make, checkpoint.model)
@@ -127,7 +138,7 @@ def make_release(checkpoint: Checkpoint, sets: Sets, *, precision: str, reporter
         left_out = "the network has no convolution, which is what int8 makes cheaper"
     if not left_out:
         reporter.stage("quantising, here and in a fresh process")
-        images = train.images.numpy()
+        images = _calibration_images(checkpoint, train)
         quantized = quantize_model(model, images)
         again = in_fresh_process(quantize_model, model, images)
         report = gate_int8(
@@ -142,8 +153,18 @@ def make_release(checkpoint: Checkpoint, sets: Sets, *, precision: str, reporter
     reporter.stage("choosing golden digits")
     golden = choose_golden({v.precision: v.model for v in variants}, train, dataset.labels)
     for variant in variants:
-        golden.check(Engine(variant.model).run(golden.images), variant.precision)
+        golden.check(*Engine(variant.model).answer(golden.images), variant.precision)
     return Made(checkpoint, variants, golden, left_out)
+
+
+def _calibration_images(checkpoint: Checkpoint, train: Split) -> Images:
+    """Training images, and what is no digit where the network was trained with it."""
+    images = train.images.numpy()
+    if not checkpoint.model.scored:
+        return images
+    count = round(NOT_DIGITS * len(images))
+    others = not_digits.make(count, images, np.random.default_rng(checkpoint.config.seed))
+    return np.concatenate([images, others])
 
 
 def _variant(
@@ -157,22 +178,26 @@ def _variant(
 ) -> Variant:
     if not report.passed:
         raise GateError(f"{precision}: {'; '.join(report.failed)}")
-    accuracy = {key: metrics[key] for key in ACCURACY_KEYS}
+    accuracy = {key: metrics[key] for key in ACCURACY_KEYS if key in metrics}
     return Variant(precision, model, report, accuracy, make_reference(model, train, held_out))
 
 
 def _exported(model: bytes, test: Split) -> dict[str, Any]:
     session = serving_session(model)
 
-    def predict(images: Tensor) -> Tensor:
-        return torch.from_numpy(run_session(session, images.numpy()).logits)
+    def answer(images: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = run_session(session, images.numpy())
+        return torch.from_numpy(outputs.logits), torch.from_numpy(outputs.is_digit)
 
-    return _measured(predict, test)
+    return _measured(answer, test, len(session.get_outputs()) == len(artifact.OUTPUTS))
 
 
-def _measured(predict: Predict, test: Split) -> dict[str, Any]:
-    metrics = evaluate(predict(test.images), test.labels)
-    return metrics | {"corruptions": evaluate_corruptions(predict, test)}
+def _measured(answer: Answer, test: Split, scored: bool) -> dict[str, Any]:
+    metrics = evaluate(answer(test.images)[0], test.labels)
+    metrics["corruptions"] = evaluate_corruptions(lambda images: answer(images)[0], test)
+    if scored:
+        metrics["not_digits"] = evaluate_not_digits(answer, test)
+    return metrics
 
 
 def publish(

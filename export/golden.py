@@ -33,9 +33,8 @@ def choose_golden(models: Mapping[str, bytes], split: Split, labels: tuple[str, 
         GateError: If a model gets hardly any image of a class right.
     """
     images, truth = split.images[:CANDIDATES].numpy(), split.labels[:CANDIDATES].numpy()
-    answers = {name: run_session(serving_session(m), images).probabilities
-               for name, m in models.items()}  # fmt: skip
-    margin = np.min([_margin(each, truth) for each in answers.values()], axis=0)
+    answers = {name: run_session(serving_session(m), images) for name, m in models.items()}
+    margin = np.min([_margin(each.probabilities, truth) for each in answers.values()], axis=0)
     chosen: list[int] = []
     for digit in range(NUM_CLASSES):
         candidates = np.flatnonzero((margin > MIN_MARGIN) & (truth == digit))
@@ -53,7 +52,8 @@ def choose_golden(models: Mapping[str, bytes], split: Split, labels: tuple[str, 
     return Golden(
         images=images[chosen],
         labels=truth[chosen].astype(np.int64),
-        probabilities={name: each[chosen] for name, each in answers.items()},
+        probabilities={name: each.probabilities[chosen] for name, each in answers.items()},
+        is_digit={name: each.is_digit[chosen] for name, each in answers.items()},
     )
 
 

@@ -51,10 +51,10 @@ def check_int8(
     session, exact = serving_session(model), serving_session(fp32)
     for probe in references:
         outputs, expected = run_session(session, probe.images), run_session(exact, probe.images)
-        finite = np.isfinite(outputs.logits) & np.isfinite(outputs.probabilities)
-        yield equal(probe.name, "outputs that are NaN or infinite", int((~finite).sum()), 0)
+        yield equal(probe.name, "outputs that are NaN or infinite", outputs.not_finite, 0)
         if probe.name in JUDGED:
             yield _flips(probe, outputs, expected)
+            yield _digit_flips(probe, outputs, expected)
         if probe is references[0]:
             yield _accuracy(outputs, expected, split)
         yield from check_probabilities(probe.name, outputs)
@@ -105,6 +105,14 @@ def _flips(probe: Reference, outputs: Outputs, expected: Outputs) -> Check:
     return Check(
         probe.name, "decisions changed against fp32", figure, f"<= {bound}", len(flipped) <= bound
     )
+
+
+def _digit_flips(probe: Reference, outputs: Outputs, expected: Outputs) -> Check:
+    flipped = int(((outputs.is_digit > 0.5) != (expected.is_digit > 0.5)).sum())
+    bound = math.ceil(JUDGED[probe.name] * len(probe.images))
+    figure = f"{flipped} of {len(probe.images):,}"
+    name = "digit or not changed against fp32"
+    return Check(probe.name, name, figure, f"<= {bound}", flipped <= bound)
 
 
 def _accuracy(outputs: Outputs, expected: Outputs, split: Split) -> Check:

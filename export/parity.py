@@ -34,12 +34,14 @@ from export.sessions import (
 from service.artifact.format import INPUT, OUTPUTS
 from service.serving.engine import CPU_PROVIDER, session_options
 from training.data import Split
-from training.evaluate import confusion_matrix, predict_logits
+from training.evaluate import confusion_matrix, predict
 from training.model import Classifier
 
 # How much larger than PyTorch's own the rounding error may be.
 ERROR_RATIO = 4
 MAX_PROBABILITY_ERROR = 1e-6
+# A probability moves by at most a quarter of its logit's error.
+MAX_IS_DIGIT_ERROR = 1e-5
 BATCH_SIZES = (1, 2, 3, 7, 8, 16, 31, 64, 256, 1000)
 # Images that are run in each of many ways, spread over every probe.
 REPEATED = 2000
@@ -58,12 +60,14 @@ class Reference:
         images: uint8[N, 28, 28].
         trained: float32[N, 10], PyTorch's logits.
         oracle: float64[N, 10], the same model's logits in float64.
+        is_digit: float64[N], its probability that an image is a digit; 1 if it does not tell.
     """
 
     name: str
     images: Images
     trained: Floats
     oracle: Doubles
+    is_digit: Doubles
 
     @property
     def errors(self) -> Doubles:
@@ -81,19 +85,18 @@ def make_references(classifier: Classifier, train: Split, test: Split) -> list[R
     """Every probe with the trained model's answers; the test images come first."""
     exact = copy.deepcopy(classifier).double()
 
-    def logits(model: Classifier, images: Images) -> Any:
-        return predict_logits(model, torch.from_numpy(images)).numpy()
+    def answers(model: Classifier, images: Images) -> Any:
+        return [each.numpy() for each in predict(model, torch.from_numpy(images))]
 
-    probes = make_probes(train, test, lambda images: logits(classifier, images).argmax(axis=1))
-    return [
-        Reference(
-            name=probe.name,
-            images=probe.images,
-            trained=logits(classifier, probe.images),
-            oracle=logits(exact, probe.images),
-        )
-        for probe in probes
-    ]
+    def decisions(images: Images) -> Any:
+        return answers(classifier, images)[0].argmax(axis=1)
+
+    references = []
+    for probe in make_probes(train, test, decisions):
+        trained, _ = answers(classifier, probe.images)
+        oracle, is_digit = answers(exact, probe.images)
+        references.append(Reference(probe.name, probe.images, trained, oracle, is_digit))
+    return references
 
 
 def tolerance(references: list[Reference]) -> float:
@@ -105,8 +108,7 @@ def check_values(reference: Reference, answered: Outputs) -> Iterator[Check]:
     """Finite, and as near to the oracle as float32 can be asked to be."""
     group, own = reference.name, reference.errors
     error = np.abs(answered.logits - reference.oracle)
-    finite = np.isfinite(answered.logits) & np.isfinite(answered.probabilities)
-    yield equal(group, "outputs that are NaN or infinite", int((~finite).sum()), 0)
+    yield equal(group, "outputs that are NaN or infinite", answered.not_finite, 0)
     ulp = error / np.spacing(np.abs(reference.oracle).astype(np.float32))
     yield at_most(
         group,
@@ -134,6 +136,8 @@ def check_decisions(reference: Reference, answered: Outputs) -> Iterator[Check]:
     figure = f"{unexplained} of {len(decisions):,}{tied}; median margin {margin:.3g}"
     yield Check(reference.name, "images decided otherwise", figure, "== 0", unexplained == 0)
     yield from check_probabilities(reference.name, answered)
+    error = float(np.abs(answered.is_digit - reference.is_digit).max())
+    yield at_most(reference.name, "is_digit, error to float64", error, MAX_IS_DIGIT_ERROR)
 
 
 def check_probabilities(group: str, outputs: Outputs) -> Iterator[Check]:
@@ -188,12 +192,15 @@ def spread(count: int, some: int) -> npt.NDArray[np.int64]:
 
 
 def _at(outputs: Outputs, index: npt.NDArray[np.int64]) -> Outputs:
-    return Outputs(outputs.logits[index], outputs.probabilities[index])
+    return Outputs(outputs.logits[index], outputs.probabilities[index], outputs.is_digit[index])
 
 
 def _joined(parts: list[Outputs]) -> Outputs:
-    logits = np.concatenate([part.logits for part in parts])
-    return Outputs(logits, np.concatenate([part.probabilities for part in parts]))
+    return Outputs(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.is_digit for part in parts]),
+    )
 
 
 def check_options(

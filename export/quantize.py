@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -32,8 +33,8 @@ from service.artifact.format import INPUT
 CALIBRATION_IMAGES = 2000
 CALIBRATION_BATCH = 100
 # The last layer stays in float32: it is a hundredth of the work and holds the calibration of the
-# probabilities. MaxPool, Relu and Reshape pass integers on.
-OPERATORS = ["Conv", "Relu", "MaxPool", "Reshape"]
+# probabilities. The others but Conv pass integers on.
+OPERATORS = ["Conv", "Relu", "MaxPool", "Reshape", "Transpose"]
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -89,8 +90,44 @@ def quantize_model(model: bytes, images: Images) -> bytes:
     del proto.opset_import[:]
     proto.opset_import.extend(kept)  # the quantiser also names domains that nothing uses
     del proto.graph.value_info[:]
+    _take_pixels(proto.graph)
     labels = labels_of(onnx.load_from_string(model))
     return cleaned(proto, proto.graph.name, labels).SerializeToString(deterministic=True)
+
+
+def _take_pixels(graph: onnx.GraphProto) -> None:
+    """Lets the first convolution take the pixels as they come: they are 8-bit integers already.
+
+    With a step of exactly 1, converting them to float32 and back changes nothing.
+
+    Raises:
+        ValueError: If the calibration images did not make it 1, having no pixel of 255.
+    """
+    cast = next(node for node in graph.node if node.op_type == "Cast")
+    quantize = next(
+        node for node in graph.node
+        if node.op_type == "QuantizeLinear" and _origin(graph, node) is cast
+    )  # fmt: skip
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    scale, zero_point = (stored[name].item() for name in quantize.input[1:])
+    if (scale, zero_point) != (1, 0):
+        got = f"a step of {scale} from {zero_point}"
+        raise ValueError(f"calibration images: expected pixels from 0 to 255, got {got}")
+    for removed in (cast, quantize):
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                if name == removed.output[0]:
+                    node.input[index] = removed.input[0]
+        graph.node.remove(removed)
+
+
+def _origin(graph: onnx.GraphProto, node: onnx.NodeProto) -> onnx.NodeProto:
+    """The node that made the values, before others that only arranged them."""
+    made_by = {output: each for each in graph.node for output in each.output}
+    source = made_by.get(node.input[0], node)
+    while source.op_type in {"Reshape", "Transpose", "Unsqueeze"}:
+        source = made_by[source.input[0]]
+    return source
 
 
 def is_quantizable(model: bytes) -> bool:

@@ -23,4 +23,4 @@ def make_reference(model: bytes, train: Split, held_out: Split) -> dict[str, Any
     used, name = (held_out, "validation") if len(held_out) else (train, "train")
     images = used.images.numpy()
     answers = run_session(serving_session(model), images)
-    return write_reference(observe(images, answers.probabilities).counts(), name)
+    return write_reference(observe(images, answers.probabilities, answers.is_digit).counts(), name)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.artifact.format import INPUT, OUTPUTS
-from service.serving.engine import CPU_PROVIDER, session_options
+from service.artifact.format import INPUT
+from service.serving.engine import CPU_PROVIDER, IS_DIGIT, PROBABILITIES, session_options
 
 # Runs of each model that are timed: turns, and runs in a turn.
 TIMED_TURNS, RUNS_A_TURN = 12, 6
@@ -33,10 +33,18 @@ class Outputs:
     Attributes:
         logits: float32[N, 10].
         probabilities: float32[N, 10].
+        is_digit: float32[N]; 1 of a model that was not trained to tell.
     """
 
     logits: Floats
     probabilities: Floats
+    is_digit: Floats
+
+    @property
+    def not_finite(self) -> int:
+        """How many values are NaN or infinite."""
+        parts = (self.logits, self.probabilities, self.is_digit)
+        return int(sum(np.count_nonzero(~np.isfinite(part)) for part in parts))
 
     @property
     def decisions(self) -> npt.NDArray[np.int64]:
@@ -52,12 +60,13 @@ def serving_session(model: bytes) -> ort.InferenceSession:
 def run_session(session: ort.InferenceSession, images: Images, batch_size: int = 64) -> Outputs:
     """Runs images uint8[N, 28, 28] in batches."""
     batches = range(0, len(images), batch_size)
+    names = [output.name for output in session.get_outputs()]
     parts = [
-        session.run(list(OUTPUTS), {INPUT["name"]: images[start : start + batch_size]})
-        for start in batches
+        session.run(names, {INPUT["name"]: images[start : start + batch_size]}) for start in batches
     ]
-    logits, probabilities = (np.concatenate(output) for output in zip(*parts, strict=True))
-    return Outputs(logits, probabilities)
+    found = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    is_digit = found.get(IS_DIGIT, np.ones((len(images), 1), np.float32))
+    return Outputs(found["logits"], found[PROBABILITIES], is_digit[:, 0])
 
 
 def images_per_s(models: Sequence[bytes], images: Images) -> list[float]:
@@ -82,7 +91,8 @@ def images_per_s(models: Sequence[bytes], images: Images) -> list[float]:
 
 def digest(outputs: Outputs) -> str:
     """Hex digest of every bit of the answers."""
-    return hashlib.sha256(outputs.logits.tobytes() + outputs.probabilities.tobytes()).hexdigest()
+    parts = (outputs.logits, outputs.probabilities, outputs.is_digit)
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 def session_digest(model: bytes, images: Images) -> str:

@@ -151,7 +151,7 @@ class GoldenCheck:
     def _check(self, model: ServedModel) -> None:
         golden = model.artifact.golden
         try:
-            golden.check(model.engine.run(golden.images), model.precision)
+            golden.check(*model.engine.answer(golden.images), model.precision)
         except ArtifactError as error:
             logger.error("golden check failed: %s", error)
         except Exception:  # onnxruntime raises many types

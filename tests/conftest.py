@@ -29,6 +29,9 @@ COMMITTED = ROOT / "models/digits"
 SAMPLES = ROOT / "tests/samples"
 START_TIMEOUT_S = 60
 
+# Threads of PyTorch that wait for each other stop as soon as something else needs a CPU.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A suite that a shell started in the background inherits that Ctrl-C means nothing, and so would
 # every command that it runs.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,7 @@ import torch
 from training.config import TrainingConfig
 from training.model import Classifier, Knobs
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class CheckpointError(RuntimeError):
@@ -21,7 +21,7 @@ class CheckpointError(RuntimeError):
 def build_classifier(config: TrainingConfig) -> Classifier:
     """The untrained classifier of a configuration."""
     knobs = Knobs(config.kernel_size, config.dropout)
-    return Classifier(config.arch, knobs, normalise=config.normalise)
+    return Classifier(config.arch, knobs, scored=config.not_digits)
 
 
 @dataclass(frozen=True)

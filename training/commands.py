@@ -29,9 +29,16 @@ from training.checkpoint import (
 from training.config import OWN, TrainingConfig, make_config
 from training.data import DataError, Split, data_dir, load_split
 from training.evaluate import evaluate as measure
-from training.evaluate import evaluate_corruptions, fit_temperature, predict_logits
+from training.evaluate import (
+    evaluate_corruptions,
+    evaluate_not_digits,
+    fit_temperature,
+    predict,
+    predict_logits,
+)
 from training.model import Classifier, parameter_count, select_device, trace_layers
 from training.own import overlap, read_own
+from training.scoring import fit_is_digit
 from training.sets import Sets, load_sets
 from training.start import load_start
 from training.teachers import load_teachers
@@ -73,6 +80,9 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         return _interrupted(folder, console)
     console.print("fitting the temperature, and measuring validation images")
     calibrate(model, validation)
+    if config.not_digits:
+        console.print("learning to tell what is no digit")
+        model = fit_is_digit(model, config, kept)
     metrics = _metrics(model, trainer, validation)
     if config.dataset == OWN:
         metrics["before_and_after"] = _before_and_after(sets, start, model, arguments, console)
@@ -137,9 +147,12 @@ def _metrics(model: Classifier, trainer: Trainer, validation: Split) -> dict[str
         "machine": _machine(),
     }
     if len(validation):
-        predict = partial(predict_logits, model)
-        metrics["validation"] = measure(predict(validation.images), validation.labels)
-        metrics["validation"]["corruptions"] = evaluate_corruptions(predict, validation)
+        logits = partial(predict_logits, model)
+        metrics["validation"] = measure(logits(validation.images), validation.labels)
+        metrics["validation"]["corruptions"] = evaluate_corruptions(logits, validation)
+        if model.scored:
+            answer = partial(predict, model)
+            metrics["validation"]["not_digits"] = evaluate_not_digits(answer, validation)
         images = f"{len(validation):,} validation images"
         metrics["selection"] = f"weights of the last epoch; temperature fitted to {images}"
     return metrics

@@ -8,6 +8,7 @@ from typing import Any
 # Named here and not where they are made, so that a wrong one is told before PyTorch is loaded.
 ARCHITECTURE_NAMES = (
     "mlp", "conv16", "conv16-32", "conv16-32-fc128", "conv32-64-fc128", "conv32-64-128", "strided",
+    "light",
 )  # fmt: skip
 OWN = "own"
 DATASET_NAMES = ("mnist", "fashion-mnist", OWN)
@@ -37,7 +38,7 @@ class TrainingConfig:
         ValueError: If a value is out of bounds.
     """
 
-    arch: str = option("strided", "architecture of the network", choices=ARCHITECTURE_NAMES)
+    arch: str = option("light", "architecture of the network", choices=ARCHITECTURE_NAMES)
     kernel_size: int = option(
         3, "kernel of every convolution, where the architecture has the choice", choices=(3, 5)
     )
@@ -45,7 +46,6 @@ class TrainingConfig:
         0.0, "probability of dropping a feature before the last layer, where there is the choice",
         bounds=(0, 0.95),
     )  # fmt: skip
-    normalise: bool = option(True, "shift and scale pixels by the MNIST mean and deviation")
     dataset: str = option("mnist", "data set; --data makes it own", choices=DATASET_NAMES)
     mix: str = option("", "data set that is added to --data", choices=("", "mnist"))
     validation: int = option(
@@ -68,6 +68,13 @@ class TrainingConfig:
         0.02, "share of the target probability that is spread over all classes", bounds=(0, 0.9)
     )
     augment: bool = option(True, "warp and degrade images at random")
+    drawn: float = option(
+        0.04, "digits drawn in other hands, as a share of the images of a batch; digits only",
+        bounds=(0, 1),
+    )  # fmt: skip
+    not_digits: bool = option(
+        True, "also learn to tell whether an image is a digit; digits only",
+    )  # fmt: skip
     bfloat16: bool = option(
         False, "compute in bfloat16, with weights in float32; the default recipe does where the "
         "device has instructions for it",
@@ -126,6 +133,8 @@ CLASSIC: dict[str, Any] = {
     "ema_decay": 0.0,
     "label_smoothing": 0.0,
     "augment": False,
+    "drawn": 0.0,
+    "not_digits": False,
     "log_every": 100,
 }
 RECIPES: dict[str, dict[str, Any]] = {"default": {}, "classic": CLASSIC}
@@ -147,6 +156,13 @@ def make_config(recipe: str, overrides: dict[str, Any]) -> TrainingConfig:
         raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
     if settings.get("optimizer") == "sgd" and "max_lr" not in overrides:
         settings["max_lr"] = SGD_LR
+    if settings.get("dataset") not in (None, "mnist", OWN):
+        given = [name for name in ("drawn", "not_digits") if overrides.get(name)]
+        if given:
+            raise ValueError(
+                f"{given[0]}: expected a data set of digits, got {settings['dataset']}"
+            )
+        settings |= {"drawn": 0.0, "not_digits": False}
     config = replace(TrainingConfig(), **settings)
     if recipe != "default" or "bfloat16" in settings:
         return config

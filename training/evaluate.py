@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,18 +14,36 @@ from torch import Tensor
 from training.corruptions import CORRUPTIONS
 from training.data import Split
 from training.model import NUM_CLASSES, Classifier
+from training.not_digits import held_out
 
 CALIBRATION_BINS = 15
 
+# Share of the digits that the threshold of the score lets pass, and images of each kind that is no
+# digit with which it is tried.
+KEPT_DIGITS, NOT_DIGITS = 0.99, 1000
+
 Predict = Callable[[Tensor], Tensor]
+Answer = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @torch.inference_mode()
-def predict_logits(model: Classifier, images: Tensor, batch_size: int = 1000) -> Tensor:
-    """Logits for every image, [N, 10] on the CPU, with the model in evaluation mode."""
+def predict(model: Classifier, images: Tensor, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+    """What a model says of images, on the CPU, in evaluation mode.
+
+    Returns:
+        Logits, [N, 10], and the probability of being a digit, [N]; 1 of a classifier that is not
+        scored.
+    """
     model.eval()
     device = next(model.parameters()).device
-    return torch.cat([model(chunk.to(device)).cpu() for chunk in torch.split(images, batch_size)])
+    answers = [model.answer(chunk.to(device)) for chunk in torch.split(images, batch_size)]
+    logits, is_digit = (torch.cat(each).cpu() for each in zip(*answers, strict=True))
+    return logits, is_digit.sigmoid()[:, 0] if model.scored else torch.ones(len(images))
+
+
+def predict_logits(model: Classifier, images: Tensor) -> Tensor:
+    """The logits of ``predict``."""
+    return predict(model, images)[0]
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -122,6 +141,33 @@ def evaluate(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "calibration": rows,
         "confusion": confusion.tolist(),
     }
+
+
+def evaluate_not_digits(answer: Answer, split: Split, seed: int = 0) -> dict[str, float]:
+    """How many images that are no digit pass the threshold of the score that most digits pass.
+
+    The score is the confidence times the probability of being a digit.
+
+    Args:
+        answer: Logits float[N, 10] and probabilities float[N] for images uint8[N, 28, 28].
+        split: Digits that the threshold is taken from.
+        seed: Seeds the images, of which none is like those of training.
+
+    Returns:
+        The ``threshold``, and the share of each kind that passes it.
+    """
+
+    def scores(images: Tensor) -> Tensor:
+        logits, is_digit = answer(images)
+        return logits.softmax(dim=1).amax(dim=1) * is_digit
+
+    threshold = float(torch.quantile(scores(split.images), 1 - KEPT_DIGITS))
+    kinds = held_out(NOT_DIGITS, split.images.numpy(), np.random.default_rng(seed))
+    passing = {
+        name: float((scores(torch.from_numpy(images)) >= threshold).double().mean())
+        for name, images in kinds.items()
+    }
+    return {"threshold": threshold, **passing}
 
 
 def evaluate_corruptions(predict: Predict, split: Split, seed: int = 0) -> dict[str, float]:

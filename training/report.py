@@ -87,6 +87,12 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
             "negative log likelihood": f"{held['nll']:.4f}",
             "expected calibration error": f"{held['ece']:.4f}",
         }
+    if others := (held or {}).get("not_digits"):
+        passing = [
+            f"{share:.1%} of {kind}" for kind, share in others.items() if kind != "threshold"
+        ]
+        score = f"{others['threshold']:.3f}, which 99 % of digits reach"
+        lines["taken for a digit"] = f"{', '.join(passing)}, at a score of {score}"
     return {
         **lines,
         **metrics.get("before_and_after", {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from service.artifact.format import load_artifact
 from training.checkpoint import CheckpointError, build_classifier, load_checkpoint
 from training.config import TrainingConfig
 from training.data import Split
-from training.model import Classifier
+from training.fused import fused, plain_kernel
+from training.model import NUM_CLASSES, SCALE, Classifier
 
 # Training images whose statistics batch norm begins with.
 STATISTICS_IMAGES = 2000
@@ -39,9 +41,9 @@ def load_start(path: Path, train: Split) -> tuple[Classifier, str]:
     try:
         release = load_artifact(path)
         variant = release.variants["fp32"]
+        trained = release.manifest["training"]["config"]
         config = TrainingConfig(
-            arch=release.manifest["training"]["architecture"],
-            normalise=release.manifest["training"]["config"]["normalise"],
+            arch=trained["arch"], kernel_size=trained["kernel_size"], not_digits=False
         )
     except (ArtifactError, KeyError, TypeError, ValueError) as error:
         message = f"{path}: expected a release with an fp32 model: {error}"
@@ -57,24 +59,43 @@ def _fill(model: Classifier, exported: bytes, path: Path) -> None:
     import onnx  # noqa: PLC0415 - for this alone
     from onnx import numpy_helper  # noqa: PLC0415
 
-    graph = onnx.load_from_string(exported).graph
     stored = {
-        tensor.name.removeprefix("classifier."): torch.from_numpy(
+        tensor.name.removeprefix("network."): torch.from_numpy(
             np.array(numpy_helper.to_array(tensor))
         )
-        for tensor in graph.initializer
+        for tensor in onnx.load_from_string(exported).graph.initializer
     }
-    state: dict[str, Tensor] = model.state_dict()
+    network = fused(model.network)
+    last = len(network) - 1
+    for part in ("weight", "bias"):
+        if f"head.{part}" in stored:  # the digits come first
+            stored[f"{last}.{part}"] = stored[f"head.{part}"][:NUM_CLASSES]
+    wide = "1.convolution.weight"
+    if wide in stored:
+        stored["1.0.weight"] = plain_kernel(stored[wide])
+        stored["1.0.bias"] = stored["1.convolution.bias"][: len(stored["1.0.weight"])]
     try:
-        for name, module in model.named_modules():
-            if isinstance(module, nn.BatchNorm2d):
-                convolution = f"{name.rpartition('.')[0]}.0"
-                state[f"{name}.bias"] = stored[f"{convolution}.weight_bias"]
-        state.update({name: stored[name] for name in state if name in stored})
-        model.load_state_dict(state)
+        network.load_state_dict({name: stored[name] for name in network.state_dict()})
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its weights do not fit {model.arch}: {error}") from error
-    model.temperature.fill_(1.0)  # fitted again after training
+    first = next(m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    state = network.state_dict()
+    with torch.no_grad():
+        first.weight.div_(SCALE)
+    for convolution, norm in _norms(model):
+        state[f"{norm}.bias"] = state.pop(f"{convolution}.bias")
+    model.network.load_state_dict(state, strict=False)
+
+
+def _norms(model: Classifier) -> list[tuple[str, str]]:
+    """Paths of each batch norm in the network, behind that of the convolution before it."""
+    names = [name for name, module in model.network.named_modules() if not list(module.children())]
+    kinds = dict(model.network.named_modules())
+    return [
+        (before, name)
+        for before, name in itertools.pairwise(names)
+        if isinstance(kinds[name], nn.BatchNorm2d)
+    ]
 
 
 @torch.no_grad()
@@ -84,13 +105,14 @@ def _match_statistics(model: Classifier, train: Split) -> None:
     The export folded the norms away, so that what they normalised by is lost. Training normalises
     by each batch: with these weights it begins at the function that was exported.
     """
-    values: Any = model.eval().normalise(train.images[:STATISTICS_IMAGES])
-    for module in model.network:
-        if isinstance(module, nn.Sequential) and isinstance(module[1], nn.BatchNorm2d):
-            convolution, norm = module[0], module[1]
-            inputs = convolution(values)
-            norm.running_mean = inputs.mean(dim=(0, 2, 3))
-            norm.running_var = inputs.var(dim=(0, 2, 3), unbiased=False)
-            norm.weight.copy_((norm.running_var + norm.eps).sqrt())
-            norm.bias.add_(norm.running_mean)
-        values = module(values)
+    pixels = model.eval().scale(train.images[:STATISTICS_IMAGES])
+    for _, name in _norms(model):  # in their order: each sees what the ones before it make
+        norm: Any = model.network.get_submodule(name)
+        seen: list[Tensor] = []
+        handle = norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        model.network(pixels)
+        handle.remove()
+        norm.running_mean = seen[0].mean(dim=(0, 2, 3))
+        norm.running_var = seen[0].var(dim=(0, 2, 3), unbiased=False)
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.add_(norm.running_mean)

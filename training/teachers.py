@@ -8,17 +8,15 @@ which come the same augmented images for both, and no label.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from training.model import Classifier
+from training.fused import fused
 
 
 class Teachers:
@@ -36,7 +34,7 @@ class Teachers:
         self._dtype = torch.bfloat16 if bfloat16 else torch.float32
         self._classifiers = [checkpoint.model.to(device) for checkpoint in checkpoints]
         self._networks = [
-            _fused(model).to(  # type: ignore[call-overload]
+            fused(model.network).to(  # type: ignore[call-overload]
                 device=device, dtype=self._dtype, memory_format=torch.channels_last
             )
             for model in self._classifiers
@@ -53,23 +51,10 @@ class Teachers:
             float32[N, 10].
         """
         answers = [
-            network(model.normalise(images).to(self._dtype)).float().softmax(dim=1)
+            network(model.scale(images).to(self._dtype)).float().softmax(dim=1)
             for model, network in zip(self._classifiers, self._networks, strict=True)
         ]
         return torch.stack(answers).mean(dim=0)
-
-
-def _fused(model: Classifier) -> nn.Module:
-    """The same function with batch norm inside the convolutions: half the time."""
-    network = copy.deepcopy(model.network).eval()
-    for module in network:
-        if not isinstance(module, nn.Sequential):
-            continue
-        convolution, norm = module[0], module[1]
-        assert isinstance(convolution, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        module[0], module[1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
-    return network
 
 
 def load_teachers(paths: Sequence[Path], dataset: str) -> tuple[list[Checkpoint], tuple[str, ...]]:

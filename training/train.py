@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from training.augment import augment
 from training.checkpoint import (
@@ -25,6 +26,7 @@ from training.checkpoint import (
 )
 from training.config import TrainingConfig
 from training.data import Split
+from training.drawn import Drawn
 from training.evaluate import predict_logits
 from training.model import Classifier, select_device
 from training.teachers import Teachers
@@ -103,13 +105,14 @@ class Trainer:
         torch.manual_seed(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
         self._steps = len(train) // config.batch_size
+        self._drawn = Drawn(config, self._steps)
         # channels_last is 1.4 times as fast as the default layout on the CPU.
-        self._model = build_classifier(config).to(  # type: ignore[call-overload]
+        self._model = _unscored(config).to(  # type: ignore[call-overload]
             device=self._device, memory_format=torch.channels_last
         )
         if start is not None:
-            self._model.load_state_dict(start.state_dict())
-        average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+            self._model.load_state_dict(start.state_dict(), strict=False)
+        average = partial(_average, config.ema_decay)
         self._averaged = AveragedModel(self._model, multi_avg_fn=average, use_buffers=True)
         self._optimizer = _optimizer(config, self._model)
         self._schedule = _schedule(config, self._optimizer, self._steps)
@@ -140,19 +143,7 @@ class Trainer:
         self._model.train()
         running, recent = _Running(), _Running()
         for batch, index in enumerate(self._batches(), start=1):
-            images = self._train.images[index].float()
-            if config.augment:
-                images = augment(images, self._generator)
-            images, labels = images.to(self._device), self._train.labels[index].to(self._device)
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bfloat16):
-                logits = self._model(images).float()
-            loss = self._loss(images, labels, logits)
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
-            self._schedule.step()
-            if config.ema_decay:
-                self._averaged.update_parameters(self._model)
+            loss, logits, labels = self._step(index)
             running.add(loss, logits, labels)
             recent.add(loss, logits, labels)
             progress.update(task, advance=1, description=f"epoch {number}", detail=str(running))
@@ -160,6 +151,26 @@ class Trainer:
                 self._console.print(f"epoch {number} batch {batch}/{self._steps}  {recent}")
                 recent = _Running()
         return running
+
+    def _step(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of the optimiser: the loss, logits and labels of the batch."""
+        config = self._config
+        drawn = self._drawn.some(round(config.drawn * config.batch_size), self._generator)
+        images = torch.cat([self._train.images[index], drawn.images]).float()
+        labels = torch.cat([self._train.labels[index], drawn.labels])
+        if config.augment:
+            images = augment(images, self._generator)
+        images, labels = images.to(self._device), labels.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bfloat16):
+            logits = self._model(images).float()
+        loss = self._loss(images, labels, logits)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._schedule.step()
+        if config.ema_decay:
+            self._averaged.update_parameters(self._model)
+        return loss, logits, labels
 
     def _loss(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         if self._teachers is not None:
@@ -187,7 +198,7 @@ class Trainer:
 
     def _result(self) -> Classifier:
         source = self._averaged.module if self._config.ema_decay else self._model
-        result = build_classifier(self._config)
+        result = _unscored(self._config)
         result.load_state_dict(source.state_dict())
         return result.eval()
 
@@ -225,13 +236,37 @@ class Trainer:
         self.history, self.seconds = state["history"], state["seconds"]
 
 
+def _unscored(config: TrainingConfig) -> Classifier:
+    """Whether an image is a digit is learned when the network has been trained."""
+    return build_classifier(replace(config, not_digits=False))
+
+
+def _average(decay: float, averaged: Any, current: Any, count: Any) -> None:
+    """Moves averaged weights towards the current ones; the first steps count more, as they come.
+
+    Source of the warm-up: tf.train.ExponentialMovingAverage.
+    """
+    weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+    for kept, new in zip(averaged, current, strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, weight)
+        else:
+            kept.copy_(new)
+
+
 def _optimizer(config: TrainingConfig, model: Classifier) -> torch.optim.Optimizer:
-    decay = config.weight_decay
+    """Weight decay is for what multiplies features: not for biases and batch norms."""
+    kernels = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": kernels, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), config.max_lr, momentum=0.9, weight_decay=decay)
+        return torch.optim.SGD(groups, config.max_lr, momentum=0.9)
     if config.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), config.max_lr, weight_decay=decay)
-    return torch.optim.AdamW(model.parameters(), config.max_lr, weight_decay=decay)
+        return torch.optim.Adam(groups, config.max_lr)
+    return torch.optim.AdamW(groups, config.max_lr)
 
 
 def _schedule(

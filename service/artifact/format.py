@@ -28,7 +28,8 @@ PRECISIONS = ("fp32", "int8")
 
 OPSET = 20
 INPUT: dict[str, Any] = {"name": "image", "dtype": "uint8", "shape": ["batch", 28, 28]}
-OUTPUTS = ("logits", "probabilities")
+# The last one only of models that were trained to tell what is no digit.
+OUTPUTS = ("logits", "probabilities", "is_digit")
 LABELS = 10
 MAX_LABEL = 64
 # Many times what the exporter writes: whoever can write to the repository must not be able to fill

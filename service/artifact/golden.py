@@ -18,8 +18,8 @@ MAX_GOLDEN_BYTES = 4 * 2**20
 # Kernels differ between CPUs (AVX2, AVX-512) in the last bits; far below what a caller can see.
 # In int8 such a bit can round an activation to the next integer.
 GOLDEN_TOLERANCE = {"fp32": 1e-5, "int8": 0.02}
-# The name of a precision's array in the file.
-PROBABILITIES = "probabilities_{}"
+# The names of a precision's arrays in the file.
+PROBABILITIES, IS_DIGIT = "probabilities_{}", "is_digit_{}"
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,36 @@ class Golden:
         images: uint8[N, 28, 28].
         labels: int64[N], the digits that must be predicted.
         probabilities: By precision: float32[N, 10], what the exported model answered.
+        is_digit: By precision: float32[N], likewise.
     """
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     probabilities: Mapping[str, npt.NDArray[np.float32]]
+    is_digit: Mapping[str, npt.NDArray[np.float32]]
 
-    def check(self, answered: npt.NDArray[np.float32], precision: str) -> None:
+    def check(
+        self,
+        probabilities: npt.NDArray[np.float32],
+        is_digit: npt.NDArray[np.float32],
+        precision: str,
+    ) -> None:
         """Compares answers with the expected ones.
 
         Args:
-            answered: float32[N, 10], the probabilities that a model answered.
+            probabilities: float32[N, 10], what a model answered.
+            is_digit: float32[N], likewise.
             precision: Of that model; decides what is expected, and how near is near enough.
 
         Raises:
             ArtifactError: If a label differs, or a probability by more than the tolerance.
         """
-        wrong = int((answered.argmax(axis=1) != self.labels).sum())
+        wrong = int((probabilities.argmax(axis=1) != self.labels).sum())
         if wrong:
             raise ArtifactError(f"golden digits: {wrong} of {len(self.labels)} labels are wrong")
+        expected = np.column_stack([self.probabilities[precision], self.is_digit[precision]])
         with np.errstate(invalid="ignore"):  # infinity minus infinity is not a number: rejected
-            error = float(np.abs(answered - self.probabilities[precision]).max())
+            error = float(np.abs(np.column_stack([probabilities, is_digit]) - expected).max())
         tolerance = GOLDEN_TOLERANCE[precision]
         if not error <= tolerance:
             raise ArtifactError(
@@ -62,8 +71,11 @@ class Golden:
 def write_golden(golden: Golden) -> bytes:
     """The bytes of golden.npz; equal content gives equal bytes."""
     buffer = io.BytesIO()
-    arrays = {PROBABILITIES.format(name): golden.probabilities[name] for name in GOLDEN_TOLERANCE
-              if name in golden.probabilities}  # fmt: skip
+    arrays = {}
+    for name in GOLDEN_TOLERANCE:
+        if name in golden.probabilities:
+            arrays[PROBABILITIES.format(name)] = golden.probabilities[name]
+            arrays[IS_DIGIT.format(name)] = golden.is_digit[name]
     np.savez(buffer, images=golden.images, labels=golden.labels, **arrays)  # type: ignore[arg-type] # numpy takes arrays by any name
     return buffer.getvalue()
 
@@ -82,6 +94,7 @@ def read_golden(data: bytes, precisions: list[str]) -> Golden:
         "images": (np.uint8, (28, 28)),
         "labels": (np.int64, ()),
         **{PROBABILITIES.format(name): (np.float32, (10,)) for name in precisions},
+        **{IS_DIGIT.format(name): (np.float32, ()) for name in precisions},
     }
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -101,5 +114,8 @@ def read_golden(data: bytes, precisions: list[str]) -> Golden:
             raise ArtifactError(f"{GOLDEN}: {name}: expected {dtype.__name__}, got {got}")
     if count < MIN_GOLDEN:
         raise ArtifactError(f"{GOLDEN}: expected at least {MIN_GOLDEN} digits, got {count}")
-    answers = {name: loaded[PROBABILITIES.format(name)] for name in precisions}
-    return Golden(loaded["images"], loaded["labels"], answers)
+    probabilities, is_digit = (
+        {name: loaded[array.format(name)] for name in precisions}
+        for array in (PROBABILITIES, IS_DIGIT)
+    )
+    return Golden(loaded["images"], loaded["labels"], probabilities, is_digit)

@@ -1,4 +1,4 @@
-"""The reference for drift: counts of images by digit, confidence and ink.
+"""The reference for drift: counts of images by digit, confidence, being a digit, and ink.
 
 The exporter counts validation images; the server counts what it answers, in the same buckets.
 """
@@ -22,6 +22,8 @@ BOUNDS: dict[str, tuple[float, ...]] = {
     "confidence": (
         0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999,
     ),
+    # Of models that were not trained to tell, 1 for every image.
+    "is_digit": (0.01, 0.1, 0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995),
     # A digit of MNIST has 0.13 on average; an image that is white all over has 1.
     "ink": (
         0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.25, 0.3, 0.5, 0.75,
@@ -51,11 +53,13 @@ class Observed:
     Attributes:
         digit: int[N], the predicted digit.
         confidence: float32[N], its probability.
+        is_digit: float32[N], the probability that the image is a digit at all.
         ink: float64[N], the image's mean brightness, from 0 to 1.
     """
 
     digit: npt.NDArray[np.integer[Any]]
     confidence: npt.NDArray[np.float32]
+    is_digit: npt.NDArray[np.float32]
     ink: npt.NDArray[np.float64]
 
     def counts(self, bounds: Mapping[str, tuple[float, ...]] = BOUNDS) -> Counts:
@@ -63,17 +67,23 @@ class Observed:
         return {name: bucket_counts(getattr(self, name), bounds[name]) for name in bounds}
 
 
-def observe(pixels: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32]) -> Observed:
+def observe(
+    pixels: npt.NDArray[np.uint8],
+    probabilities: npt.NDArray[np.float32],
+    is_digit: npt.NDArray[np.float32],
+) -> Observed:
     """The features of images.
 
     Args:
         pixels: uint8[N, 784], or any other shape with N first.
         probabilities: float32[N, 10].
+        is_digit: float32[N].
     """
     flat = pixels.reshape(len(pixels), -1)
     return Observed(
         digit=probabilities.argmax(axis=1),
         confidence=probabilities.max(axis=1),
+        is_digit=is_digit,
         ink=flat.sum(axis=1, dtype=np.uint32) / (255.0 * flat.shape[1]),
     )
 

@@ -76,11 +76,20 @@ def _digits(result: Predictions) -> npt.NDArray[Any]:
     return array
 
 
+def _scores(result: Predictions) -> npt.NDArray[Any]:
+    scores = result.encoded.get("scores")
+    if scores is None:
+        scores = result.encoded["scores"] = result.scores(0, len(result.probabilities))
+    array: npt.NDArray[Any] = scores
+    return array
+
+
 OUTPUTS = {
     output.name: output
     for output in (
         Output("probabilities", FP32, (10,), inference_pb2.TYPE_FP32, _probabilities),
         Output("digit", INT64, (), inference_pb2.TYPE_INT64, _digits),
+        Output("digit_score", FP32, (), inference_pb2.TYPE_FP32, _scores),
     )
 }
 

@@ -186,12 +186,13 @@ def _as_json(request: Request) -> dict[str, Any]:
     result = request.result
     assert result is not None
     rows = result.probabilities[request.first : request.first + request.count]
-    predictions = [_prediction(row) for row in rows]
+    scores = result.scores(request.first, request.count)
     if request.plausibility is not None:
-        scores = rows.max(axis=1) * request.plausibility
-        for index, (prediction, score) in enumerate(zip(predictions, scores, strict=True)):
+        scores = scores * request.plausibility
+    predictions = [_prediction(*one) for one in zip(rows, scores, strict=True)]
+    if request.plausibility is not None:
+        for index, prediction in enumerate(predictions):
             image = request.images[index * IMAGE_BYTES : (index + 1) * IMAGE_BYTES]
-            prediction["digit_score"] = _shortest(score)
             prediction["pixels"] = base64.b64encode(image).decode()
     model = result.model
     return {
@@ -212,12 +213,13 @@ def _as_json(request: Request) -> dict[str, Any]:
     }
 
 
-def _prediction(probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
+def _prediction(probabilities: npt.NDArray[np.float32], score: np.float32) -> dict[str, Any]:
     digit = int(probabilities.argmax())
     return {
         "digit": digit,
         "confidence": _shortest(probabilities[digit]),
         "probabilities": [_shortest(value) for value in probabilities],
+        "digit_score": _shortest(score),
     }
 
 

@@ -1,7 +1,7 @@
 """The hot path's messages, read from and written to protobuf's wire format in bulk.
 
 A ``ClassifyRequest`` of raw pixels is one length-delimited field, and a ``Prediction`` has the
-same 51 bytes of layout whatever it says, so neither needs a message object. Everything else goes
+same 56 bytes of layout whatever it says, so neither needs a message object. Everything else goes
 through the generated classes. Source: protobuf.dev/programming-guides/encoding.
 """
 
@@ -22,7 +22,7 @@ _FIELD_1 = 0x0A
 # A length that fits 32 bits takes at most 5 bytes as a varint.
 _MAX_VARINT_BYTES = 5
 
-# One element of ClassifyResponse.predictions, whole: field 1, then a Prediction of 49 bytes.
+# One element of ClassifyResponse.predictions, whole: field 1, then a Prediction of 54 bytes.
 PREDICTION = np.dtype(
     [
         ("header", "u1", 2),
@@ -32,15 +32,16 @@ PREDICTION = np.dtype(
         ("confidence", "<f4"),
         ("probabilities_header", "u1", 2),
         ("probabilities", "<f4", 10),
+        ("score_tag", "u1"),
+        ("score", "<f4"),
     ]
 )
-# The same with Prediction.digit_score, for images that came as files.
-SCORED_PREDICTION = np.dtype([*PREDICTION.descr, ("score_tag", "u1"), ("score", "<f4")])
 _BLANK = np.zeros((), PREDICTION)
 _BLANK["header"] = (0x0A, PREDICTION.itemsize - 2)
 _BLANK["digit_tag"] = 0x08
 _BLANK["confidence_tag"] = 0x15
 _BLANK["probabilities_header"] = (0x1A, 40)
+_BLANK["score_tag"] = 0x25
 _BLANK_BYTES = _BLANK.tobytes()
 
 # ClassifyResponse.timing: field 3, then three fixed32 fields. The one that differs between the
@@ -81,35 +82,35 @@ def as_field(number: int, content: bytes) -> bytes:
     return bytes(varint) + content
 
 
-def encode_predictions(probabilities: npt.NDArray[np.float32]) -> bytes:
-    """Serialised predictions, 51 bytes an image; any run of them is a valid response body.
+def encode_predictions(
+    probabilities: npt.NDArray[np.float32], is_digit: npt.NDArray[np.float32]
+) -> bytes:
+    """Serialised predictions, 56 bytes an image; any run of them is a valid response body.
 
     Args:
         probabilities: float32[N, 10].
+        is_digit: float32[N], the probability that the image is a digit at all.
     """
     buffer = bytearray(_BLANK_BYTES * len(probabilities))
     records = np.frombuffer(buffer, PREDICTION)
+    confidence = np.maximum.reduce(probabilities, axis=1)
     records["digit"] = probabilities.argmax(axis=1)
-    records["confidence"] = np.maximum.reduce(probabilities, axis=1)
+    records["confidence"] = confidence
     records["probabilities"] = probabilities
+    records["score"] = confidence * is_digit
     return bytes(buffer)
 
 
-def with_scores(predictions: bytes, plausibility: npt.NDArray[np.float32]) -> bytes:
-    """The same predictions with a ``digit_score`` each, 56 bytes an image.
+def with_plausibility(predictions: bytes, plausibility: npt.NDArray[np.float32]) -> bytes:
+    """The same predictions with a ``digit_score`` that takes the picture's shape into account.
 
     Args:
         predictions: As ``encode_predictions`` made them.
-        plausibility: float32[N], what of an image is known beside its probabilities.
+        plausibility: float32[N], see ``digits.images.Normalised``.
     """
-    plain = np.frombuffer(predictions, PREDICTION)
-    scored = np.empty(len(plain), SCORED_PREDICTION)
-    for name in PREDICTION.names or ():
-        scored[name] = plain[name]
-    scored["header"] = (0x0A, SCORED_PREDICTION.itemsize - 2)
-    scored["score_tag"] = 0x25
-    scored["score"] = plain["confidence"] * plausibility
-    return scored.tobytes()
+    records = np.frombuffer(predictions, PREDICTION).copy()
+    records["score"] *= plausibility
+    return records.tobytes()
 
 
 @functools.lru_cache(maxsize=8)  # a server has one model, and two for a moment
@@ -147,7 +148,9 @@ def encode_response(request: Request) -> bytes:
     assert result is not None
     records = result.encoded.get("records")
     if records is None:
-        records = result.encoded["records"] = encode_predictions(result.probabilities)
+        records = result.encoded["records"] = encode_predictions(
+            result.probabilities, result.is_digit
+        )
     # Of a request that was split, times are sums over several batches.
     key = (request.inference_s, request.batch_images)
     tail = result.encoded.get(key)
@@ -156,7 +159,7 @@ def encode_response(request: Request) -> bytes:
     start = request.first * PREDICTION.itemsize
     predictions = records[start : start + request.count * PREDICTION.itemsize]
     if request.plausibility is not None:
-        predictions = with_scores(predictions, request.plausibility)
+        predictions = with_plausibility(predictions, request.plausibility)
     return b"".join((predictions, tail, encode_queue_time(request.started - request.enqueued)))
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from service.serving.model import Predictions
+from service.serving.model import Answers, Predictions
 from service.serving.request import IMAGE_BYTES, Refusal, Request
 
 
@@ -133,11 +133,11 @@ class Split:
         model = self._parts[0][3].model
         if any(part[3].model is not model for part in self._parts):
             return None
-        rows = [
-            predictions.probabilities[row : row + count]
+        parts = [
+            (predictions.probabilities[row : row + count], predictions.is_digit[row : row + count])
             for _, row, count, predictions in sorted(self._parts, key=itemgetter(0))
         ]
-        return Predictions(np.concatenate(rows), model)
+        return Predictions(Answers(*map(np.concatenate, zip(*parts, strict=True))), model)
 
 
 class BatchListener(Protocol):

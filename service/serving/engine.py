@@ -17,6 +17,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
+from service.serving.model import Answers
+
+PROBABILITIES, IS_DIGIT = "probabilities", "is_digit"
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 # TF32 would break parity with the exported answers; exhaustive search re-tunes every batch shape.
@@ -44,7 +47,7 @@ class Engine:
 
     Args:
         model: A serialised ONNX model, ``image`` uint8[batch, 28, 28] to ``probabilities``
-            float32[batch, 10].
+            float32[batch, 10] and, if it was trained to tell, ``is_digit`` float32[batch, 1].
         device: ``auto``, ``cpu`` or ``cuda``.
         intra_op_threads: Threads inside one run.
 
@@ -62,6 +65,8 @@ class Engine:
     def __init__(self, model: bytes, *, device: str = "cpu", intra_op_threads: int = 1) -> None:
         self._session, self.reason = _open_session(model, device, intra_op_threads)
         self.provider: str = self._session.get_providers()[0]
+        self._scored = IS_DIGIT in self.signature()[1]
+        self._outputs = [PROBABILITIES, IS_DIGIT] if self._scored else [PROBABILITIES]
         self.fell_back = (
             self.provider == CPU_PROVIDER and device != "cpu" and _is_installed("onnxruntime-gpu")
         )
@@ -71,14 +76,21 @@ class Engine:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         return [value.name for value in inputs], [value.name for value in outputs]
 
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Classifies images uint8[N, 28, 28]; returns probabilities float32[N, 10]."""
-        probabilities: npt.NDArray[np.float32]
-        probabilities = self._session.run(["probabilities"], {"image": images})[0]
-        if probabilities.shape != (len(images), 10):
-            expected = f"float32[{len(images)}, 10]"
+    def answer(self, images: npt.NDArray[np.uint8]) -> Answers:
+        """Classifies images uint8[N, 28, 28]."""
+        count = len(images)
+        outputs: list[npt.NDArray[np.float32]] = self._session.run(self._outputs, {"image": images})
+        probabilities = outputs[0]
+        if probabilities.shape != (count, 10):
+            expected = f"float32[{count}, 10]"
             raise RuntimeError(f"probabilities: expected {expected}, got {probabilities.shape}")
-        return probabilities
+        if not self._scored:
+            return Answers(probabilities, np.ones(count, np.float32))
+        return Answers(probabilities, outputs[1].reshape(count))
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The probabilities of ``answer``."""
+        return self.answer(images).probabilities
 
     def warm_up(self, sizes: Iterable[int]) -> dict[int, float]:
         """Runs batches of these sizes; returns the seconds that each takes."""

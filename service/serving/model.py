@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,19 @@ from service.serving.request import IMAGE_SIDE
 if TYPE_CHECKING:
     from service.artifact.format import Artifact, Variant
     from service.serving.engine import Engine
+
+
+class Answers(NamedTuple):
+    """What a model says of N images.
+
+    Attributes:
+        probabilities: float32[N, 10], of each digit; their sum is 1.
+        is_digit: float32[N], the probability that the image is a digit at all; 1 where the model
+            was not trained to tell.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    is_digit: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -57,17 +70,25 @@ class Predictions:
 
     Attributes:
         probabilities: float32[N, 10].
+        is_digit: float32[N], see ``Answers``.
         model: What made them.
         encoded: Bytes that were made of them once for all requests of the batch, under a key of
             whoever made them.
     """
 
-    __slots__ = ("encoded", "model", "probabilities")
+    __slots__ = ("encoded", "is_digit", "model", "probabilities")
 
-    def __init__(self, probabilities: npt.NDArray[np.float32], model: ServedModel) -> None:
-        self.probabilities = probabilities
+    def __init__(self, answers: Answers, model: ServedModel) -> None:
+        self.probabilities, self.is_digit = answers
         self.model = model
         self.encoded: dict[Any, Any] = {}
+
+    def scores(self, first: int, count: int) -> npt.NDArray[np.float32]:
+        """How likely each of some images is the digit that it is taken for, float32[count]."""
+        rows = slice(first, first + count)
+        scores: npt.NDArray[np.float32]
+        scores = np.maximum.reduce(self.probabilities[rows], axis=1) * self.is_digit[rows]
+        return scores
 
 
 class ModelRunner:
@@ -90,4 +111,4 @@ class ModelRunner:
         if model is None:
             raise RuntimeError("a batch before a model; this is a bug")
         images = np.frombuffer(pixels, np.uint8).reshape(count, IMAGE_SIDE, IMAGE_SIDE)
-        return Predictions(model.engine.run(images), model)
+        return Predictions(model.engine.answer(images), model)

@@ -16,8 +16,9 @@ from service.serving.request import IMAGE_BYTES
 from service.telemetry.drift import Window
 from service.telemetry.histogram import BulkHistogram
 
-# Probabilities float32[N, 10], and the pixels of the images they are of, in one or several pieces.
-Seen = tuple[npt.NDArray[np.float32], Sequence[bytes | memoryview]]
+# Probabilities float32[N, 10] and is_digit float32[N], and the pixels of the images they are of, in
+# one or several pieces.
+Seen = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Sequence[bytes | memoryview]]
 
 
 class AnswerMetrics(Collector):
@@ -36,6 +37,12 @@ class AnswerMetrics(Collector):
         self._confidence = BulkHistogram(
             "digits_confidence", "Probability of the digit answered.", BOUNDS["confidence"]
         )
+        self._is_digit = BulkHistogram(
+            "digits_is_digit",
+            "Probability that an image is a digit at all; 1 of models that were not trained to "
+            "tell.",
+            BOUNDS["is_digit"],
+        )
         self._ink = BulkHistogram(
             "digits_ink_ratio", "Brightness of an image, of one bright all over.", BOUNDS["ink"]
         )
@@ -53,7 +60,7 @@ class AnswerMetrics(Collector):
             registry=None,
         )
         self._exported: tuple[Collector, ...] = (
-            predictions, self._confidence, self._ink, psi, self._window_images,
+            predictions, self._confidence, self._is_digit, self._ink, psi, self._window_images,
         )  # fmt: skip
         self._window: Window | None = None
         self._lock = threading.Lock()
@@ -68,14 +75,16 @@ class AnswerMetrics(Collector):
         """Counts what was answered, best by the hundred: numpy costs as much for one image."""
         if not seen:
             return
-        probabilities = np.concatenate([probabilities for probabilities, _ in seen])
-        pieces = [piece for _, images in seen for piece in images]
+        probabilities = np.concatenate([each for each, _, _ in seen])
+        is_digit = np.concatenate([each for _, each, _ in seen])
+        pieces = [piece for _, _, images in seen for piece in images]
         pixels = np.frombuffer(b"".join(pieces), np.uint8).reshape(-1, IMAGE_BYTES)
-        observed = observe(pixels, probabilities)
+        observed = observe(pixels, probabilities, is_digit)
         counts = observed.counts()
         for counter, count in zip(self._predictions, counts["digit"].tolist(), strict=True):
             counter.inc(count)
         self._confidence.add(counts["confidence"].tolist(), float(observed.confidence.sum()))
+        self._is_digit.add(counts["is_digit"].tolist(), float(observed.is_digit.sum()))
         self._ink.add(counts["ink"].tolist(), float(observed.ink.sum()))
         with self._lock:
             if self._window is not None:

@@ -284,12 +284,11 @@ class Metrics:
         finished = batch.finished
         if not batch.split and len(finished) == len(batch.parts):
             images = batch.images
-            seen: list[Seen] = [
-                (predictions.probabilities, [request.images for request in finished])
-            ]
+            pixels = [request.images for request in finished]
+            seen: list[Seen] = [(predictions.probabilities, predictions.is_digit, pixels)]
         else:
             images = sum([request.count for request in finished])
-            seen = [(_probabilities(request), [request.images]) for request in finished]
+            seen = [_seen(request) for request in finished]
         queue_s = [request.started - request.enqueued for request in finished]
         answers = _Answers(batch.images, batch.seconds, images, queue_s, seen)
         with self._lock:
@@ -377,10 +376,11 @@ class Metrics:
         self._transport.info({"transport": name})
 
 
-def _probabilities(request: Request) -> npt.NDArray[np.float32]:
-    """The probabilities of one request, float32[N, 10]."""
+def _seen(request: Request) -> Seen:
+    """What one request was answered."""
     assert request.result is not None
-    return request.result.probabilities[request.first : request.first + request.count]
+    rows = slice(request.first, request.first + request.count)
+    return request.result.probabilities[rows], request.result.is_digit[rows], [request.images]
 
 
 def _array(values: Iterable[float]) -> npt.NDArray[np.float64]:

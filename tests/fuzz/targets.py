@@ -380,7 +380,9 @@ class Artifacts(Target):
 
     def _golden(self, data: bytes) -> None:
         self._write(golden=data, manifest=inputs.manifest_with(self.artifact, golden=data))
-        load_artifact(self.version).golden.check(self.artifact.golden.probabilities["fp32"], "fp32")
+        expected = self.artifact.golden
+        found = load_artifact(self.version).golden
+        found.check(expected.probabilities["fp32"], expected.is_digit["fp32"], "fp32")
 
     def _member(self, name: str):
         def run(data: bytes) -> None:

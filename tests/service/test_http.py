@@ -243,7 +243,7 @@ def test_files_come_in_three_forms_and_bring_back_what_the_network_saw(web):
         )
         assert "pixels" not in again["predictions"][0]
         assert 0.5 < prediction["digit_score"] <= 1
-        assert "digit_score" not in again["predictions"][0]
+        assert again["predictions"][0]["digit_score"] == again["predictions"][0]["confidence"]
 
 
 def test_its_images_are_counted_and_its_requests_are_no_rpcs(web):

@@ -24,7 +24,7 @@ from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.assembly import OIP_METHODS
 from service.oip.infer import SERVICE
 from service.oip.messages import infer_response, read_infer
-from service.serving.model import Predictions
+from service.serving.model import Answers, Predictions
 from service.serving.request import InvalidInputError
 from tests.conftest import start_process, wait_until
 from tests.service.test_lifecycle import endless_repository  # noqa: F401 - a fixture
@@ -158,7 +158,7 @@ def test_answer_of_another_version_than_the_one_asked_for_is_not_given(sample):
     asked = infer(BLANK, model_version="3").SerializeToString()
     read = read_infer(asked, SimpleNamespace(name="digits", version="3"), 1)
     newer = SimpleNamespace(name="digits", version="4")
-    predictions = Predictions(np.zeros((1, 10), np.float32), newer)
+    predictions = Predictions(Answers(np.zeros((1, 10)), np.ones(1)), newer)
     expected = r"^model_version: expected 4, which is in service"
     with pytest.raises(InvalidInputError, match=expected) as error:
         infer_response(read, predictions, 0)

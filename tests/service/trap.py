@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from service.artifact.format import load_artifact
-from service.artifact.golden import GOLDEN, Golden, write_golden
+from service.artifact.golden import GOLDEN, write_golden
 from tests.conftest import REPOSITORY
 from tests.releases import FP32, copy_release, rewrite
 
@@ -80,5 +81,5 @@ def write_trap(folder: Path, *, at_once: bool = False) -> None:
     if at_once:
         golden = load_artifact(REPOSITORY / "1").golden
         images = np.full_like(golden.images, FOR_EVER)
-        rewrite(made, GOLDEN, write_golden(Golden(images, golden.labels, golden.probabilities)))
+        rewrite(made, GOLDEN, write_golden(replace(golden, images=images)))
     made.rename(folder)

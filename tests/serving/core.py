@@ -9,7 +9,7 @@ import numpy as np
 
 from service.serving.batch import Batch
 from service.serving.batcher import Batcher
-from service.serving.model import Predictions
+from service.serving.model import Answers, Predictions
 from service.serving.request import IMAGE_BYTES, Request
 
 
@@ -70,7 +70,7 @@ def numbers(images: bytes | memoryview) -> list[int]:
 def doubled(images: bytes | memoryview, model: object = "model") -> Predictions:
     """Predictions that hold twice the number of each image."""
     rows = np.array(numbers(images), np.float32)[:, None] * np.full(10, 2, np.float32)
-    return Predictions(rows, model)
+    return Predictions(Answers(rows, np.ones(len(rows), np.float32)), model)
 
 
 def results(request: Request) -> list[int]:

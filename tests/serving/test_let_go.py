@@ -17,7 +17,7 @@ import pytest
 
 from service.serving.batcher import Batcher
 from service.serving.gate import Gate
-from service.serving.model import ModelRunner
+from service.serving.model import Answers, ModelRunner
 from service.serving.pictures import Pictures
 from service.serving.preparing import Preparer
 from service.serving.request import Refusal, Request
@@ -44,10 +44,11 @@ class KeptRequest(Request):
 
 
 class Engine:
-    def run(self, images):
+    def answer(self, images):
         if (images == BROKEN).all():
             raise RuntimeError("broken engine")
-        return np.full((len(images), 10), 0.1, np.float32)
+        count = len(images)
+        return Answers(np.full((count, 10), 0.1, np.float32), np.ones(count, np.float32))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,16 +192,14 @@ def test_golden_probability_that_is_infinite_is_refused():
     answered = golden.probabilities["fp32"].copy()
     answered[0, golden.labels[0]] = golden.probabilities["fp32"][0, golden.labels[0]] = np.inf
     with pytest.raises(ArtifactError, match="golden digits: expected probabilities within"):
-        golden.check(answered, "fp32")
+        golden.check(answered, golden.is_digit["fp32"], "fp32")
 
 
 def test_golden_digits_that_do_not_hold_refuse_the_model(repository):
     golden = read_golden((repository / "1" / GOLDEN).read_bytes(), ["fp32"])
     off = golden.probabilities["fp32"].copy()
     off[0] += np.float32(1e-4)
-    rewrite(
-        repository / "1", GOLDEN, write_golden(Golden(golden.images, golden.labels, {"fp32": off}))
-    )
+    rewrite(repository / "1", GOLDEN, write_golden(replace(golden, probabilities={"fp32": off})))
     with pytest.raises(ArtifactError, match="golden digits: expected probabilities within"):
         load_one(repository / "1")
 
@@ -208,9 +207,7 @@ def test_golden_digits_that_do_not_hold_refuse_the_model(repository):
 def test_golden_label_that_is_wrong_refuses_the_model(repository):
     golden = read_golden((repository / "1" / GOLDEN).read_bytes(), ["fp32"])
     labels = (golden.labels + 1) % 10
-    rewrite(
-        repository / "1", GOLDEN, write_golden(Golden(golden.images, labels, golden.probabilities))
-    )
+    rewrite(repository / "1", GOLDEN, write_golden(replace(golden, labels=labels)))
     with pytest.raises(ArtifactError, match="labels are wrong"):
         load_one(repository / "1")
 
@@ -221,6 +218,7 @@ def test_too_few_golden_digits_are_refused(count):
         np.zeros((count, 28, 28), np.uint8),
         np.zeros(count, np.int64),
         {"fp32": np.zeros((count, 10), np.float32)},
+        {"fp32": np.ones(count, np.float32)},
     )
     with pytest.raises(ArtifactError, match="at least 32"):
         read_golden(write_golden(golden), ["fp32"])
@@ -231,7 +229,7 @@ def test_golden_probability_that_is_nan_is_refused():
     answered = golden.probabilities["fp32"].copy()
     answered[0, golden.labels[0]] = np.nan
     with pytest.raises(ArtifactError):
-        golden.check(answered, "fp32")
+        golden.check(answered, golden.is_digit["fp32"], "fp32")
 
 
 def test_highest_version_serves_and_hidden_folders_are_passed_over(repository):
@@ -446,7 +444,7 @@ def spoil_golden(folder, precision):
     """Makes the golden digits expect other answers of one variant."""
     golden = read_golden((folder / GOLDEN).read_bytes(), ["fp32", "int8"])
     other = golden.probabilities[precision][:, ::-1].copy()
-    changed = Golden(golden.images, golden.labels, {**golden.probabilities, precision: other})
+    changed = replace(golden, probabilities={**golden.probabilities, precision: other})
     rewrite(folder, GOLDEN, write_golden(changed))
 
 

@@ -71,7 +71,7 @@ def index(variant):
     def of(images):
         window = Window(variant.reference)
         for chunk in np.array_split(images, max(1, len(images) // 64)):
-            window.add(observe(chunk, engine.run(chunk)))
+            window.add(observe(chunk, *engine.answer(chunk)))
         return window.stability()
 
     return of
@@ -98,9 +98,10 @@ def test_observed_is_what_was_sent_and_answered():
     answers = np.zeros((2, 10), np.float32)
     answers[0, [3, 7]] = 0.75, 0.25
     answers[1, 9] = 1
-    seen = observe(images, answers)
+    seen = observe(images, answers, np.array([0.5, 1], np.float32))
     assert seen.digit.tolist() == [3, 9]
     assert seen.confidence.tolist() == [0.75, 1]
+    assert seen.is_digit.tolist() == [0.5, 1]
     assert seen.ink.tolist() == [0, 0.2]
     assert all(count.sum() == 2 for count in seen.counts().values())
 

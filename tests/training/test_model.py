@@ -44,10 +44,22 @@ def test_knobs_change_the_network_that_has_them_and_are_refused_elsewhere():
         Classifier("mlp", Knobs(kernel_size=5))
 
 
-def test_pixels_may_be_left_without_mean_and_deviation():
-    images = torch.full((1, 28, 28), 255, dtype=torch.uint8)
-    plain = Classifier("mlp", normalise=False).normalise(images)
-    torch.testing.assert_close(plain, torch.ones(1, 1, 28, 28))
+def test_pixels_are_scaled_and_not_shifted():
+    """Background stays 0, which is what convolutions pad with."""
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 28, 3)
+    torch.testing.assert_close(Classifier("mlp").scale(images)[0, 0], torch.tensor([0, 0.2, 1]))
+
+
+def test_scored_classifier_also_says_whether_an_image_is_a_digit():
+    images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
+    plain, scored = Classifier("light").eval(), Classifier("light", scored=True).eval()
+    assert [tuple(part.shape) for part in plain.answer(images)] == [(5, 10), (5, 0)]
+    scored.temperature.fill_(2)
+    logits, is_digit = scored.answer(images)
+    assert (logits.shape, is_digit.shape) == ((5, 10), (5, 1))
+    outputs = scored.network(scored.scale(images))
+    torch.testing.assert_close(logits, outputs[:, :10] / 2)
+    torch.testing.assert_close(is_digit, outputs[:, 10:])  # the temperature is the digits' own
 
 
 def test_layers_are_traced_with_shapes_parameters_and_macs():

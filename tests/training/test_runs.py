@@ -100,7 +100,7 @@ def test_what_a_network_does_not_have_is_told_in_one_line(capsys):
     assert command.main(["explain", seven, "--run-dir=mlp"]) == 1
     assert "mlp has no convolution to explain" in capsys.readouterr().err
     assert command.main(["describe", "--kernel-size=5"]) == 1
-    assert "strided has no such choice" in capsys.readouterr().err
+    assert "light has no such choice" in capsys.readouterr().err
 
 
 def test_names_are_those_of_what_there_is():
