@@ -17,8 +17,9 @@ from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-# Loading a release takes about a tenth of a second.
-LOAD_TIMEOUT_S = 60.0
+# Loading a release takes about a tenth of a second. It is given up after a minute for each variant,
+# unless its storage does not answer.
+TELL_EVERY_S = 180.0
 
 
 class Reloader:
@@ -74,11 +75,10 @@ class Reloader:
         """
         loading = in_daemon_thread(partial(self._loader.load_other_than, self._gate.model))
         try:
-            await asyncio.wait({loading}, timeout=LOAD_TIMEOUT_S)
-            if not loading.done():  # a thread can not be ended; what hangs must be removed
-                logger.error(
-                    "reload: not done after %g s: a release or its storage hangs", LOAD_TIMEOUT_S
-                )
+            await asyncio.wait({loading}, timeout=TELL_EVERY_S)
+            while not loading.done():
+                logger.error("reload: not done after another %g s: storage hangs", TELL_EVERY_S)
+                await asyncio.wait({loading}, timeout=TELL_EVERY_S)
             model = await loading
         finally:
             del loading  # an error that it holds leads back to this frame, and to the old model

@@ -41,8 +41,8 @@ MAX_BYTES = {
     MANIFEST: 4 * 2**20,
     SIGNATURE: 4096,
 }
-# How an entry of TensorProto.external_data begins in a serialised model: {key: "location", value:
-EXTERNAL_DATA = b"\n\x08location\x12"
+# The key without which no tensor has its data in another file, however the entry is serialised.
+EXTERNAL_DATA = b"location"
 # Reading fails with one of these because of the file. All other errors, such as of too many open
 # files, of the disk or of a network volume, say nothing about the release.
 ERRORS_OF_A_FILE = (

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import os
+import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
+from service.artifact.errors import ArtifactError
 from service.serving.model import Answers
 
 PROBABILITIES, IS_DIGIT = "probabilities", "is_digit"
@@ -36,10 +39,58 @@ EXHAUSTED = (
     "cannot allocate memory", "cuda_error_out_of_memory", "cudaerrormemoryallocation",
     "pthread_create failed",
 )  # fmt: skip
+# onnxruntime's own log would go past ours; every error comes as an exception, too.
+FATAL = 4
 
 
 class DeviceError(RuntimeError):
     """The device that was asked for can not serve; the message says why."""
+
+
+class TimeLimit:
+    """Ends what onnxruntime does in this block, such as a loop without end, when its time is up.
+
+    Between two operators, and between two rounds of a loop. What it ends raises an error.
+
+    Args:
+        seconds: From here on.
+
+    Raises:
+        ArtifactError: At the end of the block, if the time was up.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.run_options = ort.RunOptions()
+        self.run_options.log_severity_level = FATAL
+        self._seconds = seconds
+        self._opening: ort.SessionOptions | None = None
+        self._is_up = False
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._timer.join()  # from here on nothing is ended
+        if self._is_up:
+            raise ArtifactError(f"expected a model that is ready within {self._seconds:g} s")
+
+    def opens(self, options: ort.SessionOptions) -> None:
+        """A session is about to be made with these."""
+        with self._lock:
+            self._opening = options
+            options.set_load_cancellation_flag(self._is_up)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._is_up = True
+            self.run_options.terminate = True
+            if self._opening is not None:
+                self._opening.set_load_cancellation_flag(True)
 
 
 class Engine:
@@ -50,6 +101,7 @@ class Engine:
             float32[batch, 10] and, if it was trained to tell, ``is_digit`` float32[batch, 1].
         device: ``auto``, ``cpu`` or ``cuda``.
         intra_op_threads: Threads inside one run.
+        limit: Ends the opening of the session, and every run; None for no limit.
 
     Attributes:
         provider: The execution provider the session really uses.
@@ -62,8 +114,22 @@ class Engine:
         MemoryError: If the GPU has no memory left.
     """
 
-    def __init__(self, model: bytes, *, device: str = "cpu", intra_op_threads: int = 1) -> None:
-        self._session, self.reason = _open_session(model, device, intra_op_threads)
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        device: str = "cpu",
+        intra_op_threads: int = 1,
+        limit: TimeLimit | None = None,
+    ) -> None:
+        def options() -> ort.SessionOptions:
+            made = session_options(intra_op_threads)
+            if limit is not None:
+                limit.opens(made)
+            return made
+
+        self._run_options = limit.run_options if limit else None
+        self._session, self.reason = _open_session(model, device, options)
         self.provider: str = self._session.get_providers()[0]
         self._scored = IS_DIGIT in self.signature()[1]
         self._outputs = [PROBABILITIES, IS_DIGIT] if self._scored else [PROBABILITIES]
@@ -79,7 +145,9 @@ class Engine:
     def answer(self, images: npt.NDArray[np.uint8]) -> Answers:
         """Classifies images uint8[N, 28, 28]."""
         count = len(images)
-        outputs: list[npt.NDArray[np.float32]] = self._session.run(self._outputs, {"image": images})
+        outputs: list[npt.NDArray[np.float32]] = self._session.run(
+            self._outputs, {"image": images}, self._run_options
+        )
         probabilities = outputs[0]
         if probabilities.shape != (count, 10):
             expected = f"float32[{count}, 10]"
@@ -106,15 +174,17 @@ class Engine:
         return fastest
 
 
-def _open_session(model: bytes, device: str, threads: int) -> tuple[ort.InferenceSession, str]:
+def _open_session(
+    model: bytes, device: str, options: Callable[[], ort.SessionOptions]
+) -> tuple[ort.InferenceSession, str]:
     if device == "cpu":
-        return _cpu_session(model, threads), "cpu was asked for"
+        return _cpu_session(model, options()), "cpu was asked for"
     try:
-        session = _cuda_session(model, threads)
+        session = _cuda_session(model, options())
     except DeviceError as error:
         if device == "cuda":
             raise
-        return _cpu_session(model, threads), f"auto: {error}"
+        return _cpu_session(model, options()), f"auto: {error}"
     return session, f"{device}: the CUDA provider works"
 
 
@@ -123,19 +193,20 @@ def session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.log_severity_level = FATAL
+    # onnxruntime would also take its own format, which nothing here has checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Parallelism comes from batches side by side; a spinning pool would burn the CPU they need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
-def _cpu_session(model: bytes, threads: int) -> ort.InferenceSession:
+def _cpu_session(model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     # The fallback would load a model that is damaged a second time, and print about it.
-    return ort.InferenceSession(
-        model, session_options(threads), providers=[CPU_PROVIDER], enable_fallback=0
-    )
+    return ort.InferenceSession(model, options, providers=[CPU_PROVIDER], enable_fallback=0)
 
 
-def _cuda_session(model: bytes, threads: int) -> ort.InferenceSession:
+def _cuda_session(model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     """A session that runs on CUDA alone.
 
     onnxruntime by itself would fall back to the CPU with a log line; every way it can do so is
@@ -144,7 +215,6 @@ def _cuda_session(model: bytes, threads: int) -> ort.InferenceSession:
     problem = cuda_problem()  # first: a try that must fail prints what it missed, and misleads
     if problem is not None:
         raise DeviceError(problem)
-    options = session_options(threads)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         if hasattr(ort, "preload_dlls"):

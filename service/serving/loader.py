@@ -25,7 +25,7 @@ from service.artifact.format import (
 )
 from service.artifact.repository import in_serving_order, name_of, promoted
 from service.serving.cost import warm_up_sizes
-from service.serving.engine import DeviceError, Engine, cuda_problem, is_exhausted
+from service.serving.engine import DeviceError, Engine, TimeLimit, cuda_problem, is_exhausted
 from service.serving.model import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 LOADED, REFUSED, FAILED = "loaded", "refused", "failed"
 # Which variant serves, the preferred one first: int8 is made for the CPU, and slower on CUDA.
 ON_CPU, ON_CUDA = ("int8", "fp32"), ("fp32",)
+# To try out a variant, which takes about a tenth of a second.
+LOAD_TIMEOUT_S = 60.0
 
 # Name, time of change and size of every file.
 Fingerprint = tuple[tuple[str, int, int], ...]
@@ -183,9 +185,9 @@ def load_model(
 ) -> ServedModel:
     """Verifies one release, and makes an engine of the best variant that can serve.
 
-    A variant that onnxruntime rejects, or that answers golden digits otherwise on this machine, is
-    passed over with a warning. A file that is not what the manifest says makes the whole release
-    invalid: it is damaged, or still being copied.
+    A variant that onnxruntime rejects, that answers golden digits otherwise on this machine, or
+    that is not ready in time, is passed over with a warning. A file that is not what the manifest
+    says makes the whole release invalid: it is damaged, or still being copied.
 
     Raises:
         ArtifactError: If the release is invalid, or no variant can serve.
@@ -201,8 +203,11 @@ def load_model(
     errors = []
     for variant in _candidates(artifact, device, precision):
         try:
-            engine = Engine(variant.model, device=device, intra_op_threads=intra_op_threads)
-            batch_seconds = _try_out(engine, artifact, variant, max_batch_size)
+            with TimeLimit(LOAD_TIMEOUT_S) as limit:
+                engine = Engine(
+                    variant.model, device=device, intra_op_threads=intra_op_threads, limit=limit
+                )
+                batch_seconds = _try_out(engine, artifact, variant, max_batch_size)
         except ArtifactError as error:
             errors.append(f"{variant.precision}: {error}")
             continue

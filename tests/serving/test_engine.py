@@ -11,9 +11,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from service.artifact.errors import ArtifactError
 from service.serving import engine
-from service.serving.engine import DeviceError, Engine, is_exhausted
+from service.serving.engine import DeviceError, Engine, TimeLimit, is_exhausted
 from tests.conftest import REPOSITORY
+from tests.releases import FP32
+from tests.service.trap import FOR_EVER, write_trap
 
 MODEL = (REPOSITORY / "1/model.fp32.onnx").read_bytes()
 
@@ -121,3 +124,30 @@ def test_session_that_fell_back_to_the_cpu_is_refused(monkeypatch):
     monkeypatch.setattr(ort, "InferenceSession", falls_back)
     with pytest.raises(DeviceError, match="fell back to the CPU"):
         Engine(MODEL, device="cuda")
+
+
+def test_time_limit_ends_a_run(tmp_path):
+    write_trap(tmp_path / "1")
+    endless = (tmp_path / "1" / FP32).read_bytes()
+    with pytest.raises(ArtifactError, match=r"ready within 0\.2 s"), TimeLimit(0.2) as limit:
+        Engine(endless, limit=limit).run(np.full((1, 28, 28), FOR_EVER, np.uint8))
+
+
+def test_time_limit_ends_the_opening_of_a_session():
+    limit = TimeLimit(0.0)
+    limit._end()
+    with pytest.raises(Exception, match="loading canceled"):
+        Engine(MODEL, limit=limit)
+
+
+def test_engine_outlives_its_time_limit(sample):
+    with TimeLimit(60.0) as limit:
+        engine = Engine(MODEL, limit=limit)
+    assert not limit._timer.is_alive()
+    assert engine.run(sample["images"][:1]).shape == (1, 10)
+
+
+def test_onnxruntimes_own_format_is_not_read():
+    """It would pass by every check of an ONNX file."""
+    with pytest.raises(Exception, match="protobuf parsing failed"):
+        Engine(b"\x12\x08\0\0ORTM" + bytes(100))

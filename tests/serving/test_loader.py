@@ -320,6 +320,14 @@ def test_model_with_weights_in_another_file_is_refused(repository):
         load_artifact(folder)
 
 
+def test_entry_for_weights_in_another_file_is_seen_in_any_order(repository):
+    """Readers take the fields of a message in any order, and a length with needless zeros."""
+    for location in (b"\x12\x01x\n\x08location", b"\n\x88\x00location\x12\x01x"):
+        rewrite(repository / "1", FP32, location)
+        with pytest.raises(ArtifactError, match="external data: expected all weights in the file"):
+            load_artifact(repository / "1")
+
+
 def test_repository_named_by_a_dot_keeps_its_name(repository, monkeypatch):
     monkeypatch.chdir(repository)
     assert load(Path())[0].name == "digits"
