@@ -3,12 +3,14 @@ SHELL := bash -o pipefail
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# Several tests at once, those of a module next to each other: they share servers.
+PARALLEL := -n auto --dist worksteal
 # Where a test or a training run finds data sets; torchvision downloads them when they are absent.
 export DIGITS_DATA ?= data
 INPUTS := pyproject.toml proto/pyproject.toml proto/hatch_build.py $(wildcard proto/digits/*/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify test lint format train export bench peers soak fuzz lock audit \
+.PHONY: help serve classify test test-all lint format train export bench peers soak fuzz lock audit \
 	manifests image image-test clean
 
 help: ## Show this list
@@ -43,8 +45,11 @@ serve: .venv/serve.stamp ## Serve the committed model, or MODELS=models/local/di
 classify: .venv/serve.stamp ## Classify IMAGES="a.png b.png" with a running server
 	@$(BIN)/digits classify $(IMAGES) $(ARGS)
 
-test: .venv/dev.stamp ## Run the tests
-	$(BIN)/pytest $(ARGS)
+test: .venv/dev.stamp ## Run the tests, but for those that take long or need more than Python
+	$(BIN)/pytest $(PARALLEL) -m "not full" $(ARGS)
+
+test-all: .venv/dev.stamp ## Run every test
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 lint: .venv/dev.stamp ## Check style, types and the proto
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -21,6 +21,14 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.gate import Gate
+from tests.suite import (  # noqa: F401 - pytest finds its hooks here
+    made_once,
+    pytest_addoption,
+    pytest_configure,
+    pytest_xdist_auto_num_workers,
+)
+
 ROOT = Path(__file__).parents[1]
 # Small models for tests: release 1 in fp32, release 2 in fp32 and int8.
 REPOSITORY = ROOT / "tests/fixtures/digits"
@@ -70,6 +78,7 @@ def start_process(
     env: dict[str, str] | None = None,
     under: Sequence[str] = (),
     constants: Mapping[str, float] | None = None,
+    gate: Gate | None = None,
 ) -> Any:
     """Starts the server; it may not be serving yet.
 
@@ -79,10 +88,12 @@ def start_process(
         env: Variables beside those of this process.
         under: A command that runs the server's.
         constants: Values by ``module.NAME``, in place of those in the code.
+        gate: Where its inferences ask before they begin.
     """
     command = [*under, sys.executable, "-m", "service.cli", "serve"]
-    if constants:
-        values = [f"{name}={value}" for name, value in constants.items()]
+    if constants or gate:
+        values = [f"{name}={value}" for name, value in (constants or {}).items()]
+        values += [f"--gate={gate.folder}"] if gate else []
         command[-3:] = [str(ROOT / "tests/patched.py"), *values, "--", "serve"]
     command += ["--grpc-port=0", "--http-port=0", "--log-format=json"]
     if not any(flag.startswith("--model-repository") for flag in flags):
@@ -138,13 +149,10 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     servers: list[RunningServer] = []
     numbers = itertools.count()  # two may be started at the same time
 
-    def start(
-        *flags: str,
-        env: dict[str, str] | None = None,
-        constants: Mapping[str, float] | None = None,
-    ) -> RunningServer:
+    def start(*flags: str, **options: Any) -> RunningServer:
+        """A server that serves; ``options`` are those of ``start_process``."""
         log = tmp_path / f"server-{next(numbers)}.log"
-        servers.append(serving(log, start_process(log, *flags, env=env, constants=constants)))
+        servers.append(serving(log, start_process(log, *flags, **options)))
         return servers[-1]
 
     yield start
@@ -189,7 +197,10 @@ def run_outside(command: Sequence[Any], **options: Any) -> subprocess.CompletedP
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheels of this tree, or a skip where their builds can not be set up."""
-    folder = tmp_path_factory.mktemp("wheels")
+    return made_once(tmp_path_factory, "wheels", build_wheels)
+
+
+def build_wheels(folder: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     probe = [*pip, "download", "--retries=0", "--timeout=10", "--no-deps", "-d", folder / "probe"]
     if run_outside([*probe, "hatchling"]).returncode:
@@ -202,7 +213,6 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, tree / name)
     built = run_outside([*pip, "wheel", "--no-deps", "-w", folder, tree / "proto", tree])
     assert built.returncode == 0, built.stdout + built.stderr
-    return folder
 
 
 @pytest.fixture(scope="session")

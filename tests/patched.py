@@ -1,6 +1,7 @@
-"""``digits`` with other constants: patched.py MODULE.NAME=VALUE ... -- ARGUMENT ...
+"""``digits`` with other constants: patched.py [--gate=FOLDER] MODULE.NAME=VALUE ... -- ARGUMENT ...
 
-For tests of limits that a user can not set, such as timeouts of minutes.
+For tests of limits that a user can not set, such as timeouts of minutes, and of what waits for an
+inference, which then waits at a gate of tests/gate.py.
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from pathlib import Path
+
+from tests import gate
 
 
 def main() -> int:
@@ -15,6 +19,9 @@ def main() -> int:
     end = sys.argv.index("--")
     for assignment in sys.argv[1:end]:
         target, _, value = assignment.partition("=")
+        if target == "--gate":
+            gate.put_up(Path(value))
+            continue
         module, _, name = target.rpartition(".")
         owner = importlib.import_module(module)
         assert hasattr(owner, name), target

@@ -14,6 +14,8 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from training.not_digits import HELD_OUT_FONTS
+
 EXIF_ORIENTATION = 0x0112
 LETTERS = "abcdefhkmnprtuvwxyACDEFGHJKLMNPRTUVWXY"  # without those that are digits in some hand
 
@@ -206,8 +208,41 @@ def character(text: str, font: Path, side: int = 200) -> bytes:
 
 
 def letter(rng: np.random.Generator, fonts: Sequence[Path] | None = None) -> bytes:
-    fonts = fonts or bundled_fonts()
+    """A letter, of fonts that training does not use unless others are given."""
+    fonts = fonts or [f for f in bundled_fonts() if f.stem in HELD_OUT_FONTS]
     return character(LETTERS[rng.integers(len(LETTERS))], fonts[rng.integers(len(fonts))])
+
+
+def _around(count: int, radii: Sequence[float], turn: float) -> list[tuple[float, float]]:
+    """Points around the middle, their distances from it in turn."""
+    angles = turn + 2 * np.pi * np.arange(count * len(radii)) / (count * len(radii))
+    distances = np.resize(radii, len(angles))
+    return list(zip(np.cos(angles) * distances, np.sin(angles) * distances, strict=True))
+
+
+HEART = [
+    (16 * np.sin(t) ** 3 / 17,
+     -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 17)
+    for t in np.linspace(0, 2 * np.pi, 60)
+]  # fmt: skip
+OUTLINES = (
+    _around(4, [1], np.pi / 4), _around(3, [1], -np.pi / 2), _around(5, [1, 0.4], -np.pi / 2),
+    _around(4, [1, 0.35], 0), HEART,
+)  # fmt: skip
+
+
+def shape(rng: np.random.Generator) -> bytes:
+    """A square, triangle, star, spark or heart, drawn by lines or filled."""
+    image = Image.new("L", (200, 200), 245)
+    size, width = rng.uniform(40, 80), int(rng.integers(6, 20))
+    outline = OUTLINES[rng.integers(len(OUTLINES))]
+    points = [(100 + size * x, 100 + size * y * rng.uniform(0.95, 1.05)) for x, y in outline]
+    brush = ImageDraw.Draw(image)
+    if rng.random() < 0.25:
+        brush.polygon(points, fill=25)
+    else:
+        brush.line([*points, points[0], points[1]], fill=25, width=width, joint="curve")
+    return png(image)
 
 
 def white_noise(rng: np.random.Generator) -> bytes:

@@ -116,6 +116,7 @@ class Report:
             "letters, DejaVu": p.letter,
             "Fashion-MNIST, as they are": lambda r: p.unchanged(_any(fashion, r), r),
             "Fashion-MNIST, dark on light 280": lambda r: p.png(p.on_paper(_any(fashion, r))),
+            "shapes": p.shape,
             "two digits": lambda r: p.several_digits([_any(digits, r) for _ in range(2)]),
             "three digits": lambda r: p.several_digits([_any(digits, r) for _ in range(3)]),
             "textures": p.texture,
@@ -148,7 +149,8 @@ class Report:
         return float((self._engine.run(images).argmax(axis=1) == labels).mean() * 100)
 
     def _score(self, images: np.ndarray, plausibility: np.ndarray) -> np.ndarray:
-        return self._engine.run(images).max(axis=1) * plausibility
+        probabilities, is_digit = self._engine.answer(images)
+        return probabilities.max(axis=1) * is_digit * plausibility
 
 
 def _any(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:

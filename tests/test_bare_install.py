@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import SAMPLES, run_outside
 
+pytestmark = pytest.mark.full
+
 # The floors of proto/pyproject.toml, and whatever is newest.
 OLDEST = ["grpcio==1.76.*", "protobuf==6.31.1"]
 NEWEST = ["grpcio", "protobuf"]

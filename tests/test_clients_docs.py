@@ -87,6 +87,7 @@ def node_modules(tmp_path_factory):
     return folder / "node_modules"
 
 
+@pytest.mark.full
 def test_node_example(server, node_modules):
     [code] = blocks("js")
     environment = {"NODE_PATH": str(node_modules), "PATH": "/usr/local/bin:/usr/bin:/bin"}
@@ -104,6 +105,7 @@ def test_buf_curl_example(server):
     assert '"manifestJson"' in printed
 
 
+@pytest.mark.full
 def test_grpcurl_example(server):
     if shutil.which("grpcurl") is None:
         pytest.skip("grpcurl is not installed")
@@ -126,6 +128,7 @@ def go_workspace(tmp_path_factory):
     return workspace
 
 
+@pytest.mark.full
 def test_go_example(server, go_workspace):
     [code] = blocks("go")
     for new, old in GRPC_GO_1_33.items():

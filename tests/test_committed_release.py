@@ -8,7 +8,7 @@ import pytest
 from export.check import read_reports
 from export.reference import make_reference
 from export.sessions import run_session, serving_session
-from export.show import gate_markdown
+from export.show import card_markdown, gate_markdown
 from export.verify import verify
 from service.artifact.format import PARITY, PRECISIONS, load_artifact
 from service.artifact.repository import releases
@@ -55,6 +55,10 @@ def test_its_drift_reference_is_of_its_validation_images(release, full_data):
             # An image on a bound may fall to the other side on another CPU.
             moved = np.abs(np.cumsum(counts) - np.cumsum(counted[name]["counts"])).max()
             assert moved <= 5, name
+
+
+def test_model_card_has_its_figures(release):
+    assert card_markdown(release) in (ROOT / "docs/model-card.md").read_text()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

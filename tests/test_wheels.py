@@ -33,6 +33,7 @@ def top_level(wheel):
     return {name for name in names if not name.endswith(".dist-info")}
 
 
+@pytest.mark.full
 def test_each_wheel_holds_its_packages_and_nothing_else(wheels):
     [client], [server] = wheels.glob("digits_client-*.whl"), wheels.glob("digits_serving-*.whl")
     assert top_level(client) == {"digits"}
@@ -66,6 +67,7 @@ def install(environment, wheels, requirement):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.full
 def test_wheels_serve_and_call_from_any_folder(wheels, environment, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -22,6 +22,7 @@ needs_h2load = pytest.mark.skipif(
 PEERS = {"front": NATIVE, "mosec": mosec.ENVIRONMENT}
 
 
+@pytest.mark.full
 @needs_h2load
 @pytest.mark.parametrize("suite", [*bench.SUITES, *bench.OTHERS])
 def test_short_run_of_every_suite_reports_its_figures(suite, tmp_path, monkeypatch, capsys):
@@ -39,6 +40,7 @@ def test_short_run_of_every_suite_reports_its_figures(suite, tmp_path, monkeypat
         assert figure.name in printed
 
 
+@pytest.mark.full
 @needs_h2load
 def test_calls_that_fail_behind_http_200_spoil_the_measurement():
     with running_server("--max-images-per-request=1") as server:

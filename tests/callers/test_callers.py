@@ -18,6 +18,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from digits.v1 import digits_pb2
 from tests.conftest import wait_until
+from tests.suite import made_once, one_at_a_time
+
+pytestmark = pytest.mark.full
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "digits-serving-tests"
@@ -33,41 +36,49 @@ def need(program):
     return found
 
 
-def build(command, folder, environ=None):
+def build(command, folder):
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, timeout=BUILD_S,
-        env={**os.environ, **(environ or {})},
-    )  # fmt: skip
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=BUILD_S
+    )
     if done.returncode:
         pytest.skip(f"{' '.join(command[:3])} failed: {done.stderr.strip()[-300:]}")
 
 
-def copied(name):
-    """A caller's sources in a folder of the cache, where it is built once."""
-    folder = CACHE / name
-    shutil.copytree(HERE / name, folder, dirs_exist_ok=True)
-    return folder
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """Builds a caller, once a run, in a folder that keeps what it downloaded from run to run."""
+
+    def build_with(name, *commands):
+        def make(_):
+            with one_at_a_time(CACHE / f"{name}.lock"):
+                shutil.copytree(HERE / name, CACHE / name, dirs_exist_ok=True)
+                for command in commands:
+                    build(command, CACHE / name)
+
+        made_once(tmp_path_factory, f"caller-{name}", make)
+        return CACHE / name
+
+    return build_with
 
 
 @pytest.fixture(scope="session")
-def go_caller():
-    go, folder = need("go"), copied("go")
-    build([go, "mod", "tidy"], folder)
-    build([go, "build", "-o", "caller", "."], folder)
+def go_caller(built):
+    go = need("go")
+    folder = built("go", [go, "mod", "tidy"], [go, "build", "-o", "caller", "."])
     return [str(folder / "caller")]
 
 
 @pytest.fixture(scope="session")
-def node_caller():
-    node, npm, folder = need("node"), need("npm"), copied("node")
-    build([npm, "install", "--no-audit", "--no-fund", "--silent"], folder)
+def node_caller(built):
+    node, npm = need("node"), need("npm")
+    folder = built("node", [npm, "install", "--no-audit", "--no-fund", "--silent"])
     return [node, str(folder / "main.js")]
 
 
 @pytest.fixture(scope="session")
-def java_caller():
-    java, mvn, folder = need("java"), need("mvn"), copied("java")
-    build([mvn, "--batch-mode", "--quiet", "package"], folder)
+def java_caller(built):
+    java, mvn = need("java"), need("mvn")
+    folder = built("java", [mvn, "--batch-mode", "--quiet", "package"])
     return [java, "-cp", f"{folder}/target/classes:{folder}/target/lib/*", "Caller"]
 
 

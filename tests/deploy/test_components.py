@@ -54,6 +54,7 @@ def test_every_component_is_in_a_combination():
     assert {name for names in combinations() for name in names} == set(COMPONENTS)
 
 
+@pytest.mark.full
 def test_every_combination_renders_and_its_settings_are_accepted(tmp_path):
     def check(names):
         manifests = combined(tmp_path / ("-".join(names) or "none"), names)
@@ -70,6 +71,7 @@ def test_every_combination_renders_and_its_settings_are_accepted(tmp_path):
         assert len(list(pool.map(check, combinations()))) >= 150
 
 
+@pytest.mark.full
 def test_another_kustomize_renders_the_same(tmp_path):
     """What ``kubectl apply -k`` makes of the manifests does not depend on whose kubectl it is."""
     beside_python = Path(sys.executable).parent
@@ -91,6 +93,7 @@ def test_another_kustomize_renders_the_same(tmp_path):
         )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])
 @pytest.mark.parametrize("extra", ["model-pvc", "tls", "gateway", "monitoring"])
 def test_overlays_take_components_too(tmp_path, overlay, extra):

@@ -42,6 +42,7 @@ from tests.deploy.conftest import combined
 
 IMAGE = os.environ.get("TEST_IMAGE", "")
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.skipif(not IMAGE, reason="TEST_IMAGE names no image: make image-test"),
     pytest.mark.skipif(not shutil.which("podman"), reason="podman is not installed"),
 ]

@@ -9,7 +9,8 @@ import subprocess
 import pytest
 import yaml
 
-from tests.deploy.test_manifests import ROOT, tool
+from tests.conftest import ROOT
+from tests.deploy.conftest import tool
 from tests.monitoring.dashboard import DASHBOARD, RULES
 from tests.monitoring.prometheus import JOB
 

@@ -54,6 +54,7 @@ def test_every_metric_of_a_query_is_in_a_live_scrape(start_server, scaled_object
     assert set(itertools.chain(*asked)) <= exported
 
 
+@pytest.mark.full
 def test_queries_are_promql(tmp_path, scaled_object):
     if not shutil.which("promtool"):
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
@@ -66,6 +67,7 @@ def test_queries_are_promql(tmp_path, scaled_object):
         assert (done.returncode == 0) is right, done.stderr
 
 
+@pytest.mark.full
 def test_queries_tell_a_real_prometheus_how_long_requests_wait(start_server, sample, scaled_object):
     if not shutil.which("prometheus"):
         pytest.skip("prometheus is not installed (Debian: apt-get install prometheus)")

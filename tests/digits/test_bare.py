@@ -18,10 +18,11 @@ from digits.bare import bare, orientation
 from digits.files import MAX_DECODED_BYTES, grey, opened
 from digits.images import PictureError, examine, examine_grey
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from tests.memory import MIB, PeakMemory
 from tests.presentations import saved
+from tests.releases import check_answers
 
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
-MIB = 2**20
 BIG = 4096  # a side, of the most pixels that are taken
 
 
@@ -185,7 +186,6 @@ def test_what_one_file_takes_is_bounded(bomb, tmp_path):
 def test_bombs_leave_a_server_within_its_memory(start_server):
     """Sent at once, and through the server itself; what is taken and what is not."""
     from digits.client import DigitClient, DigitError
-    from tests.service.test_abuse import PeakMemory, check_answers
 
     server = start_server()
     files = [make() for make, _ in BOMBS.values()]

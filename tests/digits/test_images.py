@@ -156,13 +156,14 @@ def test_blank_file_is_answered_with_a_score_of_zero(server, sample):
 
 @pytest.mark.parametrize(
     ("make", "passing"),
-    [(p.letter, 0.2), (p.texture, 0.05), (p.white_noise, 0.02), (p.blank, 0.0)],
+    [(p.letter, 0.1), (p.shape, 0.1), (p.texture, 0.05), (p.white_noise, 0.02), (p.blank, 0.0)],
 )
 def test_score_tells_other_pictures_from_digits(make, passing, engine, sample):
     def scores(files):
         seen = [examine(file) for file in files]
-        confidence = engine.run(np.stack([s.pixels for s in seen])).max(axis=1)
-        return confidence * np.array([s.plausibility for s in seen])
+        probabilities, is_digit = engine.answer(np.stack([s.pixels for s in seen]))
+        plausibility = np.array([s.plausibility for s in seen])
+        return probabilities.max(axis=1) * is_digit * plausibility
 
     rng = np.random.default_rng(5)
     threshold = np.quantile(scores(shown("unchanged", sample["images"])), 0.05)

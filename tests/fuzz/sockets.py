@@ -18,10 +18,10 @@ import psutil
 from digits.oip import inference_pb2
 from digits.v1 import digits_pb2
 from service.rpc.status import DETAILS_KEY, Status
+from tests.calls import scrape
 from tests.conftest import RunningServer, running_server
 from tests.fuzz import inputs
 from tests.fuzz.targets import ANSWER_TIMEOUT_S, MAX_IMAGES, ClassifyRequests, parse
-from tests.service.test_rpc import scrape
 
 FLAGS = (f"--max-images-per-request={MAX_IMAGES}", "--reload-interval-s=0")
 CALLS_IN_FLIGHT = 50

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.calls import TRANSPORTS
 from tests.fuzz import inputs
 from tests.fuzz.sockets import FLAGS, SOCKET_TARGETS, Connections
 from tests.fuzz.targets import TARGETS, ClassifyRequests
 from tests.fuzz.watch import GOLDEN_EVERY, Watch, growth, read_record
 
+pytestmark = pytest.mark.full
+
 # The same inputs each time: what is found at random belongs to the long run.
 FEW = settings(max_examples=200, deadline=None, derandomize=True, database=None)
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 RST_STREAM, CANCEL = 3, b"\0\0\0\x08"
 # Inputs that found a defect which is mended.
 FOUND = {

@@ -13,16 +13,23 @@ import pytest
 from tests.certificates import Authority
 from tests.http2.echo import ROUTES
 from tests.http2.wire import running
+from tests.suite import made_once
+
+pytestmark = pytest.mark.full
 
 INSTALL = "go install github.com/summerwind/h2spec/cmd/h2spec@latest"
 
 
+def go_install(_):
+    subprocess.run(INSTALL.split(), check=False, capture_output=True)
+
+
 @pytest.fixture(scope="module")
-def h2spec():
+def h2spec(tmp_path_factory):
     """The program; built by Go where that is installed."""
     found = shutil.which("h2spec") or shutil.which("h2spec", path=str(Path.home() / "go/bin"))
     if found is None and shutil.which("go"):
-        subprocess.run(INSTALL.split(), check=False, capture_output=True)
+        made_once(tmp_path_factory, "h2spec", go_install)
         folder = os.environ.get("GOBIN", str(Path.home() / "go/bin"))
         found = shutil.which("h2spec", path=folder)
     if found is None:

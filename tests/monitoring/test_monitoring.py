@@ -46,6 +46,7 @@ def alerts(rules):
     return {rule["alert"]: rule for rule in rules if "alert" in rule}
 
 
+@pytest.mark.full
 @needs_prometheus
 def test_prometheus_finds_every_panel_and_rule_of_a_loaded_server(start_server, sample):
     server = start_server(*FLAGS)
@@ -78,16 +79,19 @@ def state(prometheus, alert):
     return next(rule["state"] for rule in prometheus.rules() if rule["name"] == alert)
 
 
+@pytest.mark.full
 @needs_prometheus
 def test_rules_pass_every_lint():
     assert promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES)) == []
 
 
+@pytest.mark.full
 @needs_prometheus
 def test_alerts_fire_when_they_should_and_only_then():
     assert promtool("test", "rules", str(MONITORING / "rules_test.yaml")) == []
 
 
+@pytest.mark.full
 @needs_prometheus
 @pytest.mark.parametrize("expr", ["vector(1) > 1", "vector(1)"], ids=["never", "always"])
 def test_alerts_that_never_or_always_fire_fail_their_tests(expr, tmp_path, alerts):

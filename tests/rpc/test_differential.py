@@ -10,11 +10,13 @@ import pytest
 from google.rpc import status_pb2
 
 from digits.v1 import digits_pb2
+from service.rpc.classify import SERVICE
+from tests.calls import scrape
 from tests.conftest import wait_until
 from tests.fuzz import inputs
-from tests.service.test_rpc import scrape
 
-SERVICE = "digits.v1.DigitClassifierService"
+pytestmark = pytest.mark.full
+
 OIP = "inference.GRPCInferenceService"
 SCRIPTS, CALLS = 4, 60
 FLAGS = ("--max-images-per-request=64", "--request-log-per-s=0")

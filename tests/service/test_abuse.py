@@ -18,14 +18,13 @@ from PIL import Image
 
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.rpc.classify import SERVICE
 from tests.attacks import attacks
+from tests.calls import IMAGE, NO_RETRIES, TRANSPORTS, encoded, handled, pixels, refused, scrape
 from tests.conftest import wait_until
+from tests.memory import MIB, PeakMemory
 from tests.releases import check_answers
-from tests.service.test_rpc import IMAGE, encoded, handled, pixels, refused, scrape
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
-MIB = 2**20
-NO_RETRIES = [("grpc.enable_retries", 0)]
 # Few enough for the 1,024 descriptors that a process often has; the benchmark opens thousands.
 CONNECTIONS = 400
 FRAMES_PER_S = 5_000
@@ -48,6 +47,7 @@ def stub_for(channel):
     return digits_pb2_grpc.DigitClassifierServiceStub(channel)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_golden_digits_are_answered_during_an_attack_and_nothing_of_it_stays(server, attack):
     """That the server ends with 0 when it is drained is asserted where it is started."""
@@ -65,6 +65,7 @@ def test_golden_digits_are_answered_during_an_attack_and_nothing_of_it_stays(ser
     assert process.memory_info().rss < memory + 64 * MIB
 
 
+@pytest.mark.full
 @TRANSPORTS
 def test_calls_behind_a_burst_of_somebody_elses_are_all_answered(start_server, transport):
     """By default grpc resets some of what waits, at random, once that is more than 1,000 calls."""
@@ -77,12 +78,14 @@ def test_calls_behind_a_burst_of_somebody_elses_are_all_answered(start_server, t
             assert [future.code() for future in futures] == [grpc.StatusCode.OK] * 200
 
 
+@pytest.mark.full
 def test_resets_without_end_are_sent_away(start_server):
     server = start_server("--transport=http2")
     with attacks.reset_flood(server.address, FRAMES_PER_S) as sent:
         wait_until(lambda: len(sent) > 2)
 
 
+@pytest.mark.full
 def test_pings_without_end_are_sent_away_by_grpcio(start_server):
     server = start_server("--transport=grpcio")
     with attacks.ping_flood(server.address, FRAMES_PER_S) as sent:
@@ -202,6 +205,7 @@ STREAM = "service.rpc.classify_stream"
 HUGE_BYTES = 300 * MIB
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("compression", list(grpc.Compression)[::2], ids=["plain", "gzip"])
 @TRANSPORTS
 def test_huge_message_is_refused_before_it_fills_memory(start_server, transport, compression):
@@ -214,36 +218,6 @@ def test_huge_message_is_refused_before_it_fills_memory(start_server, transport,
         assert "larger than max" in error.details()
     check_answers(server)
     assert peak.grown < 64 * MIB
-
-
-SERVICE = "digits.v1.DigitClassifierService"
-
-
-class PeakMemory:
-    """The most resident memory a server takes meanwhile, over what it had.
-
-    Attributes:
-        grown: Bytes.
-    """
-
-    def __init__(self, server):
-        self._process = psutil.Process(server.process.pid)
-        self._before = self._process.memory_info().rss
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self.grown = 0
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._ended.wait(0.002):
-            self.grown = max(self.grown, self._process.memory_info().rss - self._before)
 
 
 def png(width, height):
@@ -297,6 +271,7 @@ def test_image_bomb_is_refused_before_it_is_unfolded(server, channel, bomb):
     check_answers(server)
 
 
+@pytest.mark.full
 @TRANSPORTS
 def test_ten_times_the_load_is_refused_in_bounded_memory_and_a_patient_caller_answered(
     start_server, transport, sample

@@ -19,15 +19,15 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from digits.cli.main import main
 from digits.client import AsyncDigitClient, DigitClient, DigitError
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.rpc.classify import SERVICE
 from service.security import tokens as tokens_module
 from service.security.rotation import CredentialError
 from service.security.tokens import MAX_TOKENS, MIN_CHARS, TokenFile, shown_digest
-from tests.certificates import Authority
-from tests.conftest import SAMPLES, start_process, wait_until
-from tests.service.test_overload import dropped
-from tests.service.test_rpc import (
+from tests.calls import (
     IMAGE,
-    SERVICE,
+    NO_RETRIES,
+    TRANSPORTS,
+    dropped,
     encoded,
     handled,
     pixels,
@@ -36,11 +36,12 @@ from tests.service.test_rpc import (
     scrape,
     stream_of,
 )
+from tests.certificates import Authority
+from tests.conftest import SAMPLES, start_process, wait_until
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 BLANK = np.zeros((28, 28), np.uint8)
-NO_RETRIES = [("grpc.enable_retries", 0)]
-ANNA, BERT = secrets.token_hex(32), secrets.token_urlsafe(32)
+# The same in every process that collects these tests: some stand in the names of cases.
+ANNA, BERT = (f"{name}-" + 8 * "0Aa_" for name in ("anna", "bert"))
 DENIED = (grpc.StatusCode.UNAUTHENTICATED, "a valid bearer token is needed")
 
 

@@ -13,9 +13,11 @@ import pytest
 
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from tests.calls import TRANSPORTS
 from tests.conftest import REPOSITORY, wait_until
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
+pytestmark = pytest.mark.full
+
 CALLERS = 4
 
 

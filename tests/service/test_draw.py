@@ -13,15 +13,18 @@ import pytest
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.conftest import SAMPLES, running_server, wait_until
-from tests.service.test_http import STARTED, ask, metric
+from tests.service.http import STARTED, ask, metric
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"
-)
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"
+    ),
+]
 TIMEOUT_MS = 30_000
 PLAIN_NAME = "digits.test"  # of this machine, though a browser can not know
 NOTHING = "\u2013"  # the page's dash

@@ -12,8 +12,10 @@ import yaml
 from google.rpc import error_details_pb2, status_pb2
 
 from digits.v1 import digits_pb2
-from tests.service.test_balancer import TEMPLATE, Envoy, envoy_program
-from tests.service.test_rpc import pixels
+from tests.calls import pixels
+from tests.service.envoy import TEMPLATE, Envoy, envoy_program
+
+pytestmark = pytest.mark.full
 
 CLASSIFY = "/digits.v1.DigitClassifierService/Classify"
 # Of a frame's first byte: the payload is trailers, not a message.

@@ -8,14 +8,9 @@ import contextlib
 import io
 import itertools
 import json
-import re
 import socket
 import time
-import urllib.error
-import urllib.request
-from collections import Counter
 from functools import partial
-from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
@@ -37,64 +32,8 @@ from service.playground.classify import BODY_S, MAX_AT_ONCE
 from service.playground.requests import MAX_BODY_BYTES, MAX_IMAGES, MAX_JSON_BYTES
 from service.serving.request import Refusal
 from service.telemetry.metrics import HTTP_STATUSES
-from tests.conftest import SAMPLES, running_server, wait_until
-
-SEVEN = SAMPLES / "7.png"
-JSON = "application/json"
-STARTED = (
-    'grpc_server_started_total{grpc_method="Classify",'
-    'grpc_service="digits.v1.DigitClassifierService",grpc_type="unary"}'
-)
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory):
-    """One server with everything on."""
-    log = tmp_path_factory.mktemp("web") / "log"
-    often = {"service.playground.classify.REQUESTS_PER_S": 100_000}
-    with running_server(log, "--playground", constants=often) as running:
-        yield running
-
-
-def ask(server, path, *, method=None, body=None, **headers):
-    """Status, headers and body of one request; ``content_type`` names that header."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    request = urllib.request.Request(server.http + path, body, named, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, response.headers, response.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.headers, error.read()
-
-
-def classify(server, body, content_type=JSON, **headers):
-    """Status, headers and the JSON of /v1/classify."""
-    if not isinstance(body, bytes):
-        body = json.dumps(body).encode()
-    answer = ask(server, "/v1/classify", body=body, content_type=content_type, **headers)
-    return answer[0], answer[1], json.loads(answer[2])
-
-
-def form(files):
-    """The body and the content type of a form, as a browser makes it."""
-    head = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f.png"\r\n\r\n'
-    return b"".join(head + data + b"\r\n" for data in files) + b"--x--\r\n", (
-        "multipart/form-data; boundary=x"
-    )
-
-
-def connect(server):
-    address = urlsplit(server.http)
-    return socket.create_connection((address.hostname, address.port), timeout=30)
-
-
-def metric(server, name):
-    for line in ask(server, "/metrics")[2].decode().splitlines():
-        if line.startswith(name + " "):
-            return float(line.split()[-1])
-    raise AssertionError(f"no {name}")
-
+from tests.conftest import wait_until
+from tests.service.http import JSON, SEVEN, STARTED, answers, ask, classify, connect, form, metric
 
 # --- metrics, health, pages ------------------------------------------------------------------
 
@@ -243,7 +182,7 @@ def test_files_come_in_three_forms_and_bring_back_what_the_network_saw(web):
         )
         assert "pixels" not in again["predictions"][0]
         assert 0.5 < prediction["digit_score"] <= 1
-        assert again["predictions"][0]["digit_score"] == again["predictions"][0]["confidence"]
+        assert 0.5 < again["predictions"][0]["digit_score"] <= again["predictions"][0]["confidence"]
 
 
 def test_its_images_are_counted_and_its_requests_are_no_rpcs(web):
@@ -354,14 +293,6 @@ def test_a_page_of_this_server_is_answered_wherever_it_is_not_from_elsewhere(web
     behind_a_proxy = {"sec_fetch_site": "same-origin", "origin": "https://digits.example"}
     for headers in ({"origin": web.http}, {"sec_fetch_site": "same-origin"}, behind_a_proxy):
         assert classify(web, SEVEN.read_bytes(), "image/png", **headers)[0] == 200
-
-
-def answers(server):
-    """Counted so far, by HTTP status."""
-    lines = ask(server, "/metrics")[2].decode().splitlines()
-    series = re.compile(r'digits_http_requests_total{status="(\d+)"} (.*)')
-    found = map(series.fullmatch, lines)
-    return Counter({int(each[1]): int(float(each[2])) for each in found if each})
 
 
 def test_its_answers_are_counted_by_http_status(web):
@@ -480,6 +411,7 @@ def test_a_header_that_trickles_is_cut_off(web):
     assert SILENCE_S - 1 < time.monotonic() - began < 2 * SILENCE_S
 
 
+@pytest.mark.full
 def test_probes_are_answered_beside_2000_idle_connections(web):
     process = psutil.Process(web.process.pid)
     before = process.memory_info().rss, process.num_threads(), process.num_fds()

@@ -14,8 +14,7 @@ from service.host.addresses import neighbourhood
 from service.playground.classify import ALL_ADDRESSES, ClassifyHandler
 from service.playground.requests import MAX_BODY_BYTES, MAX_JSON_BYTES
 from tests.conftest import SAMPLES
-from tests.service.test_abuse import MIB, PeakMemory
-from tests.service.test_http import web  # noqa: F401 - a fixture
+from tests.memory import MIB, PeakMemory
 
 SEVEN = (SAMPLES / "7.png").read_bytes()
 FORM, JSON = "multipart/form-data; boundary=x", "application/json"
@@ -79,7 +78,7 @@ def used_s(server):
 
 
 @pytest.mark.parametrize("attack", BODIES)
-def test_hostile_body_is_refused_at_little_cost(web, attack):  # noqa: F811 - a fixture
+def test_hostile_body_is_refused_at_little_cost(web, attack):
     """By processor time, all of which the event loop may spend at once; other work adds nothing."""
     body, kind = BODIES[attack]
     assert len(body) <= (MAX_JSON_BYTES if kind == JSON else MAX_BODY_BYTES)
@@ -94,7 +93,7 @@ def test_hostile_body_is_refused_at_little_cost(web, attack):  # noqa: F811 - a 
     assert len(web.log_text()) < 5000
 
 
-def test_the_largest_request_in_numbers_is_taken(web):  # noqa: F811 - a fixture
+def test_the_largest_request_in_numbers_is_taken(web):
     image = [[255] * 28] * 28
     status, _ = post(web, json.dumps({"pixels": [image] * 64}).encode(), JSON)
     assert status == 200

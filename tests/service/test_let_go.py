@@ -29,7 +29,7 @@ from service.server import DigitsServer
 from service.serving.request import Request
 from tests.conftest import REPOSITORY, SAMPLES, wait_until
 from tests.releases import copy_release
-from tests.service.test_oip import infer
+from tests.service.oip import infer
 
 CLASSIFY = "/digits.v1.DigitClassifierService/Classify"
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -24,13 +24,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.rpc.classify import SERVICE
+from tests.calls import NO_RETRIES, TRANSPORTS
 from tests.conftest import REPOSITORY, SAMPLES, START_TIMEOUT_S, start_process, wait_until
-from tests.service.trap import write_trap
 
-SERVICE = "digits.v1.DigitClassifierService"
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 IMAGE = bytes(784)
-NO_RETRIES = [("grpc.enable_retries", 0)]
 
 
 def stub_for(address):
@@ -208,18 +206,12 @@ def test_stream_open_at_sigterm_gets_its_answers_then_unavailable(start_server, 
     channel.close()
 
 
-def test_grace_that_is_too_short_is_reported_in_the_exit_code(start_server):
-    server = start_server(
-        "--grace-s=0.01", "--instances=1", "--model-version=2", "--max-queue-images=1000000"
-    )
-    channel, stub = stub_for(server.address)
-    futures = [stub.Classify.future(pixels(4096), timeout=60) for _ in range(32)]
-    wait_until(lambda: metric(server, "digits_queue_images") > 4 * 4096)
+def test_grace_that_is_too_short_is_reported_in_the_exit_code(busy):
+    server, _, long, _ = busy("http2", "--grace-s=0.01")
     server.process.terminate()
     assert server.process.wait(30) == 1
     assert "still in flight after 0.01 s" in server.log_text()
-    assert any(future.code() is not grpc.StatusCode.OK for future in futures)
-    channel.close()
+    assert long.code() is not grpc.StatusCode.OK
 
 
 def test_second_signal_stops_at_once(start_server):
@@ -231,13 +223,6 @@ def test_second_signal_stops_at_once(start_server):
 
 def test_interrupt_drains_like_sigterm(start_server):
     assert start_server().stop(signal.SIGINT) == 0
-
-
-@pytest.fixture
-def endless_repository(tmp_path):
-    """A version whose golden digits are never answered: loading never ends."""
-    write_trap(tmp_path / "digits/1", at_once=True)
-    return tmp_path / "digits"
 
 
 def test_while_a_model_loads_slowly_http_says_not_serving(endless_repository, tmp_path):

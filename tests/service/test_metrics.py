@@ -20,11 +20,10 @@ from digits.v1 import digits_pb2_grpc
 from export.artifact import promote
 from service.rpc.classify import SERVICE
 from service.telemetry.metrics import LATENCY_BUCKETS
+from tests.calls import IMAGE, NO_RETRIES, TRANSPORTS, encoded, pixels, scrape, stream_of
 from tests.conftest import SAMPLES, wait_until
 from tests.releases import copy_release
-from tests.service.test_overload import LARGE, LONG, NO_RETRIES, TRANSPORTS
-from tests.service.test_reload import FAST, repository  # noqa: F401 - a fixture
-from tests.service.test_rpc import encoded, pixels, scrape, stream_of
+from tests.service.conftest import FAST, LARGE
 
 CLASSIFY = f'grpc_method="Classify",grpc_service="{SERVICE}",grpc_type="unary"'
 
@@ -110,17 +109,16 @@ def test_predictions_are_counted_as_the_callers_saw_them(server, connect, sample
 
 
 @TRANSPORTS
-def test_overload_is_counted_as_the_callers_saw_it(start_server, connect, transport):
-    server = start_server(
-        f"--transport={transport}", "--model-version=2", "--instances=1", "--max-queue-images=64"
-    )
-    stub, before, seen = connect(server), scrape(server), Counter()
-    with ThreadPoolExecutor(32) as callers:
-        seen.update(callers.map(lambda _: stub.Classify.future(LARGE).code().name, range(600)))
-    counted = settled(server, before, 600)
-    assert codes(counted) == seen
-    assert seen.keys() == {"OK", "RESOURCE_EXHAUSTED"}
-    assert counted["digits_images_total"] == 32 * seen["OK"]
+def test_overload_is_counted_as_the_callers_saw_it(busy, transport):
+    server, stub, long, gate = busy(transport, "--max-queue-images=64")
+    # Some of one image, which have a lane of their own and are taken.
+    calls = [stub.Classify.future(request) for request in (LARGE, pixels(IMAGE)) * 30]
+    wait_until(lambda: sum(call.done() for call in calls) >= 30)
+    gate.open()
+    seen = Counter(call.code().name for call in [*calls, long])
+    counted = settled(server, {}, 61)
+    assert codes(counted) == seen == {"OK": 31, "RESOURCE_EXHAUSTED": 30}
+    assert counted["digits_images_total"] == 30 + 4096
     refused = counted['digits_requests_dropped_total{reason="queue_full"}']
     assert refused == seen["RESOURCE_EXHAUSTED"]
     assert_counts_agree(counted)
@@ -129,9 +127,7 @@ def test_overload_is_counted_as_the_callers_saw_it(start_server, connect, transp
 @TRANSPORTS
 def test_cancellation_leaves_no_call_uncounted(start_server, connect, transport):
     """A caller may cancel what is answered at that moment: then server and caller differ by it."""
-    server = start_server(
-        f"--transport={transport}", "--model-version=2", "--instances=1", "--max-queue-images=20000"
-    )
+    server = start_server(f"--transport={transport}", "--instances=1", "--max-queue-images=20000")
     stub, before = connect(server), scrape(server)
     futures = [stub.Classify.future(LARGE) for _ in range(300)]
     for future in futures[::20]:
@@ -149,7 +145,7 @@ def test_cancellation_leaves_no_call_uncounted(start_server, connect, transport)
     assert_counts_agree(counted)
 
 
-def test_reload_loses_no_count(start_server, connect, repository):  # noqa: F811 - a fixture
+def test_reload_loses_no_count(start_server, connect, repository):
     copy_release(repository, 2, "2")
     promote(repository, 1)
     server = start_server(f"--model-repository={repository}", FAST)
@@ -180,19 +176,15 @@ def test_reload_loses_no_count(start_server, connect, repository):  # noqa: F811
 
 
 @TRANSPORTS
-def test_drain_answers_and_counts_what_is_in_flight(start_server, connect, transport):
-    server = start_server(
-        f"--transport={transport}", "--model-version=2", "--instances=1",
-        "--max-queue-images=100000", "--grace-s=60",
-    )  # fmt: skip
-    stub = connect(server)
+def test_drain_answers_and_counts_what_is_in_flight(busy, transport):
+    server, stub, long, gate = busy(transport, "--max-queue-images=8192", "--grace-s=60")
     assert scrape(server)["digits_ready"] == 1
-    # Seconds of work, during which the draining server can be asked.
-    work = [stub.Classify.future(LONG) for _ in range(8)]
-    wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{CLASSIFY}}}"] == 8)
+    work = [long, *(stub.Classify.future(LARGE) for _ in range(8))]
+    wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{CLASSIFY}}}"] == len(work))
     server.process.send_signal(signal.SIGTERM)
     wait_until(lambda: scrape(server)["digits_ready"] == 0)
-    assert [len(future.result().predictions) for future in work] == [4096] * 8
+    gate.open()
+    assert [len(future.result().predictions) for future in work] == [4096, *[32] * 8]
     assert server.process.wait(30) == 0
 
 

@@ -19,69 +19,30 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digits.oip import inference_pb2, inference_pb2_grpc
+from digits.oip import inference_pb2
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.assembly import OIP_METHODS
 from service.oip.infer import SERVICE
 from service.oip.messages import infer_response, read_infer
 from service.serving.model import Answers, Predictions
 from service.serving.request import InvalidInputError
+from tests.calls import (
+    NO_RETRIES,
+    TRANSPORTS,
+    dropped,
+    entries,
+    pixels,
+    refused,
+    rich_detail,
+    scrape,
+)
 from tests.conftest import start_process, wait_until
-from tests.service.test_lifecycle import endless_repository  # noqa: F401 - a fixture
-from tests.service.test_overload import LONG, busy, dropped  # noqa: F401 - a fixture
-from tests.service.test_rpc import pixels, refused, rich_detail, scrape
-from tests.telemetry.test_request_log import entries
-
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
-FORMS = [(28, 28), (1, 28, 28), (784,)]
-BLANK = np.zeros((1, 28, 28), np.uint8)
-NO_RETRIES = [("grpc.enable_retries", 0)]
-Request = inference_pb2.ModelInferRequest
-
-
-def stub_of(channel):
-    return inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+from tests.service.oip import BLANK, FORMS, Request, count_of, infer, stub_of, tensors_of
 
 
 @pytest.fixture
 def stub(channel):
     return stub_of(channel)
-
-
-def infer(images, datatype="UINT8", *, raw=True, form=(28, 28), **rest):
-    """A request for uint8[N, 28, 28]."""
-    tensor = Request.InferInputTensor(name="image", datatype=datatype, shape=(len(images), *form))
-    values = images if datatype == "UINT8" else (images / np.float32(255)).astype("<f4")
-    request = Request(model_name="digits", **rest)
-    if raw:
-        request.raw_input_contents.append(values.tobytes())
-    elif datatype == "UINT8":
-        tensor.contents.uint_contents.extend(values.ravel().tolist())
-    else:
-        tensor.contents.fp32_contents.extend(values.ravel().tolist())
-    request.inputs.append(tensor)
-    return request
-
-
-def tensors_of(response):
-    """Its tensors by name, raw or typed."""
-    raw, found = list(response.raw_output_contents), {}
-    for tensor in response.outputs:
-        dtype, field = {"FP32": ("<f4", "fp32_contents"), "INT64": ("<i8", "int64_contents")}[
-            tensor.datatype
-        ]
-        typed = getattr(tensor.contents, field)
-        values = np.frombuffer(raw.pop(0), dtype) if raw else np.array(typed, dtype)
-        found[tensor.name] = values.reshape(tensor.shape)
-    assert raw == []
-    return found
-
-
-def count_of(server, method, code):
-    return scrape(server)[
-        f'grpc_server_handled_total{{grpc_code="{code}",grpc_method="{method}",'
-        f'grpc_service="{SERVICE}",grpc_type="unary"}}'
-    ]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -95,9 +56,10 @@ def test_answers_are_those_of_classify_to_the_bit(channel, stub, sample, datatyp
     answer = stub.ModelInfer(infer(images, datatype, raw=raw, form=form))
     assert bool(answer.raw_output_contents) == raw
     tensors = tensors_of(answer)
-    assert list(tensors) == ["probabilities", "digit"]
+    assert list(tensors) == ["probabilities", "digit", "digit_score"]
     assert tensors["digit"].tolist() == [p.digit for p in expected.predictions]
-    assert tensors["digit"].shape == (60,)
+    assert tensors["digit"].shape == tensors["digit_score"].shape == (60,)
+    assert tensors["digit_score"].tolist() == [p.digit_score for p in expected.predictions]
     probabilities = [list(p.probabilities) for p in expected.predictions]
     assert tensors["probabilities"].tolist() == probabilities
     assert (answer.model_name, answer.model_version) == ("digits", expected.model.version)
@@ -255,7 +217,7 @@ BAD = {
     ),
     "unknown output": (
         with_output("logits"),
-        "outputs[0].name: expected probabilities or digit, once, got 'logits'",
+        "outputs[0].name: expected probabilities or digit or digit_score, once, got 'logits'",
     ),
     "top-k": (
         with_output("digit", classification=ONE),
@@ -336,6 +298,7 @@ def test_server_and_model_describe_themselves(channel, stub):
         ("image", "UINT8", [-1, 28, 28]),
         ("probabilities", "FP32", [-1, 10]),
         ("digit", "INT64", [-1]),
+        ("digit_score", "FP32", [-1]),
     ]
     config = stub.ModelConfig(inference_pb2.ModelConfigRequest(name="digits")).config
     assert config.max_batch_size == 4096
@@ -377,15 +340,14 @@ def test_log_tells_the_caller_and_how_its_call_ended(start_server, transport):
 
 
 @TRANSPORTS
-def test_calls_whose_deadline_passes_are_counted_once(busy, transport):  # noqa: F811 - a fixture
-    server, own, occupy = busy(transport, "--max-queue-images=100000")
-    long = [*occupy(), *(own.Classify.future(LONG) for _ in range(3))]
+def test_calls_whose_deadline_passes_are_counted_once(busy, transport):
+    server, _, long, gate = busy(transport, "--max-queue-images=100000")
     with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
         stub = stub_of(channel)
         futures = [stub.ModelInfer.future(infer(BLANK), timeout=0.001) for _ in range(3)]
         assert {future.code() for future in futures} == {StatusCode.DEADLINE_EXCEEDED}
-        for future in long:
-            future.result()
+        gate.open()
+        long.result()
         assert stub.ModelInfer(infer(BLANK), timeout=60).outputs
         wait_until(lambda: count_of(server, "ModelInfer", "OK") >= 1)
         ended = ("OK", "DEADLINE_EXCEEDED", "CANCELLED")
@@ -437,22 +399,21 @@ def test_every_method_needs_a_token_and_the_rate_limit_holds(start_server, tmp_p
 
 
 @TRANSPORTS
-def test_calls_in_flight_at_sigterm_are_answered(start_server, transport):
-    server = start_server(
-        f"--transport={transport}", "--max-queue-images=100000", "--instances=1",
-        "--model-version=2", "--drain-delay-s=1",
-    )  # fmt: skip
+def test_calls_in_flight_at_sigterm_are_answered(busy, transport):
+    server, _, long, gate = busy(transport, "--max-queue-images=100000", "--drain-delay-s=1")
     started = f'grpc_method="ModelInfer",grpc_service="{SERVICE}",grpc_type="unary"'
     with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
         stub = stub_of(channel)
-        work = infer(BLANK.repeat(4000, 0))
+        work = infer(BLANK.repeat(40, 0))
         futures = [stub.ModelInfer.future(work, timeout=60) for _ in range(12)]
         wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{started}}}"] == 12)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not stub.ServerReady(inference_pb2.ServerReadyRequest()).ready)
         assert stub.ServerLive(inference_pb2.ServerLiveRequest()).live
+        gate.open()
         for future in futures:
-            assert tensors_of(future.result())["digit"].shape == (4000,)
+            assert tensors_of(future.result())["digit"].shape == (40,)
+        assert len(long.result().predictions) == 4096
         assert server.process.wait(30) == 0
 
 
@@ -464,7 +425,7 @@ def free_port():
 
 @TRANSPORTS
 def test_while_a_model_loads_it_is_live_and_not_ready(
-    endless_repository,  # noqa: F811 - a fixture
+    endless_repository,
     tmp_path,
     free_port,
     transport,
@@ -490,10 +451,8 @@ def test_while_a_model_loads_it_is_live_and_not_ready(
 
 
 @TRANSPORTS
-def test_calls_that_are_left_cost_no_inference(busy, transport):  # noqa: F811 - a fixture
-    server, own, occupy = busy(transport, "--max-queue-images=8192")
-    long = [*occupy(), own.Classify.future(LONG)]
-    images = scrape(server)["digits_images_total"]
+def test_calls_that_are_left_cost_no_inference(busy, transport):
+    server, _, long, gate = busy(transport, "--max-queue-images=8192")
     with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
         request, call = infer(BLANK.repeat(32, 0)), stub_of(channel).ModelInfer
         futures = [call.future(request) for _ in range(10)]
@@ -501,11 +460,13 @@ def test_calls_that_are_left_cost_no_inference(busy, transport):  # noqa: F811 -
         wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{started}}}"] == 10)
         for future in futures:
             future.cancel()
+        # Behind the cancellations on the same connection.
+        assert stub_of(channel).ServerLive(inference_pb2.ServerLiveRequest()).live
+        gate.open()
+        assert len(long.result().predictions) == 4096
         wait_until(lambda: count_of(server, "ModelInfer", "CANCELLED") == 10)
-        for future in long:
-            assert len(future.result().predictions) == 4096
     wait_until(lambda: dropped(server, "cancelled") == 10)
-    wait_until(lambda: scrape(server)["digits_images_total"] - images == 2 * 4096)
+    wait_until(lambda: scrape(server)["digits_images_total"] == 4096)
 
 
 @TRANSPORTS

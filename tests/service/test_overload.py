@@ -12,68 +12,30 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
-from digits.v1 import digits_pb2, digits_pb2_grpc
+from digits.v1 import digits_pb2
 from service.http2.frames import RST_STREAM, SETTINGS, ErrorCode, frame
-from service.rpc.classify import CLASSIFY
+from service.rpc.classify import CLASSIFY, SERVICE
+from tests.calls import IMAGE, TRANSPORTS, dropped, handled, pixels, rich_detail, scrape
 from tests.conftest import wait_until
 from tests.http2.wire import Caller, call
-from tests.service.test_rpc import IMAGE, handled, pixels, rich_detail, scrape
-
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
-# About 0.2 s for the one slot, in fp32.
-LONG = pixels(IMAGE * 4096)
-# Large enough to wait in the same lane.
-LARGE = pixels(IMAGE * 32)
-NO_RETRIES = [("grpc.enable_retries", 0)]
-
-
-def dropped(server, reason):
-    return scrape(server)[f'digits_requests_dropped_total{{reason="{reason}"}}']
-
-
-@pytest.fixture
-def busy(start_server, request):
-    """Starts a server with one slot; returns it, a stub, and a way to occupy the slot."""
-    channels = []
-
-    def start(transport, *flags):
-        server = start_server(
-            f"--transport={transport}", "--instances=1", "--model-version=2", *flags
-        )
-        channel = grpc.insecure_channel(server.address, options=NO_RETRIES)
-        channels.append(channel)
-        stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
-        stub.Classify(pixels(IMAGE))
-        # A batch is counted just after its answers left.
-        wait_until(lambda: scrape(server)["digits_images_total"] == 1)
-
-        def occupy():
-            futures = [stub.Classify.future(LONG, timeout=60)]
-            wait_until(lambda: scrape(server)["digits_queue_images"] > 100)
-            return futures
-
-        return server, stub, occupy
-
-    yield start
-    for channel in channels:
-        channel.close()
+from tests.service.conftest import LARGE
 
 
 @TRANSPORTS
 def test_calls_cancelled_in_the_queue_cost_no_inference(busy, transport):
-    server, stub, occupy = busy(transport, "--max-queue-images=8192")
-    images = scrape(server)["digits_images_total"]
-    long = occupy()
+    server, stub, long, gate = busy(transport, "--max-queue-images=8192")
     futures = [stub.Classify.future(LARGE) for _ in range(50)]
     started = f'grpc_method="Classify",grpc_service="{SERVICE}",grpc_type="unary"'
-    wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{started}}}"] == 52)
+    wait_until(lambda: scrape(server)[f"grpc_server_started_total{{{started}}}"] == 51)
     for future in futures:
         future.cancel()
-    assert len(long[0].result().predictions) == 4096
+    stub.GetModel(digits_pb2.GetModelRequest())  # behind the cancellations on the same connection
+    gate.open()
+    assert len(long.result().predictions) == 4096
     wait_until(lambda: handled(server, "CANCELLED") == 50)
     assert dropped(server, "cancelled") == 50
-    assert scrape(server)["digits_images_total"] - images == 4096
-    assert scrape(server)["digits_batch_size_sum"] == 4097
+    wait_until(lambda: scrape(server)["digits_images_total"] == 4096)
+    assert scrape(server)["digits_batch_size_sum"] == 4096
 
 
 def is_halted(pid):
@@ -107,8 +69,7 @@ def test_calls_that_were_cancelled_before_they_were_read_cost_no_inference(start
 
 @TRANSPORTS
 def test_full_queue_refuses_with_a_retry_hint_and_keeps_serving(busy, transport):
-    server, stub, occupy = busy(transport, "--max-queue-images=64")
-    long = occupy()
+    server, stub, long, gate = busy(transport, "--max-queue-images=64")
     with pytest.raises(grpc.RpcError) as caught:
         stub.Classify(LARGE)
     error = caught.value
@@ -118,42 +79,46 @@ def test_full_queue_refuses_with_a_retry_hint_and_keeps_serving(busy, transport)
     assert 0.005 <= delay.ToNanoseconds() / 1e9 < 10
     pushback = [v for k, v in error.trailing_metadata() if k == "grpc-retry-pushback-ms"]
     assert len(pushback) == 1
-    assert len(long[0].result().predictions) == 4096
+    gate.open()
+    assert len(long.result().predictions) == 4096
     assert len(stub.Classify(pixels(IMAGE)).predictions) == 1
     assert dropped(server, "queue_full") == handled(server, "RESOURCE_EXHAUSTED") == 1
 
 
 @TRANSPORTS
 def test_deadline_that_the_queue_can_not_meet_is_refused_at_once(busy, transport):
-    server, stub, occupy = busy(transport, "--max-queue-images=40000")
-    long = [*occupy(), *(stub.Classify.future(LONG, timeout=60) for _ in range(8))]
-    wait_until(lambda: scrape(server)["digits_queue_images"] > 12_000)
+    # Any batch counts as one of a second: the long request, as a minute.
+    slow = {"service.serving.cost.MIN_BATCH_S": 1.0}
+    _, stub, long, gate = busy(transport, "--max-queue-images=8192", constants=slow)
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Classify(LARGE, timeout=0.3)
+        stub.Classify(LARGE, timeout=15)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "longer than the deadline allows" in caught.value.details()
-    assert [len(future.result().predictions) for future in long] == [4096] * 9
-
-
-SERVICE = "digits.v1.DigitClassifierService"
+    gate.open()
+    assert len(long.result().predictions) == 4096
 
 
 @TRANSPORTS
 def test_queue_full_item_of_a_stream_is_answered_in_place(busy, transport):
-    _, stub, occupy = busy(transport, "--max-queue-images=64")
-    long = occupy()
+    _, stub, long, gate = busy(transport, "--max-queue-images=64")
     request = digits_pb2.ClassifyStreamRequest(request=LARGE)
     [answer] = stub.ClassifyStream(iter([request]), timeout=30)
     assert answer.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert answer.error.retry_after_ms >= 5
-    assert len(long[0].result().predictions) == 4096
+    gate.open()
+    assert len(long.result().predictions) == 4096
 
 
 @TRANSPORTS
 def test_single_image_is_answered_while_a_large_request_fills_its_lane(busy, transport):
-    _, stub, occupy = busy(transport, "--max-queue-images=64")
-    [long] = occupy()
+    server, stub, long, gate = busy(transport, "--max-queue-images=64")
     for _ in range(5):
-        assert len(stub.Classify(pixels(IMAGE), timeout=10).predictions) == 1
+        waiting = scrape(server)["digits_queue_images"]
+        single = stub.Classify.future(pixels(IMAGE), timeout=60)
+        wait_until(lambda waiting=waiting: scrape(server)["digits_queue_images"] > waiting)
+        for _ in range(2):  # the batch of the long request that is in the slot, and then the single
+            gate.let_one_pass()
+        assert len(single.result().predictions) == 1
     assert not long.done()
+    gate.open()
     assert len(long.result().predictions) == 4096

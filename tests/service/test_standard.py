@@ -11,11 +11,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from service.rpc.classify import SERVICE
 from tests.attacks.attacks import unread_watch
+from tests.calls import TRANSPORTS
 from tests.conftest import wait_until
 
-SERVICE = "digits.v1.DigitClassifierService"
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

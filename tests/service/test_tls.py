@@ -19,11 +19,11 @@ from digits.cli.main import main
 from digits.client import AsyncDigitClient, DigitClient, DigitError, Tls
 from service.security import tls as tls_module
 from service.security.tls import Tls as ServerTls
+from tests.calls import scrape
 from tests.certificates import Authority
 from tests.conftest import SAMPLES, start_process, wait_until
 from tests.http2.echo import ROUTES
 from tests.http2.wire import running
-from tests.service.test_rpc import scrape
 
 BLANK = np.zeros((28, 28), np.uint8)
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import ROOT, SAMPLES
 
+pytestmark = pytest.mark.full
+
 CALLER = ROOT / "tests/triton_caller.py"
 INSTALL_TIMEOUT_S = 300
 

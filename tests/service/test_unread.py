@@ -12,16 +12,15 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from digits.oip import inference_pb2
-from service.http2.frames import HEADERS, SETTINGS, Setting, frame
+from service.http2.frames import HEADERS, SETTINGS, Setting, frame, settings_payload
 from service.http2.messages import prefixed
 from service.rpc.health import MAX_WATCHES_PER_CONNECTION
+from tests.calls import TRANSPORTS
 from tests.conftest import wait_until
-from tests.http2.test_bounds import settings_payload
 from tests.http2.wire import Caller, call, data, opening
+from tests.memory import MIB, PeakMemory
 from tests.releases import check_answers
-from tests.service.test_abuse import MIB, PeakMemory
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 GET_MODEL = "/digits.v1.DigitClassifierService/GetModel"
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 WATCH = "/grpc.health.v1.Health/Watch"

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.rpc.classify import CLASSIFY
+from service.rpc.classify import CLASSIFY, SERVICE
 from service.serving.batcher import Batcher
 from service.serving.gate import Gate
 from service.serving.loader import load_model
@@ -20,13 +20,12 @@ from service.serving.model import ModelRunner
 from service.serving.preparing import Preparer
 from service.telemetry.metrics import Metrics
 from service.watchdog import Watchdog
+from tests.calls import TRANSPORTS
 from tests.conftest import REPOSITORY, wait_until
 from tests.service.trap import FOR_A_WHILE, FOR_EVER, write_trap
 
-SERVICE = "digits.v1.DigitClassifierService"
 HEALTHY = health_pb2.HealthCheckResponse.SERVING
 UNHEALTHY = health_pb2.HealthCheckResponse.NOT_SERVING
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 STALL_TIMEOUT = "service.watchdog.STALL_TIMEOUT_S"
 
 

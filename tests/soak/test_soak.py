@@ -10,6 +10,8 @@ from benchmarks.harness import BenchmarkError
 from tests.soak import soak
 from tests.soak.traffic import Code
 
+pytestmark = pytest.mark.full
+
 
 def test_seconds_of_mixed_traffic_and_reloads_are_answered_as_expected():
     with soak.soaked_server("http2") as (server, versions):

@@ -22,8 +22,8 @@ from service.artifact.reference import (
 )
 from service.serving.engine import Engine
 from service.telemetry.drift import MIN_IMAGES, PART_S, PARTS, Window, stability_index
+from tests.calls import pixels, scrape
 from tests.conftest import REPOSITORY, wait_until
-from tests.service.test_rpc import pixels, scrape
 from training.data import load_split
 
 CHANGED = 0.25
@@ -42,7 +42,8 @@ class Clock:
 def answers(digits):
     """Images that differ in the digit that was answered alone."""
     number = len(digits)
-    return Observed(np.asarray(digits), np.full(number, 0.99), np.full(number, 0.1))
+    sure, ink = np.full(number, 0.99), np.full(number, 0.1)
+    return Observed(np.asarray(digits), sure, sure, ink)
 
 
 EVEN = np.arange(5000) % 10

@@ -15,10 +15,10 @@ from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, SettingsFrame
 from service.telemetry import logs
 from service.telemetry.logs import LIBRARY_LINES_PER_S, LINES_PER_S, LogHandler, _JsonFormatter
 from tests.attacks.attacks import PREFACE
+from tests.calls import TRANSPORTS
 from tests.certificates import Authority
 from tests.conftest import wait_until
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 SECRET = b"hush-hush-0123456789abcdefghijklmnop"
 CALLS, PER_CONNECTION = 1000, 100
 PING_ANSWER = PingFrame(0, opaque_data=b"the last", flags=["ACK"]).serialize()

@@ -22,9 +22,9 @@ import pytest
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.host.streams import QUEUE_BYTES
 from service.telemetry.logs import LogHandler, _JsonFormatter, _TextFormatter
+from tests.calls import TRANSPORTS
 from tests.conftest import REPOSITORY, wait_until
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 SERVE = (
     *(sys.executable, "-m", "service.cli", "serve", "--grpc-port=0", "--http-port=0"),
     *(f"--model-repository={REPOSITORY}", "--request-log-per-s=10000"),

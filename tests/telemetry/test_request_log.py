@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import grpc
@@ -13,16 +12,10 @@ from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.telemetry.allowance import Allowance
 from service.telemetry.logs import _TextFormatter
 from service.telemetry.request_log import request_id
+from tests.calls import TRANSPORTS, entries
 from tests.conftest import wait_until
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 INK = bytes([173]) * 784
-
-
-def entries(server, start):
-    """Log lines whose message begins so."""
-    lines = [json.loads(line) for line in server.log_text().splitlines()]
-    return [line for line in lines if line["message"].startswith(start)]
 
 
 @TRANSPORTS

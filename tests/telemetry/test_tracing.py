@@ -15,13 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.rpc.classify import SERVICE
+from tests.calls import IMAGE, TRANSPORTS
 from tests.conftest import ROOT, wait_until
 
-SERVICE = "digits.v1.DigitClassifierService"
-TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01")]
-IMAGE = bytes(784)
 SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 
 
