@@ -15,7 +15,7 @@ from export.artifact import check_signing_key, promote, sign_release
 from export.check import read_reports
 from export.progress import Progress
 from service.artifact.errors import ArtifactError, KeyFileError
-from service.artifact.format import PARITY, Artifact, load_artifact
+from service.artifact.format import PARITY, PRECISIONS, Artifact, load_artifact
 
 # Of PyTorch, here and in fresh processes; see training/__main__.py. Read as it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--public-key", type=Path, help="Ed25519 key that must have signed it, PEM")
     view = verbs.add_parser("show", help="print a release's manifest, comparison and gate")
     view.add_argument(
-        "--markdown", choices=("fp32", "int8"), help="only the gate of a variant, as a table"
+        "--markdown",
+        choices=("card", *PRECISIONS),
+        help="only a table for the docs: the model card's figures, or the gate of a variant",
     )
     sign = verbs.add_parser("sign", help="sign a release")
     sign.add_argument("--signing-key", type=Path, required=True, help="Ed25519 private key, PEM")
@@ -238,6 +240,9 @@ def _show(arguments: argparse.Namespace, console: Console) -> int:
     folder = _folder(arguments)
     release = load_artifact(folder)
     reports = read_reports((folder / PARITY).read_bytes())
+    if arguments.markdown == "card":
+        print(show.card_markdown(release))
+        return 0
     if arguments.markdown:
         if arguments.markdown not in reports:
             raise ArtifactError(f"--markdown: expected {' or '.join(reports)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,33 @@ def summary(found: Artifact) -> dict[str, str]:
 def _worst(corruptions: dict[str, float]) -> str:
     worst = min(corruptions, key=lambda name: corruptions[name], default="")
     return f"worst corruption {worst} {corruptions[worst]:.2%}, " if worst else ""
+
+
+def card_markdown(found: Artifact) -> str:
+    """The figures of a model card: a column for each variant."""
+    variants = [found.variants[name].accuracy for name in found.variants]
+
+    def row(name: str, cells: Iterable[str]) -> str:
+        return f"| {name} | {' | '.join(cells)} |"
+
+    def rows(names: Iterable[str], cell: Callable[[dict[str, Any], str], float]) -> list[str]:
+        return [row(name, (f"{cell(each, name):.2%}" for each in variants)) for name in names]
+
+    lines = [row("", found.variants), row("---", ("---" for _ in variants))]
+    intervals = [each["accuracy_ci95"] for each in variants]
+    lines += rows(["accuracy"], lambda each, _: each["accuracy"])
+    lines.append(row("95 % interval", (f"{low:.2%} to {high:.2%}" for low, high in intervals)))
+    lines.append(row("negative log likelihood", (f"{each['nll']:.4f}" for each in variants)))
+    lines.append(row("expected calibration error", (f"{each['ece']:.2%}" for each in variants)))
+    labels = [f"class {label}" for label in found.labels]
+    lines += rows(labels, lambda each, name: each["class_accuracy"][labels.index(name)])
+    lines += rows(variants[0]["corruptions"], lambda each, name: each["corruptions"][name])
+    if others := variants[0].get("not_digits"):
+        scores = (f"{each['not_digits']['threshold']:.3f}" for each in variants)
+        lines.append(row("score that 99 % of the digits reach", scores))
+        kinds = {f"{kind} that reach it": kind for kind in others if kind != "threshold"}
+        lines += rows(kinds, lambda each, name: each["not_digits"][kinds[name]])
+    return "\n".join(lines)
 
 
 def gate_markdown(report: GateReport) -> str:

@@ -63,10 +63,6 @@ def _parser() -> argparse.ArgumentParser:
         "--run-dir", type=Path, help="folder of the run (default runs/<date>-<time>-<arch>)"
     )
     train.add_argument(
-        "--teacher", type=Path, action="append", default=[], metavar="CHECKPOINT",
-        help="learn its answers in place of the labels; given several times, their mean",
-    )  # fmt: skip
-    train.add_argument(
         "--resume", action="store_true",
         help=f"go on where the run in --run-dir (default {LATEST}) was interrupted",
     )  # fmt: skip

@@ -41,7 +41,6 @@ from training.own import overlap, read_own
 from training.scoring import fit_is_digit
 from training.sets import Sets, load_sets
 from training.start import load_start
-from training.teachers import load_teachers
 from training.train import Trainer
 
 # Of few images of one's own, at most this share is held out; an epoch has so many steps at least.
@@ -55,8 +54,6 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     for remark in sets.remarks:
         console.print(remark, markup=False)
     config, kept, validation = _split(arguments, sets, console)
-    teachers, digests = load_teachers(arguments.teacher, config.dataset)
-    config = replace(config, teachers=digests)
     start = None
     if arguments.init is not None:
         start, sha256 = load_start(arguments.init, kept)
@@ -64,7 +61,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
             raise CheckpointError(f"--init: expected {arguments.arch} (--arch), got {start.arch}")
         config = replace(config, start=sha256, arch=start.arch)
     try:
-        trainer = Trainer(config, kept, validation, console, teachers=teachers, start=start)
+        trainer = Trainer(config, kept, validation, console, start=start)
     except ValueError as error:  # fewer images than a batch
         raise DataError(str(error)) from None
     folder = _folder(arguments, config, trainer)

@@ -85,8 +85,6 @@ def compare(runs: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _group(checkpoint: Checkpoint) -> str:
     config = checkpoint.config
-    if config.teachers:
-        return f"{config.arch} (taught)"
     return config.arch if config.augment else f"{config.arch} (classic)"
 
 

@@ -31,8 +31,7 @@ def option(
 class TrainingConfig:
     """Everything that decides the weights, apart from data, code and library versions.
 
-    The defaults are the default recipe. ``teachers`` holds the SHA-256 of the checkpoints whose
-    mean answer is learned in place of the label, ``start`` that of the weights to go on from.
+    The defaults are the default recipe. ``start`` holds the SHA-256 of the weights to go on from.
 
     Raises:
         ValueError: If a value is out of bounds.
@@ -85,7 +84,6 @@ class TrainingConfig:
     seed: int = option(
         0, "seeds initial weights, shuffling and augmentation", bounds=(0, 2**32 - 1)
     )
-    teachers: tuple[str, ...] = ()
     start: str = ""
 
     def __post_init__(self) -> None:
@@ -94,7 +92,7 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in checkpoints and manifests."""
-        return asdict(self) | {"teachers": list(self.teachers)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
@@ -104,7 +102,7 @@ class TrainingConfig:
             TypeError: If there is an unknown one.
             ValueError: If one is out of bounds.
         """
-        return cls(**values | {"teachers": tuple(values["teachers"])})
+        return cls(**values)
 
 
 def options() -> list[Field[Any]]:

@@ -1,4 +1,4 @@
-"""The same network with less to do: for the export, and for networks that teach.
+"""The same network with less to do: for the export.
 
 Batch norms become part of the convolutions before them. A first convolution on one channel becomes
 one on four: ONNX Runtime copies what lies under the kernel channel by channel, so that one channel

@@ -92,7 +92,7 @@ def conv32_64_128(knobs: Knobs) -> list[nn.Module]:
 
 
 def strided(_: Knobs) -> list[nn.Module]:
-    """A strided first layer keeps every map at 14x14 or below: teaches the default network.
+    """The default's larger relative: a strided first layer keeps every map at 14x14 or below.
 
     Widths are multiples of 16, the channel block of ONNX Runtime's NCHWc kernels on AVX-512.
     """
@@ -109,7 +109,7 @@ def strided(_: Knobs) -> list[nn.Module]:
 
 
 def light(_: Knobs) -> list[nn.Module]:
-    """The default: half the cost of ``strided``, which teaches it.
+    """The default, at little more than half the cost of ``strided``.
 
     A stride in place of the last pooling, or one more before it, is cheaper still and reads shifted
     digits worse.

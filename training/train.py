@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from training.augment import augment
 from training.checkpoint import (
-    Checkpoint,
     CheckpointError,
     build_classifier,
     read_file,
@@ -29,7 +28,6 @@ from training.data import Split
 from training.drawn import Drawn
 from training.evaluate import predict_logits
 from training.model import Classifier, select_device
-from training.teachers import Teachers
 
 
 @dataclass
@@ -73,7 +71,6 @@ class Trainer:
         train: Images and labels to learn from.
         validation: Images and labels that are only looked at; may be empty.
         console: Where progress goes: a live bar on a terminal, lines anywhere.
-        teachers: What to learn from in place of the labels; those that the config names.
         start: Classifier whose weights training goes on from; None for random ones.
 
     Attributes:
@@ -91,7 +88,6 @@ class Trainer:
         validation: Split,
         console: Console,
         *,
-        teachers: Sequence[Checkpoint] = (),
         start: Classifier | None = None,
     ) -> None:
         if len(train) < config.batch_size:
@@ -99,9 +95,6 @@ class Trainer:
         self._config, self._train, self._validation = config, train, validation
         self._console = console
         self._device = select_device()
-        self._teachers: Teachers | None = None
-        if teachers:
-            self._teachers = Teachers(teachers, self._device, bfloat16=config.bfloat16)
         torch.manual_seed(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
         self._steps = len(train) // config.batch_size
@@ -163,7 +156,7 @@ class Trainer:
         images, labels = images.to(self._device), labels.to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bfloat16):
             logits = self._model(images).float()
-        loss = self._loss(images, labels, logits)
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -171,11 +164,6 @@ class Trainer:
         if config.ema_decay:
             self._averaged.update_parameters(self._model)
         return loss, logits, labels
-
-    def _loss(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
-        if self._teachers is not None:
-            return F.cross_entropy(logits, self._teachers.probabilities(images))
-        return F.cross_entropy(logits, labels, label_smoothing=self._config.label_smoothing)
 
     def _batches(self) -> Iterator[Tensor]:
         """Index batches of one shuffled epoch; a short last one, bad for batch norm, is left."""

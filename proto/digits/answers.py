@@ -20,7 +20,8 @@ class Prediction:
         digit: The most probable digit, 0 to 9.
         confidence: Its probability, 0 to 1.
         probabilities: float32[10], the probability of each digit.
-        digit_score: How much an image file looks like one digit at all, 0 to 1; None of arrays.
+        digit_score: How likely the image is this digit and not something else, 0 to 1; low for a
+            letter, several digits or blank paper. None where the server does not tell.
     """
 
     digit: int

@@ -28,6 +28,7 @@ from training.checkpoint import Checkpoint
 from training.config import TrainingConfig
 from training.data import Split
 from training.evaluate import evaluate, predict_logits
+from training.scoring import fit_is_digit
 from training.sets import Sets
 from training.train import Trainer
 
@@ -80,6 +81,8 @@ def trained(config, split):
     trainer = Trainer(config, split, nothing, Console(file=io.StringIO()))
     model = trainer.run()
     model.temperature.fill_(0.8)
+    if config.not_digits:
+        model = fit_is_digit(model, config, split)
     return Checkpoint(
         model=model,
         config=config,

@@ -42,6 +42,7 @@ def test_graph_takes_raw_bytes_and_says_so(model):
     assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_trains_exports_with_parity_and_serves(
     arch, split, sets, tmp_path, monkeypatch

@@ -26,7 +26,7 @@ def weaker(model, share):
     def change(values):
         return values + rng.normal(0, share * values.std(), values.shape)
 
-    return altered(model, "network.6.weight", change)
+    return altered(model, "head.weight", change)
 
 
 def verdicts(comparison):

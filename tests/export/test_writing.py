@@ -52,6 +52,7 @@ while True:
 """
 
 
+@pytest.mark.full
 def test_kill_at_any_moment_leaves_whole_releases(tmp_path):
     """Killed mid-write twenty times: every release is complete, and the next writer cleans up."""
     repository, generator = tmp_path / "digits", random.Random(0)

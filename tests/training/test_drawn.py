@@ -1,4 +1,4 @@
-"""What batches are filled up with: digits in other hands, and what is no digit."""
+"""Digits in other hands, and what is no digit."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from training.additions import Additions
 
 from training import not_digits, strokes
 from training.config import TrainingConfig, make_config
 from training.data import Split
+from training.drawn import Drawn
+from training.model import Classifier
+from training.scoring import fit_is_digit
 
-CONFIG = TrainingConfig(batch_size=50, epochs=1, drawn=0.1, not_digits=0.2)
+CONFIG = TrainingConfig(batch_size=50, epochs=1, drawn=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +51,37 @@ def test_what_is_no_digit_is_of_every_kind_and_seeded(train):
     assert not strokes.SHAPES.keys() & strokes.HELD_OUT_SHAPES.keys()
 
 
-def test_batch_has_digits_first_and_then_what_is_none(train):
-    images, labels = train.images[:50], train.labels[:50]
-    generator = torch.Generator().manual_seed(3)
-    pixels, digits = Additions(CONFIG, train, steps=2).batch(images, labels, generator)
-    assert (len(pixels), len(digits)) == (50 + 5 + 10, 50 + 5)
-    assert torch.equal(pixels[:50], images)
-    assert torch.equal(digits[:50], labels)
-    assert digits.dtype == torch.int64
+def test_drawn_digits_are_seeded_and_labelled():
+    def some(seed):
+        return Drawn(CONFIG, steps=20).some(30, torch.Generator().manual_seed(seed))
+
+    one, same, other = some(1), some(1), some(2)
+    assert (one.images.shape, one.labels.shape) == ((30, 28, 28), (30,))
+    assert one.labels.dtype == torch.int64
+    assert torch.equal(one.images, same.images)
+    assert not torch.equal(one.images, other.images)
+    none = Drawn(replace(CONFIG, drawn=0.0), steps=20).some(0, torch.Generator())
+    assert (len(none), none.labels.dtype) == (0, torch.int64)
 
 
-@pytest.mark.parametrize(("drawn", "others"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.2)])
-def test_each_may_be_left_out(train, drawn, others):
-    config = replace(CONFIG, drawn=drawn, not_digits=others)
-    generator = torch.Generator().manual_seed(3)
-    batch = Additions(config, train, steps=2).batch(train.images, train.labels, generator)
-    assert [len(part) for part in batch] == [
-        100 + round(50 * drawn) + round(50 * others), 100 + round(50 * drawn),
-    ]  # fmt: skip
-    assert batch[1].dtype == torch.int64
+def test_whether_an_image_is_a_digit_is_learned_and_changes_no_answer(train):
+    """Of a network that was never trained: its features tell the two sorts apart all the same."""
+    torch.manual_seed(0)
+    plain = Classifier("light").eval()
+    plain.temperature.fill_(0.5)
+    scored = fit_is_digit(plain, CONFIG, train)
+    logits, is_digit = scored.answer(train.images)
+    assert torch.equal(logits, plain.answer(train.images)[0])
+    others = not_digits.make(200, train.images.numpy(), np.random.default_rng(5))
+    _, is_other = scored.answer(torch.from_numpy(others))
+    assert is_digit.median() > is_other.median() + 1
+    again = fit_is_digit(plain, CONFIG, train)
+    assert torch.equal(is_digit, again.answer(train.images)[1])
 
 
 def test_they_are_for_digits_alone():
     config = make_config("default", {"dataset": "fashion-mnist"})
-    assert (config.drawn, config.not_digits) == (0, 0)
+    assert (config.drawn, config.not_digits) == (0, False)
     message = "not_digits: expected a data set of digits, got fashion-mnist"
     with pytest.raises(ValueError, match=message):
-        make_config("default", {"dataset": "fashion-mnist", "not_digits": 0.1})
+        make_config("default", {"dataset": "fashion-mnist", "not_digits": True})

@@ -57,9 +57,9 @@ def test_scored_classifier_also_says_whether_an_image_is_a_digit():
     scored.temperature.fill_(2)
     logits, is_digit = scored.answer(images)
     assert (logits.shape, is_digit.shape) == ((5, 10), (5, 1))
-    outputs = scored.network(scored.scale(images))
-    torch.testing.assert_close(logits, outputs[:, :10] / 2)
-    torch.testing.assert_close(is_digit, outputs[:, 10:])  # the temperature is the digits' own
+    torch.testing.assert_close(logits, scored.network(scored.scale(images)) / 2)
+    scored.temperature.fill_(1)
+    assert torch.equal(is_digit, scored.answer(images)[1])  # the temperature is the digits' own
 
 
 def test_layers_are_traced_with_shapes_parameters_and_macs():

@@ -15,6 +15,8 @@ from tests.hand import EACH, FOLDER
 from training import __main__ as training
 from training.data import DataError
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 def without_mnist(monkeypatch):
