@@ -78,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-lower", action="store_true", help="though it was judged lower than another"
     )
     back = verbs.add_parser("rollback", help="serve the release before the one that serves")
+    for verb in (to_serve, back):
+        verb.add_argument(
+            "--signing-key", type=Path, help="Ed25519 private key that signs the choice, PEM: "
+            "servers with --model-public-key take no other",
+        )  # fmt: skip
     for verb in (check, view, sign):
         verb.add_argument("release", nargs="?", help="a number (default: the one that serves)")
     for verb in (check, view, sign, listing, to_serve, back):
@@ -302,7 +307,8 @@ def _promote(arguments: argparse.Namespace, console: Console) -> int:
             f"release {row.number} was judged and not published:\n  {reasons}\n"
             "--accept-lower promotes it all the same"
         )
-    promote(repository, None if latest and row.is_accepted else row.number)
+    number = None if latest and row.is_accepted else row.number
+    promote(repository, number, arguments.signing_key)
     return _print_table(repository, console)
 
 
@@ -315,7 +321,7 @@ def _rollback(arguments: argparse.Namespace, console: Console) -> int:
         before = row.number if row.is_accepted else before
     if before is None:
         raise ArtifactError("rollback: expected a lower release that is valid and was published")
-    promote(repository, before)
+    promote(repository, before, arguments.signing_key)
     return _print_table(repository, console)
 
 

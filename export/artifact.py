@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service.artifact.format import MANIFEST, SIGNATURE, sha256
-from service.artifact.repository import NUMBER, PROMOTED
+from service.artifact.repository import NUMBER, PROMOTED, promotion
 
 TEMPORARY = ".export-"
 
@@ -58,43 +58,51 @@ def write_release(
         signed = (json.dumps(complete, indent=2, ensure_ascii=False) + "\n").encode()
         contents = {**models, **files, MANIFEST: signed}
         if signing_key is not None:
-            contents[SIGNATURE] = sign(signed, signing_key)
+            contents[SIGNATURE] = sign(signing_key, signed)
         folder = repository / str(number)
         _write_folder(folder, contents)
     return folder
 
 
-def sign(manifest: bytes, signing_key: Path) -> bytes:
-    """The 64 bytes of manifest.sig.
+def sign(signing_key: Path, content: bytes) -> bytes:
+    """See ``service.artifact.signature``."""
+    from service.artifact import signature  # noqa: PLC0415 - needs cryptography
 
-    Raises:
-        KeyFileError: If the key can not be used.
-    """
-    from service.artifact.signature import load_private_key  # noqa: PLC0415 - needs cryptography
-
-    return load_private_key(signing_key).sign(manifest)
+    return signature.sign(signing_key, content)
 
 
 def check_signing_key(signing_key: Path) -> None:
     """Raises KeyFileError if a key can not sign."""
-    sign(b"", signing_key)
+    sign(signing_key, b"")
 
 
 def sign_release(folder: Path, signing_key: Path) -> None:
     """Adds a signature to a release that has none, or replaces it, atomically."""
-    signature = sign((folder / MANIFEST).read_bytes(), signing_key)
+    signature = sign(signing_key, (folder / MANIFEST).read_bytes())
     with locked(folder.parent):
         _replace(folder / SIGNATURE, signature, folder.parent)
 
 
-def promote(repository: Path, number: int | None) -> None:
-    """Notes which release serves; None removes the note, so that the highest one does."""
+def promote(repository: Path, number: int | None, signing_key: Path | None = None) -> None:
+    """Notes which release serves.
+
+    Args:
+        repository: Folder of releases.
+        number: The release; None removes the note, so that the highest one serves.
+        signing_key: PEM file of the Ed25519 key that signs the note.
+
+    Raises:
+        KeyFileError: If the key can not be used.
+    """
+    note = f"{number}\n"
+    if number is not None and signing_key is not None:
+        note += f"{sign(signing_key, promotion(repository, number)).hex()}\n"
     with locked(repository):
         if number is None:
             (repository / PROMOTED).unlink(missing_ok=True)
             _sync_folder(repository)
         else:
-            _replace(repository / PROMOTED, f"{number}\n".encode(), repository)
+            _replace(repository / PROMOTED, note.encode(), repository)
 
 
 @contextmanager

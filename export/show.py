@@ -49,7 +49,7 @@ def rows(repository: Path) -> list[Row]:
     note = promoted(repository)
     able = [
         folder
-        for folder in in_serving_order(repository)
+        for folder in in_serving_order(repository, note=note)
         if isinstance(loaded := found[folder], Artifact)
         and (loaded.is_published or int(folder.name) == note)
     ]

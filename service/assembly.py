@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from service import http2
 from service.announce import announce
-from service.config import ServerConfig, model_repository
+from service.config import ServerConfig, model_repository, wanted_releases
 from service.host import memory
 from service.host.addresses import socket_address
 from service.host.cpu import cpu_quota
@@ -146,7 +146,7 @@ class Parts:
         config = self._config
         return ModelLoader(
             model_repository(config),
-            pinned=config.model_version,
+            wanted=wanted_releases(config),
             device=config.device,
             precision=config.precision,
             intra_op_threads=config.intra_op_threads,

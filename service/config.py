@@ -6,6 +6,8 @@ Flags, environment variables, ``--help`` and docs/settings.md are made from this
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 from service.settings import ConfigError, load_values, setting
 
 DAY_S = 86_400
+WANTED = re.compile(r"(0|[1-9][0-9]{0,9})(\+?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +36,15 @@ class ServerConfig:
         "folder that holds the model's releases; by default the model that is installed with the "
         "server, or that of the clone in an editable installation",
     )
-    model_version: int = setting(
-        0,
-        "release to serve and no other; 0 serves the promoted one, else the highest valid one",
-        bounds=(0, 2**31 - 1),
+    model_version: str = setting(
+        "0",
+        "release to serve and no other; 0 serves the promoted one, else the highest valid one, and "
+        "3+ the same, but none below 3",
     )
     model_public_key: str = setting(
-        "", "PEM file of an Ed25519 public key: releases without its signature are rejected"
+        "",
+        "PEM file of an Ed25519 public key: releases and promotions without its signature are "
+        "rejected",
     )
     precision: str = setting(
         "auto",
@@ -126,6 +131,20 @@ def model_repository(config: ServerConfig) -> Path:
     return packaged if packaged.is_dir() else package.parent / "models/digits"
 
 
+def wanted_releases(config: ServerConfig) -> range:
+    """The numbers that ``--model-version`` allows.
+
+    Raises:
+        ValueError: If it is malformed.
+    """
+    found = WANTED.fullmatch(config.model_version)
+    if found is None or found[0] == "0+":
+        expected = "0, the number of a release, or a number and +"
+        raise ValueError(f"expected {expected}, got {config.model_version!r}")
+    number, is_open = int(found[1]), not int(found[1]) or bool(found[2])
+    return range(number, sys.maxsize if is_open else number + 1)
+
+
 def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
     """The configuration from flags and environment variables.
 
@@ -139,8 +158,12 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig
 
 
 def _contradictions(config: ServerConfig) -> list[str]:
-    """Settings that are each valid, but not together."""
+    """Settings that are no release, or each valid, but not together."""
     errors = []
+    try:
+        wanted_releases(config)
+    except ValueError as error:
+        errors.append(f"--model-version: {error}")
     if bool(config.tls_cert) != bool(config.tls_key):
         given, lacking = ("cert", "key") if config.tls_cert else ("key", "cert")
         errors.append(f"--tls-{given}: expected --tls-{lacking} beside it, got none")

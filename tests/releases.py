@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from digits.client import DigitClient
 from service.artifact.format import MANIFEST, load_artifact, model_file, sha256
@@ -50,6 +57,17 @@ def copy_release(repository: Path, number: int, source: Path | str = "1") -> Pat
     change_manifest(temporary, version=number)
     temporary.rename(repository / str(number))
     return repository / str(number)
+
+
+def write_keys(folder: Path) -> Path:
+    """Ed25519 keys as PEM files: private.pem, its public.pem, and other.pem, public too."""
+    private, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "private.pem").write_bytes(pem)
+    for name, key in (("public", private), ("other", other)):
+        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (folder / f"{name}.pem").write_bytes(pem)
+    return folder
 
 
 def check_answers(server: Any) -> None:

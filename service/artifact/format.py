@@ -157,7 +157,7 @@ def _check_signature(manifest: bytes, folder: Path, public_key: Path) -> None:
     from service.artifact.signature import check_signature, load_public_key  # noqa: PLC0415
 
     key = load_public_key(public_key)
-    check_signature(key, manifest, _read(folder / SIGNATURE))
+    check_signature(key, manifest, _read(folder / SIGNATURE), SIGNATURE)
 
 
 def _check_manifest(manifest: Any, version: str) -> None:

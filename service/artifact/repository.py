@@ -2,21 +2,25 @@
 
 Without a note the highest valid release serves. ``PROMOTED`` holds one number: that release serves,
 or the next lower one if it is invalid; higher ones were staged or rolled back from, and come last.
+A second line, in hexadecimal, signs the note: a server with a key takes no other.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from service.artifact.errors import ArtifactError
 from service.host.files import read_regular
 
 PROMOTED = "PROMOTED"
-MAX_NOTE_BYTES = 64
+MAX_NOTE_BYTES = 256
 # A release's name: ASCII digits without leading zeros. \d would match digits of other scripts.
 NUMBER = re.compile(r"[1-9][0-9]{0,9}")
+NOTE = re.compile(rf"({NUMBER.pattern})(?:\n([0-9a-f]{{128}}))?\s*")
+ANY = range(1, sys.maxsize)
 
 
 def name_of(repository: Path) -> str:
@@ -40,35 +44,53 @@ def releases(repository: Path) -> list[Path]:
     return sorted(numbered, key=lambda path: int(path.name), reverse=True)
 
 
-def promoted(repository: Path) -> int | None:
+def promoted(repository: Path, public_key: Path | None = None) -> int | None:
     """The release that was promoted; None without a note.
 
+    Args:
+        repository: Folder of releases.
+        public_key: PEM file of the key that must have signed the note; None asks for no signature.
+
     Raises:
-        ArtifactError: If the note is no number.
+        ArtifactError: If the note is no number, or not signed.
+        KeyFileError: If the key can not be used.
     """
     try:
-        text = read_regular(repository / PROMOTED, MAX_NOTE_BYTES).decode().strip()
+        text = read_regular(repository / PROMOTED, MAX_NOTE_BYTES).decode()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{PROMOTED}: unreadable: {error}") from None
-    if not NUMBER.fullmatch(text):
+    note = NOTE.fullmatch(text)
+    if note is None:
         raise ArtifactError(f"{PROMOTED}: expected the number of a release, got {text[:40]!r}")
-    return int(text)
+    number = int(note[1])
+    if public_key is not None:
+        # Here, because it needs an extra.
+        from service.artifact.signature import check_signature, load_public_key  # noqa: PLC0415
+
+        key = load_public_key(public_key)
+        if note[2] is None:
+            raise ArtifactError(f"{PROMOTED}: expected a signature of the required key, got none")
+        check_signature(key, promotion(repository, number), bytes.fromhex(note[2]), PROMOTED)
+    return number
 
 
-def in_serving_order(repository: Path, pinned: int = 0) -> list[Path]:
+def promotion(repository: Path, number: int) -> bytes:
+    """What the signature of a note signs: the model and its release, and nothing else that is."""
+    return f"promoted release\n{name_of(repository)}\n{number}\n".encode(errors="surrogateescape")
+
+
+def in_serving_order(repository: Path, wanted: range = ANY, note: int | None = None) -> list[Path]:
     """The releases that a server tries, the first one first.
 
     Args:
         repository: Folder of releases.
-        pinned: The only release to consider, or 0 for any.
+        wanted: The numbers to consider.
+        note: The release that was promoted, if any.
 
     Raises:
-        ArtifactError: If the repository or its note can not be read.
+        ArtifactError: If the repository can not be read.
     """
-    found = releases(repository)
-    if pinned:
-        return [folder for folder in found if int(folder.name) == pinned]
-    first = promoted(repository)
-    return sorted(found, key=lambda folder: first is not None and int(folder.name) > first)
+    found = [folder for folder in releases(repository) if int(folder.name) in wanted]
+    return sorted(found, key=lambda folder: note is not None and int(folder.name) > note)

@@ -1,4 +1,4 @@
-"""Detached signatures of releases: Ed25519 over the bytes of the manifest.
+"""Ed25519 signatures of releases, over the bytes of the manifest, and of promotions.
 
 The manifest holds the SHA-256 of every other file, so signing it signs the release.
 Nothing imports this module, which needs ``cryptography``, unless a key is given.
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from service.artifact.errors import ArtifactError, KeyFileError
-from service.artifact.format import SIGNATURE
 from service.host.extras import not_installed
 
 try:
@@ -61,13 +60,32 @@ def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
         raise KeyFileError(f"{path}: not a usable PEM key: {error}") from None
 
 
-def check_signature(key: Ed25519PublicKey, manifest: bytes, signature: bytes) -> None:
-    """Refuses a manifest that the key's owner has not signed.
+def check_signature(key: Ed25519PublicKey, signed: bytes, signature: bytes, file: str) -> None:
+    """Refuses what the key's owner has not signed.
+
+    Args:
+        key: Its public half.
+        signed: What must be signed.
+        signature: 64 bytes, if it is one.
+        file: That holds it, for errors.
 
     Raises:
-        ArtifactError: If the signature is not that of the manifest.
+        ArtifactError: If the signature is another one.
     """
     try:
-        key.verify(signature, manifest)
+        key.verify(signature, signed)
     except InvalidSignature:
-        raise ArtifactError(f"{SIGNATURE}: not made by the required key") from None
+        raise ArtifactError(f"{file}: not made by the required key") from None
+
+
+def sign(signing_key: Path, content: bytes) -> bytes:
+    """The 64 bytes of a signature.
+
+    Args:
+        signing_key: PEM file.
+        content: What is signed.
+
+    Raises:
+        KeyFileError: If the key can not be used.
+    """
+    return load_private_key(signing_key).sign(content)

@@ -46,12 +46,12 @@ class ModelLoader:
 
     Args:
         repository: Folder of releases.
-        pinned: The only release to consider, or 0 for any.
+        wanted: The numbers of the releases to consider; where it is one, ``PROMOTED`` is not read.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto``, or the only one that may serve.
         intra_op_threads: Threads inside one inference.
         max_batch_size: Largest batch to warm up with.
-        public_key: Key that must have signed a release; None asks for no signature.
+        public_key: Key that must have signed releases and notes; None asks for no signature.
         on_load: Gets ``LOADED``, ``REFUSED`` or ``FAILED`` for every release that is tried.
     """
 
@@ -59,7 +59,7 @@ class ModelLoader:
         self,
         repository: Path,
         *,
-        pinned: int,
+        wanted: range,
         device: str,
         precision: str,
         intra_op_threads: int,
@@ -68,7 +68,8 @@ class ModelLoader:
         on_load: Callable[[str], None],
     ) -> None:
         self._repository = repository
-        self._pinned = pinned
+        self._wanted = wanted
+        self._public_key = public_key
         self._load = partial(
             load_model,
             name=name_of(repository),
@@ -94,10 +95,18 @@ class ModelLoader:
         """
         model = self.load_other_than(None)
         if model is None:
-            wanted = f"release {self._pinned}" if self._pinned else "a valid release"
+            wanted = "a valid release"
+            if self._wanted.start > 1:
+                wanted += f" from {self._wanted.start} on"
+            if self._is_pinned:
+                wanted = f"release {self._wanted.start}"
             failed = "".join(f"; release {at.name}: {why}" for at, why in self._failed.items())
             raise ArtifactError(f"{self._repository}: expected {wanted}, found none{failed}")
         return model
+
+    @property
+    def _is_pinned(self) -> bool:
+        return len(self._wanted) == 1
 
     def forget_refusals(self) -> None:
         """Lets rejected releases be tried again."""
@@ -115,8 +124,8 @@ class ModelLoader:
             DeviceError: If the device can not serve.
             KeyFileError: If the key can not be used.
         """
-        note = None if self._pinned else promoted(self._repository)
-        for folder in in_serving_order(self._repository, self._pinned):
+        note = None if self._is_pinned else promoted(self._repository, self._public_key)
+        for folder in in_serving_order(self._repository, self._wanted, note):
             if current is not None and folder.name == current.version:
                 return None
             state = _fingerprint(folder), note
@@ -125,7 +134,8 @@ class ModelLoader:
             try:
                 model = self._load(folder)
                 _check_labels(model, current)
-                _check_published(model, note, self._pinned)
+                if not (self._is_pinned or int(folder.name) == note):
+                    _check_published(model)
             except ArtifactError as error:
                 self._refused[folder] = state
                 self._failed.pop(folder, None)
@@ -159,9 +169,9 @@ def _fingerprint(folder: Path) -> Fingerprint:
     return tuple(sorted((name, stat.st_ctime_ns, stat.st_size) for name, stat in entries))
 
 
-def _check_published(model: ServedModel, note: int | None, pinned: int) -> None:
+def _check_published(model: ServedModel) -> None:
     """A release that was judged worse, or of another kind, serves only where it is asked for."""
-    if not model.artifact.is_published and int(model.version) not in (note, pinned):
+    if not model.artifact.is_published:
         reasons = "; ".join(str(one) for one in model.artifact.manifest["comparison"]["reasons"])
         raise ArtifactError(f"it was not published, and is not promoted: {reasons}")
 

@@ -8,13 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 from onnx import numpy_helper
 from rich.console import Console
 
@@ -24,6 +17,7 @@ from export.graph import export_model
 from export.judge import Comparison
 from export.parity import make_references
 from export.quantize import quantize_model
+from tests.releases import write_keys
 from training.checkpoint import Checkpoint
 from training.config import TrainingConfig
 from training.data import Split
@@ -183,11 +177,4 @@ def repository(made, tmp_path):
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory):
     """PEM files of a private key, its public key, and another public key."""
-    folder = tmp_path_factory.mktemp("keys")
-    private, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (folder / "private.pem").write_bytes(pem)
-    for name, key in (("public", private), ("other", other)):
-        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        (folder / f"{name}.pem").write_bytes(pem)
-    return folder
+    return write_keys(tmp_path_factory.mktemp("keys"))

@@ -12,6 +12,7 @@ from export import __main__ as command
 from export import create, judge
 from export.judge import Comparison
 from export.show import rows
+from service.artifact.errors import ArtifactError
 from service.artifact.format import MANIFEST, PARITY, SIGNATURE, load_artifact, sha256
 from service.artifact.repository import PROMOTED, promoted, releases
 from tests.conftest import ROOT
@@ -160,6 +161,18 @@ def test_release_is_signed_later(repository, keys):
     key = f"--signing-key={keys / 'private.pem'}"
     assert command.main(["sign", "1", f"--model-repository={repository}", key]) == 0
     assert load_artifact(repository / "1", keys / "public.pem")
+
+
+def test_choice_of_what_serves_is_signed(repository, keys):
+    """As a server with --model-public-key asks for."""
+    flags = [f"--model-repository={repository}", f"--signing-key={keys / 'private.pem'}"]
+    for verb, number in ((["rollback"], 1), (["promote", "2"], 2)):
+        assert command.main([*verb, *flags]) == 0
+        assert promoted(repository, keys / "public.pem") == promoted(repository) == number
+        with pytest.raises(ArtifactError, match="PROMOTED: not made by the required key"):
+            promoted(repository, keys / "other.pem")
+    assert command.main(["promote", "latest", *flags]) == 0
+    assert promoted(repository, keys / "public.pem") is None
 
 
 def test_command_rejects_other_data_than_it_was_trained_on(run_command, checkpoint, capsys):

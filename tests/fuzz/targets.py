@@ -22,7 +22,7 @@ from digits.v1 import digits_pb2
 from service.artifact.errors import ArtifactError, KeyFileError
 from service.artifact.format import MANIFEST, PARITY, SIGNATURE, load_artifact
 from service.artifact.golden import GOLDEN
-from service.artifact.repository import PROMOTED, in_serving_order
+from service.artifact.repository import PROMOTED, in_serving_order, promoted
 from service.config import ServerConfig, load_config
 from service.http2 import Connection, ConnectionLimits
 from service.http2.messages import OK_TRAILERS, RESPONSE_HEAD
@@ -410,7 +410,7 @@ class Artifacts(Target):
 
     def _promoted(self, data: bytes) -> None:
         (self.folder / PROMOTED).write_bytes(data)
-        assert in_serving_order(self.folder) == [self.version]
+        assert in_serving_order(self.folder, note=promoted(self.folder)) == [self.version]
 
 
 PUBLIC_KEY = b"""-----BEGIN PUBLIC KEY-----

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.config import ServerConfig, load_config, model_repository
+from service.config import ServerConfig, load_config, model_repository, wanted_releases
 from service.settings import ConfigError, flag_name, help_text, markdown_table, variable_name
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +141,22 @@ def test_key_for_signatures_can_not_be_empty():
     ):
         with pytest.raises(ConfigError, match="expected a value, got nothing"):
             load_config(argv, environ)
+
+
+def test_version_is_one_release_or_the_lowest_of_many():
+    def wanted(text):
+        return wanted_releases(load_config([f"--model-version={text}"], {}))
+
+    assert list(wanted("3")) == [3]
+    assert 2 not in wanted("3+")
+    assert 3 in wanted("3+")
+    assert 10**9 in wanted("3+")
+    assert 1 in wanted("0")
+
+
+@pytest.mark.parametrize(
+    "text", ["-1", "+", "0+", "03", "3++", "3 +", "\u0663", "latest", 11 * "1"]
+)
+def test_version_that_is_no_release_is_refused(text):
+    [error] = errors_of([f"--model-version={text}"])
+    assert error.startswith("--model-version: expected 0, the number of a release, or")

@@ -19,14 +19,13 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.rpc.classify import SERVICE
 from tests.calls import NO_RETRIES, TRANSPORTS
 from tests.conftest import REPOSITORY, SAMPLES, START_TIMEOUT_S, start_process, wait_until
+from tests.releases import write_keys
 
 IMAGE = bytes(784)
 
@@ -430,9 +429,7 @@ def test_repeated_answers_are_identical(start_server):
 
 
 def test_server_that_requires_a_signature_serves_nothing_unsigned(tmp_path):
-    key = tmp_path / "key.pem"
-    public = Ed25519PrivateKey.generate().public_key()
-    key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    key = write_keys(tmp_path) / "public.pem"
     process = start_process(tmp_path / "log", f"--model-public-key={key}")
     assert process.wait(START_TIMEOUT_S) == 1
     log = (tmp_path / "log").read_text()

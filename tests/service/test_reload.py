@@ -18,24 +18,25 @@ import pytest
 
 from digits.client import DigitClient
 from export.__main__ import main as export_command
-from export.artifact import promote
+from export.artifact import promote, sign_release
 from service.artifact.format import MANIFEST, load_artifact
 from service.artifact.golden import GOLDEN, read_golden, write_golden
+from service.artifact.repository import ANY
 from service.config import ServerConfig
 from service.server import DigitsServer
 from service.serving.engine import Engine
 from service.serving.loader import ModelLoader
 from tests.conftest import REPOSITORY, wait_until
-from tests.releases import FP32, copy_release, rewrite
+from tests.releases import FP32, copy_release, rewrite, write_keys
 from tests.service.conftest import FAST
 from tests.service.trap import write_trap
 
 PINNED = "--precision=fp32"  # for answers that are exact
 
 
-def loader_of(repository, pinned=0, results=None):
+def loader_of(repository, wanted=ANY, results=None):
     return ModelLoader(
-        repository, pinned=pinned, device="cpu", precision="auto", intra_op_threads=1,
+        repository, wanted=wanted, device="cpu", precision="auto", intra_op_threads=1,
         max_batch_size=4, public_key=None, on_load=([] if results is None else results).append,
     )  # fmt: skip
 
@@ -202,6 +203,21 @@ def test_promotion_and_rollback_reach_a_running_server(repository, start_server)
     wait_until(lambda: serving_version(server) == 2)
 
 
+def test_server_with_a_key_is_turned_back_by_its_owner_and_nobody_else(
+    repository, start_server, tmp_path
+):
+    private, public = (write_keys(tmp_path) / f"{kind}.pem" for kind in ("private", "public"))
+    copy_release(repository, 2, "2")
+    for number in "12":
+        sign_release(repository / number, private)
+    server = start_server(f"--model-repository={repository}", f"--model-public-key={public}", FAST)
+    promote(repository, 1)
+    wait_until(lambda: "PROMOTED: expected a signature of the required key" in server.log_text())
+    assert serving_version(server) == 2
+    promote(repository, 1, private)
+    wait_until(lambda: serving_version(server) == 1)
+
+
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
 def test_rollback_under_load_serves_the_old_weights_again(
     transport, repository, start_server, sample
@@ -224,7 +240,7 @@ def test_rollback_under_load_serves_the_old_weights_again(
 
 def test_pinned_version_stays(repository):
     """The loader itself is asked: that a running server did not change proves nothing in time."""
-    loaders = [loader_of(repository, pinned=pinned) for pinned in (1, 0)]
+    loaders = [loader_of(repository, wanted) for wanted in (range(1, 2), ANY)]
     models = [loader.load() for loader in loaders]
     copy_release(repository, 2, "2")
     pinned, free = (

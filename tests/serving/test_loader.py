@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from export.artifact import promote, sign_release
 from service.artifact.errors import ArtifactError, KeyFileError
 from service.artifact.format import (
     MANIFEST,
@@ -27,14 +27,21 @@ from service.artifact.format import (
     sha256,
 )
 from service.artifact.golden import GOLDEN, Golden, read_golden, write_golden
-from service.artifact.repository import PROMOTED
+from service.artifact.repository import ANY, PROMOTED, promoted
+from service.artifact.signature import load_private_key
+from service.config import ServerConfig, wanted_releases
 from service.host.files import read_regular
 from service.serving.engine import Engine
 from service.serving.loader import FAILED, LOADED, REFUSED, ModelLoader, load_model
 from tests.conftest import REPOSITORY
-from tests.releases import FP32, INT8, change_manifest, copy_release, rewrite
+from tests.releases import FP32, INT8, change_manifest, copy_release, rewrite, write_keys
 
 DEFAULT = REPOSITORY / "1"
+
+
+def only(number):
+    """What ``--model-version`` with a number allows."""
+    return range(number, number + 1)
 
 
 @pytest.fixture
@@ -44,15 +51,15 @@ def repository(tmp_path):
     return tmp_path / "digits"
 
 
-def load(repository, pinned=0, public_key=None):
+def load(repository, wanted=ANY, public_key=None):
     """The model that serves, and what became of each version that was tried."""
     results = []
-    return loader(repository, results, pinned=pinned, public_key=public_key).load(), results
+    return loader(repository, results, wanted=wanted, public_key=public_key).load(), results
 
 
-def loader(repository, results, pinned=0, public_key=None, precision="auto"):
+def loader(repository, results, wanted=ANY, public_key=None, precision="auto"):
     return ModelLoader(
-        repository, pinned=pinned, device="cpu", precision=precision, intra_op_threads=1,
+        repository, wanted=wanted, device="cpu", precision=precision, intra_op_threads=1,
         max_batch_size=4, public_key=public_key, on_load=results.append,
     )  # fmt: skip
 
@@ -335,9 +342,9 @@ def test_repository_named_by_a_dot_keeps_its_name(repository, monkeypatch):
 
 def test_pinned_version_is_the_only_one_considered(repository):
     copy_release(repository, 2, repository / "1")
-    assert load(repository, pinned=1)[0].version == "1"
+    assert load(repository, wanted=only(1))[0].version == "1"
     with pytest.raises(ArtifactError, match="expected release 3"):
-        load(repository, pinned=3)
+        load(repository, wanted=only(3))
 
 
 def test_repository_that_is_not_there_is_named(tmp_path):
@@ -368,17 +375,14 @@ def test_note_that_is_no_version_is_refused_by_name(repository, text):
     (repository / PROMOTED).write_text(text)
     with pytest.raises(ArtifactError, match="PROMOTED: expected the number of a release"):
         load(repository)
-    assert load(repository, pinned=1)[0].version == "1", "which needs no note"
+    assert load(repository, wanted=only(1))[0].version == "1", "which needs no note"
 
 
 @pytest.fixture
 def key(tmp_path):
     """A new private key, and the PEM file of its public half."""
-    private = Ed25519PrivateKey.generate()
-    path = tmp_path / "key.pem"
-    pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    path.write_bytes(pem)
-    return private, path
+    folder = write_keys(tmp_path)
+    return load_private_key(folder / "private.pem"), folder / "public.pem"
 
 
 def test_required_signature_admits_what_the_key_signed(repository, key):
@@ -386,6 +390,59 @@ def test_required_signature_admits_what_the_key_signed(repository, key):
     manifest = (repository / "1" / MANIFEST).read_bytes()
     (repository / "1" / SIGNATURE).write_bytes(private.sign(manifest))
     assert load(repository, public_key=public_key)[0].version == "1"
+
+
+@pytest.fixture
+def signed(repository, key, tmp_path):
+    """Three releases of one owner, and what opens a server's view of them."""
+    signing_key, public_key = tmp_path / "private.pem", key[1]
+    for number in (2, 3):
+        copy_release(repository, number, repository / "1")
+    for number in "123":
+        sign_release(repository / number, signing_key)
+    return repository, signing_key, public_key
+
+
+def test_promotion_needs_its_owners_signature(signed):
+    """Who can write to the repository can not turn a server back to an older signed release."""
+    repository, signing_key, public_key = signed
+    assert load(repository, public_key=public_key)[0].version == "3"
+    promote(repository, 1)
+    with pytest.raises(ArtifactError, match="PROMOTED: expected a signature of the required key"):
+        load(repository, public_key=public_key)
+    promote(repository, 1, signing_key)
+    assert load(repository, public_key=public_key)[0].version == "1"
+    assert load(repository)[0].version == "1", "who asks for no signature reads the number"
+
+
+def test_signature_of_one_promotion_is_none_of_another(signed, tmp_path):
+    repository, signing_key, public_key = signed
+    promote(repository, 2, signing_key)
+    number, signature = (repository / PROMOTED).read_text().split()
+    of_the_manifest = (repository / "1" / SIGNATURE).read_bytes().hex()
+    for note in (f"1\n{signature}", f"1\n{of_the_manifest}", f"{number}\n{64 * '00'}"):
+        (repository / PROMOTED).write_text(note)
+        with pytest.raises(ArtifactError, match="PROMOTED: not made by the required key"):
+            load(repository, public_key=public_key)
+    other = tmp_path / "fashion-mnist"
+    other.mkdir()
+    (other / PROMOTED).write_text(f"{number}\n{signature}\n")
+    with pytest.raises(ArtifactError, match="PROMOTED: not made by the required key"):
+        promoted(other, public_key)
+
+
+def test_nothing_below_the_lowest_release_that_is_wanted_serves(signed, caplog):
+    """Whatever is removed from the repository, or put back into it."""
+    repository, signing_key, public_key = signed
+    wanted = wanted_releases(ServerConfig(model_version="2+"))
+    promote(repository, 1, signing_key)  # from before the owner raised the bound
+    assert load(repository, wanted=wanted)[0].version == "3"
+    promote(repository, 2, signing_key)
+    assert load(repository, wanted=wanted, public_key=public_key)[0].version == "2"
+    for number in "23":
+        shutil.rmtree(repository / number)
+    with pytest.raises(ArtifactError, match="expected a valid release from 2 on, found none"):
+        load(repository, wanted=wanted, public_key=public_key)
 
 
 def test_required_signature_refuses_everything_else(repository, key):
@@ -498,7 +555,7 @@ def test_release_that_was_not_published_serves_only_where_it_is_asked_for(both, 
     (both.parent / PROMOTED).write_text("2\n")
     assert watched.load_other_than(current).version == "2", "the note is a new reason to try it"
     (both.parent / PROMOTED).unlink()
-    assert loader(both.parent, [], pinned=2).load().version == "2"
+    assert loader(both.parent, [], wanted=only(2)).load().version == "2"
 
 
 def test_damaged_model_is_tried_once_and_prints_nothing(repository, capfd):
@@ -554,7 +611,7 @@ def test_error_of_the_environment_is_tried_again_at_every_look(
 def test_version_below_one_that_can_not_be_read_now_does_not_take_over(repository, reading_fails):
     copy_release(repository, 2, repository / "1")
     copy_release(repository, 3, repository / "1")
-    watched = loader(repository, [], pinned=0)
+    watched = loader(repository, [])
     reading_fails["3"] = reading_fails["2"] = OSError(errno.EIO, "I/O error")
     current = watched.load()
     assert current.version == "1", "at a start something must serve"
