@@ -85,6 +85,7 @@ class Intake:
             self._let_in_partial()
 
     def _on_request(self, call: Call, now: float, work: Work) -> None:
+        self._link.note_use()
         head, server = call.head, self._server
         info = head.info
         if info is None:
@@ -277,6 +278,8 @@ class Intake:
             work.add_step(fail, call, error.code, error.message)
             return
         call.waiting += whole
+        if whole:
+            self._link.note_use()
         self._hold(call.held - before + sum([len(message) for message in whole]))
         if not ended:
             self._partial[call] = None

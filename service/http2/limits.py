@@ -11,7 +11,7 @@ class Limits:
 
     Attributes:
         connections: At the same time. Beyond it the one that has been idle for longest makes room,
-            or the new one is closed.
+            else the one whose calls have not moved for longest, else the new one is closed.
         streams: Calls of one connection at the same time; the caller's library makes more wait.
         metadata_bytes: Of one call, counted as HTTP/2 counts a header list.
         reserved_bytes: Of requests of more than 64 KiB that one connection may send at the same

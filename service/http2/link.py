@@ -62,6 +62,7 @@ class Link:
         intake: Its requests.
         backlog_bytes: Bytes that the socket has not taken.
         idle_since: When its last call ended; None while there is one.
+        used: When it last began a call, or sent a whole message of a stream.
         is_closed: It is gone.
     """
 
@@ -73,6 +74,7 @@ class Link:
         self.lock = threading.RLock()
         self.backlog_bytes = 0
         self.idle_since: float | None = now
+        self.used = now
         self.is_closed = False
         self._server = server
         self._socket = sock
@@ -101,6 +103,15 @@ class Link:
     def unread_bytes(self) -> int:
         """Of answers that the caller has not taken, for whatever reason."""
         return self.backlog_bytes + self._connection.waiting_bytes
+
+    def note_use(self) -> None:
+        """It begins a call, or goes on with a stream."""
+        self.used = self._heard
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Where others need the room, the lowest goes first: without a call, then unused."""
+        return self.idle_since is None, self.used if self.idle_since is None else self.idle_since
 
     def would_lose(self, now: float) -> bool:
         """Whether closing it now would lose something: a call in work, an answer being read.

@@ -11,6 +11,7 @@ import errno
 import heapq
 import itertools
 import logging
+import operator
 import os
 import select
 import socket
@@ -18,7 +19,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,15 @@ from service.http2.tls import Handshakes, TlsStream
 from service.http2.work import Work
 
 logger = logging.getLogger(__name__)
+rank = operator.attrgetter("rank")
 
 # Connections accepted in one turn of the loop.
 ACCEPT_AT_ONCE = 64
 # Where no file descriptor is left, accepting is tried again after this.
 ACCEPT_PAUSE_S = 0.1
+# A connection whose calls have not moved for so long makes room for a new one: with health watches,
+# or with calls that they never send whole, callers without a token could hold all there are.
+UNUSED_S = 1.0
 # Connections that one turn of the loop reads. Calls on others wait in their sockets for the next
 # turn, a few milliseconds later: all that is read at once while the queue is full is refused.
 READY_AT_ONCE = 8
@@ -111,9 +116,12 @@ class Server:
             self.limits.connection_age_s or LOOK_S * 4,
         )
         self._look_s = min(LOOK_S, shortest / 4)
-        self._handshakes = (
-            Handshakes(tls, self._adopt_encrypted, self.limits.handshake_s) if tls else None
-        )
+        self._handshakes = None
+        if tls:
+            at_once = max(1, self.limits.connections // 2)
+            self._handshakes = Handshakes(
+                tls, self._adopt_encrypted, self.limits.handshake_s, at_once
+            )
         self._thread = self._new_thread()
 
     @property
@@ -334,6 +342,7 @@ class Server:
         work.do()
 
     def _accept(self, listener: socket.socket, now: float) -> None:
+        going = self._going(now)
         for _ in range(ACCEPT_AT_ONCE):
             try:
                 sock, address = listener.accept()
@@ -341,12 +350,13 @@ class Server:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._make_room(now)
+                    self._make_room(going)
                     self._pause_accepting(now)
                 return
             sock.setblocking(False)
             waiting = self._handshakes.count if self._handshakes else 0
-            if len(self._links) + waiting >= self.limits.connections and not self._make_room(now):
+            is_full = len(self._links) + waiting >= self.limits.connections
+            if is_full and not self._make_room(going):
                 sock.close()
                 continue
             if sock.family != socket.AF_UNIX:
@@ -363,15 +373,20 @@ class Server:
             for descriptor in self._listeners:
                 self._epoll.unregister(descriptor)
 
-    def _make_room(self, now: float) -> bool:
-        """Closes the connection that has been without a call for longest; False if none is."""
-        idle = [link for link in self._links.values() if link.idle_since is not None]
-        oldest = min(idle, key=lambda link: link.idle_since or now, default=None)
-        if oldest is None:
+    def _going(self, now: float) -> Iterator[Link]:
+        """Connections that make room for new ones; looked for once, when the first is needed."""
+        for link in heapq.nsmallest(ACCEPT_AT_ONCE, self._links.values(), key=rank):
+            if link.idle_since is not None or now - link.used > UNUSED_S:
+                yield link
+
+    def _make_room(self, going: Iterator[Link]) -> bool:
+        """Closes the connection that is missed the least; False if all are in use."""
+        link = next(going, None)
+        if link is None:
             return False
-        oldest.abandon(ErrorCode.NO_ERROR, "others need the connection")
+        link.abandon(ErrorCode.NO_ERROR, "others need the connection")
         work = Work(self.hooks)
-        oldest.lose(work)
+        link.lose(work)
         work.do()
         return True
 

@@ -90,6 +90,7 @@ class _Pending:
     sock: socket.socket
     tls: TlsStream
     began: float
+    is_ending: bool = False
 
 
 class Handshakes:
@@ -99,6 +100,7 @@ class Handshakes:
         context: Makes or finds the context for a new connection.
         adopt: Takes sockets whose handshake is done.
         timeout_s: For a handshake.
+        limit: Handshakes at the same time; beyond it the one that began first makes room.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class Handshakes:
         context: Callable[[], ssl.SSLContext],
         adopt: Callable[[socket.socket, TlsStream], None],
         timeout_s: float,
+        limit: int,
     ) -> None:
         self._context = context
+        self._limit = limit
         self._adopt = adopt
         self._timeout_s = timeout_s
         self._epoll = select.epoll()
@@ -118,8 +122,8 @@ class Handshakes:
 
     @property
     def count(self) -> int:
-        """Handshakes that are not done."""
-        return len(self._pending)
+        """Handshakes that are not done; those beyond the limit are about to end."""
+        return min(len(self._pending), self._limit)
 
     def start(self, sock: socket.socket) -> None:
         """Takes over a connection that was just accepted."""
@@ -130,8 +134,18 @@ class Handshakes:
             sock.close()
             return
         with self._lock:
+            if len(self._pending) >= self._limit:
+                self._end_first()
             self._pending[sock.fileno()] = pending
         self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _end_first(self) -> None:
+        """Its thread closes it, which may be at it now; the lock must be held."""
+        first = next((one for one in self._pending.values() if not one.is_ending), None)
+        if first is not None:
+            first.is_ending = True
+            with contextlib.suppress(OSError):
+                first.sock.shutdown(socket.SHUT_RDWR)
 
     def stop(self) -> None:
         """Ends the thread and what it is at."""

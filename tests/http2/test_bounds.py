@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import resource
 import socket
@@ -128,6 +129,23 @@ def test_connections_over_the_limit_take_the_place_of_the_one_idle_for_longest()
         assert b"grpc-status" in busy.status()
         for caller in (busy, *idle, late):
             caller.socket.close()
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAM])
+def test_calls_that_do_not_move_keep_nobody_out(path, monkeypatch):
+    """Health watches and calls that are never sent whole need no token."""
+    monkeypatch.setattr("service.http2.server.UNUSED_S", 0.2)
+    with running(ROUTES, limits=Limits(connections=3)) as server, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(Caller(server)).send(opening(1, path))
+        eventually(lambda: server.connections == 3)
+
+        def is_let_in():
+            with Caller(server) as late:
+                late.send(call())
+                return late.status()
+
+        eventually(is_let_in)
 
 
 def test_bytes_that_a_connection_holds_are_given_back_when_its_caller_goes():

@@ -229,6 +229,23 @@ def test_handshakes_that_stall_hold_up_nobody_and_end_in_time(authority):
             each.close()
 
 
+def test_handshakes_that_stall_take_half_of_the_connections_at_most(authority):
+    context = context_of(authority)
+    with contextlib.ExitStack() as stack:
+        limits = Limits(connections=8)
+        server = stack.enter_context(running(ROUTES, tls=lambda: context, limits=limits))
+        with secure(server, authority) as channel:
+            assert channel.unary_unary(UNARY)(b"x", timeout=LONG_S) == b"x"
+            address = ("127.0.0.1", server.port)
+            stalled = [stack.enter_context(socket.create_connection(address)) for _ in range(40)]
+            for first in stalled[:36]:
+                first.settimeout(LONG_S)
+                assert first.recv(1) == b""
+            assert server.connections == 1, "which is idle, and gave them no room"
+            with secure(server, authority) as late:
+                assert late.unary_unary(UNARY)(b"x", timeout=LONG_S) == b"x"
+
+
 def test_caller_that_does_not_speak_http_2_is_disconnected(authority):
     context = context_of(authority)
     plain = ssl.create_default_context(cafile=authority.root)
