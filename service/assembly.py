@@ -57,14 +57,21 @@ logger = logging.getLogger(__name__)
 
 # Room in a message beside the pixels of the largest request, and for files.
 MESSAGE_SLACK_BYTES = 2**20
-# Where the process may have more file descriptors than anybody needs.
-MAX_CONNECTIONS = 10_000
+# Where the process may have more file descriptors than anybody needs: for Prometheus, a few probes
+# and some browsers; for callers.
+MAX_HTTP_CONNECTIONS, MAX_CONNECTIONS = 256, 10_000
 # What one stream of images may send ahead: enough for a window of full batches.
 STREAM_WINDOW_BYTES = 2**19
 OIP_METHODS = {
     name: Method(OIP_SERVICE, name)
     for name in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata")
 } | {"ModelConfig": Method(OIP_SERVICE, "ModelConfig")}
+
+
+def _share(most: int, part: int) -> int:
+    """Connections that may take one in ``part`` file descriptors; files need some, too."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(most, descriptors // part)
 
 
 class Parts:
@@ -210,9 +217,8 @@ class Parts:
         config = self._config
         if config.transport == "grpcio":
             return self._grpcio()
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limits = http2.Limits(
-            connections=min(MAX_CONNECTIONS, descriptors // 2),
+            connections=_share(MAX_CONNECTIONS, 2),
             connection_age_s=config.max_connection_age_s,
             connection_grace_s=config.grace_s,
         )
@@ -287,8 +293,8 @@ class Parts:
             is_ready=self.readiness.is_ready,
             is_alive=self.readiness.is_alive,
         )
-        config = self._config
-        return HttpServer(config.host, config.http_port, ops, self._add_playground)
+        config, connections = self._config, _share(MAX_HTTP_CONNECTIONS, 8)
+        return HttpServer(config.host, config.http_port, ops, self._add_playground, connections)
 
     def _add_playground(self, app: Application) -> None:
 

@@ -10,8 +10,6 @@ from aiohttp import web
 from service.host.addresses import neighbourhood
 from service.ops_http.errors import error_response, harden
 
-# Prometheus, a few probes and some browsers; far below the usual limit of 1,024 descriptors.
-MAX_CONNECTIONS = 256
 # What a request line with its headers may take to arrive, and how long a connection may be silent
 # after an answer. Prometheus, which keeps its connection between scrapes, opens another.
 SILENCE_S = 10.0
@@ -27,10 +25,12 @@ class Connections:
 
     Args:
         server: The framework's, which routes requests; served on the running event loop.
+        limit: Connections at the same time.
     """
 
-    def __init__(self, server: web.Server) -> None:
+    def __init__(self, server: web.Server, limit: int) -> None:
         self._server = server
+        self._limit = limit
         self._loop = asyncio.get_running_loop()
         # By address, each oldest first.
         self._open: dict[str, dict[_Connection, asyncio.Transport]] = {}
@@ -49,7 +49,7 @@ class Connections:
 
     def opened(self, connection: _Connection, transport: asyncio.Transport) -> None:
         """Counts a connection, and cuts another if that is one too many."""
-        if sum(map(len, self._open.values())) >= MAX_CONNECTIONS:
+        if sum(map(len, self._open.values())) >= self._limit:
             oldest, to_cut = next(iter(max(self._open.values(), key=len).items()))
             # Not closed, which would wait for a peer that does not read.
             to_cut.abort()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Connections that the kernel holds until they are accepted: room for a burst of probes and tabs.
 BACKLOG = 512
+# Of those, accepted in one turn of the loop: each takes a descriptor before another is cut.
+ACCEPT_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class HttpServer:
         port: Port, or 0 for a free one.
         ops: The endpoints for operators.
         extend: Adds further paths to the application.
+        max_connections: Open at the same time.
 
     Attributes:
         port: The port really bound.
@@ -64,7 +67,9 @@ class HttpServer:
         port: int,
         ops: Ops,
         extend: Callable[[Application], None] = lambda _: None,
+        max_connections: int = 256,
     ) -> None:
+        self._max_connections = max_connections
         self._ops = ops
         self._extend = extend
         self._socket = _bound_socket(host, port)
@@ -77,9 +82,11 @@ class HttpServer:
         app = await in_daemon_thread(partial(importlib.import_module, "service.ops_http.app"))
         self._runner = app.make_runner(self._ops, self._extend)
         await self._runner.setup()
-        accept = app.Connections(self._runner.server).accept
+        accept = app.Connections(self._runner.server, self._max_connections).accept
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(accept, sock=self._socket, backlog=BACKLOG)
+        # To asyncio, a backlog is what it accepts at once, too.
+        self._listener = await loop.create_server(accept, sock=self._socket, backlog=ACCEPT_AT_ONCE)
+        self._socket.listen(BACKLOG)
 
     async def close(self) -> None:
         """Stops listening, and ends what is open once it is answered or its time is up."""

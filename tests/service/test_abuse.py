@@ -7,6 +7,7 @@ import io
 import struct
 import threading
 import time
+import urllib.request
 import zlib
 from functools import partial
 
@@ -21,9 +22,9 @@ from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.rpc.classify import SERVICE
 from tests.attacks import attacks
 from tests.calls import IMAGE, NO_RETRIES, TRANSPORTS, encoded, handled, pixels, refused, scrape
-from tests.conftest import wait_until
+from tests.conftest import running_server, wait_until
 from tests.memory import MIB, PeakMemory
-from tests.releases import check_answers
+from tests.releases import check_answers, copy_release
 
 # Few enough for the 1,024 descriptors that a process often has; the benchmark opens thousands.
 CONNECTIONS = 400
@@ -302,3 +303,24 @@ def test_ten_times_the_load_is_refused_in_bounded_memory_and_a_patient_caller_an
     assert peak.grown < 64 * MIB
     assert handled(server, "RESOURCE_EXHAUSTED") > 0
     wait_until(lambda: scrape(server)["digits_queue_images"] == 0)
+
+
+def test_descriptors_are_left_for_files_whatever_connects(tmp_path):
+    """From the start on: releases, tokens and what is imported late are read from files."""
+    repository = tmp_path / "digits"
+    repository.mkdir()
+    copy_release(repository, 1, "1")
+    few = ("prlimit", "--nofile=256")
+    flags = (f"--model-repository={repository}", "--reload-interval-s=0.05")
+    with (
+        running_server(tmp_path / "log", *flags, under=few) as server,
+        attacks.half_open(server.address, 300),
+        attacks.half_open(server.http.removeprefix("http://"), 300),
+        DigitClient(server.address) as client,
+    ):
+        copy_release(repository, 2, "2")
+        wait_until(lambda: client.get_model()[0].version == "2")
+        for path in ("/healthz", "/metrics"):
+            assert urllib.request.urlopen(server.http + path).status == 200
+    for trouble in ("Too many open files", "out of system resource"):
+        assert trouble not in server.log_text()

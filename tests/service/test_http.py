@@ -23,7 +23,8 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.parser import text_fd_to_metric_families
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from service.ops_http.connections import MAX_CONNECTIONS, SILENCE_S
+from service.assembly import MAX_HTTP_CONNECTIONS as MAX_CONNECTIONS
+from service.ops_http.connections import SILENCE_S
 from service.ops_http.errors import HTTP_STATUS
 from service.ops_http.metrics import LOOP_SHARE
 from service.ops_http.server import HttpServer, Ops
