@@ -203,6 +203,7 @@ def test_gate_catches_a_wrong_structure(spoil, name, model, gate):
         gate(proto.SerializeToString(), reporter=UntilCaught())
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 def test_weights_that_look_like_a_path_are_no_leak(model, gate):
     proto = onnx.load_from_string(model)
     tensor = initializer(proto, "network.1.convolution.weight")
