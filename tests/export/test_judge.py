@@ -9,6 +9,7 @@ import pytest
 
 from export import judge
 from export.judge import Candidate, _paired, _tail, compare
+from export.sessions import images_per_s
 from tests.export.conftest import LABELS, altered
 
 DATASET = {"name": "mnist", "sha256": {"train": "a", "test": "b"}}
@@ -81,6 +82,12 @@ def test_slower_by_more_than_other_work_explains_is_worse(candidate, split, monk
         monkeypatch.setattr(judge, "images_per_s", lambda *_, rates=rates: rates)
         found = compare(candidate, candidate, split, 0)
         assert verdicts(found)["images/s, batches of 64, one thread"] == verdict
+
+
+def test_speed_is_measured_of_every_model(model, int8_model, split):
+    rates = images_per_s([model, int8_model], split.images.numpy()[:64])
+    assert len(rates) == 2
+    assert min(rates) > 0
 
 
 def test_test_is_the_exact_one():
