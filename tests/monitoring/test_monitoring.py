@@ -124,7 +124,8 @@ def asked_for(text):
     """Our metrics' names in any text, without the endings of a histogram's series."""
     names = re.findall(r"(?<![:\w])(?:digits|grpc_server|process)_[a-z_]+[a-z]\b", text)
     return {
-        re.sub(r"(_seconds|_size|_ratio|_confidence|_is_digit)_(bucket|sum|count)$", r"\1", n) for n in names
+        re.sub(r"(_seconds|_size|_ratio|_confidence|_is_digit)_(bucket|sum|count)$", r"\1", n)
+        for n in names
     }
 
 
