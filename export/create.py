@@ -143,7 +143,7 @@ def make_release(checkpoint: Checkpoint, sets: Sets, *, precision: str, reporter
         again = in_fresh_process(quantize_model, model, images)
         report = gate_int8(
             quantized, labels=dataset.labels, again=again, fp32=model, references=references,
-            test=test, reporter=reporter,
+            validation=held_out, test=test, reporter=reporter,
         )  # fmt: skip
         if report.passed or precision == "int8":
             reporter.stage("evaluating int8")

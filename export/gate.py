@@ -79,14 +79,18 @@ def gate_int8(
     again: bytes,
     fp32: bytes,
     references: list[Reference],
+    validation: Split,
     test: Split,
     reporter: Reporter,
 ) -> GateReport:
-    """Examines the int8 variant against the fp32 model, which has passed its own gate."""
+    """Examines the int8 variant against the fp32 model, which has passed its own gate.
+
+    ``validation`` decides whether it is as accurate; what it does to ``test`` is reported.
+    """
     report = GateReport(sha256(model))
     _run(report, _structure(model, labels, again), reporter)
     if report.passed:
-        _run(report, _variant(model, fp32, references, test), reporter)
+        _run(report, _variant(model, fp32, references, validation, test), reporter)
     return report
 
 
@@ -122,9 +126,9 @@ def _parity(
 
 
 def _variant(
-    model: bytes, fp32: bytes, references: list[Reference], test: Split
+    model: bytes, fp32: bytes, references: list[Reference], validation: Split, test: Split
 ) -> Iterator[Check]:
-    yield from check_int8(model, fp32, references, test)
+    yield from check_int8(model, fp32, references, validation, test)
     repeated = _mixture(references)
     # Between batches only float32 rounding may differ; between kernels, a rounding to another
     # integer may, which is what quantisation costs anyway.

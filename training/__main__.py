@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.config import ARCHITECTURE_NAMES, RECIPES, TrainingConfig, options
+from training.config import (
+    ARCHITECTURE_NAMES,
+    RECIPES,
+    TrainingConfig,
+    make_config,
+    options,
+)
 from training.runs import LATEST, RunError
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
             choices = [choice for choice in choices if choice not in ("", "own")]
         flag = f"--{field.name.replace('_', '-')}"
         text = f"{field.metadata['help']} (default recipe: {field.default or 'none'})"
-        if isinstance(field.default, bool):
+        if field.default is None or isinstance(field.default, bool):
             action = argparse.BooleanOptionalAction
             parser.add_argument(flag, action=action, default=None, help=text)
         else:
@@ -134,8 +140,6 @@ def _config(arguments: argparse.Namespace) -> TrainingConfig:
     Raises:
         ValueError: If one is out of bounds, or some do not go together.
     """
-    from training.config import make_config  # noqa: PLC0415 - loads PyTorch for the device
-
     names = [field.name for field in options()]
     given = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
     if arguments.data is not None and "dataset" in given:

@@ -36,7 +36,13 @@ from training.evaluate import (
     predict,
     predict_logits,
 )
-from training.model import Classifier, parameter_count, select_device, trace_layers
+from training.model import (
+    Classifier,
+    has_bfloat16,
+    parameter_count,
+    select_device,
+    trace_layers,
+)
 from training.own import overlap, read_own
 from training.scoring import fit_is_digit
 from training.sets import Sets, load_sets
@@ -50,6 +56,9 @@ MIN_STEPS = 8
 
 def train(arguments: argparse.Namespace, console: Console) -> int:
     """Trains, and fits the temperature to validation images."""
+    if arguments.config.bfloat16 is None:
+        native = has_bfloat16(select_device())
+        arguments.config = replace(arguments.config, bfloat16=native)
     sets = load_sets(arguments.config, data_dir(arguments.data_dir), arguments.data)
     for remark in sets.remarks:
         console.print(remark, markup=False)
@@ -259,14 +268,14 @@ def compare(arguments: argparse.Namespace, console: Console) -> int:
     """Prints and draws runs side by side."""
     from training import pictures  # noqa: PLC0415 - matplotlib is slow
     from training.compare import compare as side_by_side  # noqa: PLC0415
-    from training.compare import markdown  # noqa: PLC0415
+    from training.compare import markdown, paired  # noqa: PLC0415
 
     rows, skipped = side_by_side(arguments.runs)
     for reason in skipped:
         console.print(f"skipped {reason}", markup=False)
     if not rows:
         raise runs.RunError("expected at least one finished run with validation images, got none")
-    console.print(markdown(rows), markup=False)
+    console.print("\n".join([markdown(rows), *paired(rows)]), markup=False)
     arguments.plot.parent.mkdir(parents=True, exist_ok=True)
     arguments.plot.write_bytes(pictures.comparison(rows))
     console.print(f"drawn in {arguments.plot}", markup=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.model import parameter_count, trace_layers
@@ -74,6 +76,9 @@ def compare(runs: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
                 "macs": sum(layer.macs for layer in trace_layers(model, image)),
                 "images_per_s": images_per_s,
                 "accuracy": float(accuracies.mean()),
+                "by_seed": {
+                    c.config.seed: float(a) for c, a in zip(checkpoints, accuracies, strict=True)
+                },
                 "sd": float(accuracies.std()) if len(accuracies) > 1 else None,
                 "runs": len(checkpoints),
                 "train_seconds": sum(c.metrics["train_seconds"] for c in checkpoints)
@@ -104,3 +109,25 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         )
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def paired(rows: list[dict[str, Any]]) -> list[str]:
+    """What each row has over each before it on the seeds that both have, in points of accuracy.
+
+    The interval is that of a paired t-test: the same seed has the same validation images and the
+    same order of training images.
+    """
+    lines = []
+    for worse, better in combinations(rows, 2):
+        seeds = sorted(worse["by_seed"].keys() & better["by_seed"].keys())
+        if len(seeds) < 2:
+            continue
+        before, after = ([100 * row["by_seed"][seed] for seed in seeds] for row in (worse, better))
+        test = stats.ttest_rel(after, before)
+        low, high = test.confidence_interval(0.95)
+        lines.append(
+            f"{better['arch']} over {worse['arch']}, {len(seeds)} seeds: "
+            f"{sum(after) / len(seeds) - sum(before) / len(seeds):+.3f} points, "
+            f"95 % interval {low:+.3f} to {high:+.3f}"
+        )
+    return lines

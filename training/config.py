@@ -74,9 +74,9 @@ class TrainingConfig:
     not_digits: bool = option(
         True, "also learn to tell whether an image is a digit; digits only",
     )  # fmt: skip
-    bfloat16: bool = option(
-        False, "compute in bfloat16, with weights in float32; the default recipe does where the "
-        "device has instructions for it",
+    bfloat16: bool | None = option(
+        None, "compute in bfloat16, with weights in float32; none: where the device has "
+        "instructions for it",
     )  # fmt: skip
     log_every: int = option(
         0, "batches between printed lines of running loss; 0 prints epochs only", bounds=(0, 10**9)
@@ -133,6 +133,7 @@ CLASSIC: dict[str, Any] = {
     "augment": False,
     "drawn": 0.0,
     "not_digits": False,
+    "bfloat16": False,
     "log_every": 100,
 }
 RECIPES: dict[str, dict[str, Any]] = {"default": {}, "classic": CLASSIC}
@@ -161,9 +162,4 @@ def make_config(recipe: str, overrides: dict[str, Any]) -> TrainingConfig:
                 f"{given[0]}: expected a data set of digits, got {settings['dataset']}"
             )
         settings |= {"drawn": 0.0, "not_digits": False}
-    config = replace(TrainingConfig(), **settings)
-    if recipe != "default" or "bfloat16" in settings:
-        return config
-    from training.model import has_bfloat16, select_device  # noqa: PLC0415 - PyTorch
-
-    return replace(config, bfloat16=has_bfloat16(select_device()))
+    return replace(TrainingConfig(), **settings)

@@ -154,7 +154,7 @@ class Trainer:
         if config.augment:
             images = augment(images, self._generator)
         images, labels = images.to(self._device), labels.to(self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bfloat16):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bool(config.bfloat16)):
             logits = self._model(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         self._optimizer.zero_grad()

@@ -164,6 +164,7 @@ def int8_gate(model, int8_model, references, split):
             "again": examined,
             "fp32": model,
             "references": references,
+            "validation": split,
             "test": split,
             "reporter": Silent(),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from export import create
@@ -14,6 +15,7 @@ from export.quantize import is_quantizable, quantize_model
 from export.sessions import run_session, serving_session
 from tests.export.conftest import Caught, Silent, UntilCaught, altered, trained
 from training.config import make_config
+from training.data import Split
 
 
 def test_gate_passes_int8_and_lists_what_changed(int8_gate):
@@ -101,6 +103,16 @@ def test_gate_catches_int8_of_another_model(checkpoint, split, int8_gate, model,
 def test_gate_catches_a_layer_left_in_float(model, int8_gate):
     with pytest.raises(Caught, match="left in float32"):
         int8_gate(model, reporter=UntilCaught())
+
+
+def test_validation_images_decide_and_test_images_are_reported(int8_gate, model, references, split):
+    ties = next(each.images for each in references if each.name == "near ties")
+    labels = run_session(serving_session(model), ties).decisions
+    near = Split(torch.from_numpy(ties), torch.from_numpy(labels))  # int8 decides some otherwise
+    with pytest.raises(Caught, match="validation images: correct digits"):
+        int8_gate(validation=near, reporter=UntilCaught())
+    wrong = Split(split.images, (split.labels + 1) % 10)
+    assert int8_gate(test=wrong).failed == []
 
 
 def test_int8_is_in_the_release_when_it_passes(made, model, int8_model):

@@ -24,11 +24,6 @@ from training.sets import Sets
 from training.start import load_start
 
 
-@pytest.fixture
-def split(sample):
-    return Split(torch.from_numpy(sample["images"]), torch.from_numpy(sample["labels"]))
-
-
 def idx(path, array, magic):
     head = struct.pack(f">I{array.ndim}I", magic, *array.shape)
     path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))

@@ -85,6 +85,19 @@ def test_wrong_use_is_told_before_pytorch_is_loaded():
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
 
 
+def test_pytorch_gets_one_thread_before_it_is_loaded():
+    code = (
+        "import os, sys; os.environ.pop('OMP_NUM_THREADS', None); sys.modules['torch'] = None\n"
+        "from training.__main__ import main\n"
+        "try: main([])\n"
+        "except ImportError: print(os.environ['OMP_NUM_THREADS'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("loading PyTorch\n1\n", "")
+
+
 def test_bug_shows_its_traceback(monkeypatch):
     def broken(*_):
         raise ValueError("a bug of ours")

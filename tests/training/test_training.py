@@ -13,28 +13,22 @@ from rich.console import Console
 
 from tests.conftest import SAMPLES
 from training import __main__ as command
-from training import commands, data, sets
+from training import commands, sets
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from training.config import TrainingConfig, make_config
 from training.corruptions import CORRUPTIONS
-from training.data import DataError, Split, hold_out, load_split
+from training.data import Split, hold_out
 from training.evaluate import (
     evaluate,
     evaluate_corruptions,
     predict,
     predict_logits,
-    wilson_interval,
 )
 from training.model import Classifier
 from training.report import CAPTIONS
 from training.train import Trainer
 
 QUICK = TrainingConfig(epochs=2, batch_size=50, seed=3, validation=0, not_digits=False)
-
-
-@pytest.fixture(scope="module")
-def split(sample):
-    return Split(torch.from_numpy(sample["images"]), torch.from_numpy(sample["labels"]))
 
 
 def judged(model, split):
@@ -203,24 +197,6 @@ def test_predictions_do_not_depend_on_the_batch_size(split):
     torch.testing.assert_close(predict(model, split.images, 7)[0], whole, atol=1e-5, rtol=1e-5)
 
 
-def test_evaluation_counts_by_hand(split):
-    model = Classifier("light")
-    metrics = judged(model, split)
-    predicted = predict_logits(model, split.images).argmax(dim=1).numpy()
-    truth = split.labels.numpy()
-    assert metrics["correct"] == int((predicted == truth).sum())
-    for row in range(10):
-        for column in range(10):
-            cell = int(((truth == row) & (predicted == column)).sum())
-            assert metrics["confusion"][row][column] == cell
-
-
-def test_wilson_interval_matches_the_published_example():
-    # 81 of 263: Newcombe 1998, Statistics in Medicine 17, table I, method 3.
-    low, high = wilson_interval(81, 263)
-    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
-
-
 def checkpoint_of(model, split, config=QUICK):
     return Checkpoint(
         model=model,
@@ -265,50 +241,6 @@ def test_checkpoint_that_would_run_code_is_refused(tmp_path):
     torch.save({"schema_version": 4, "weights": Payload()}, path)
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         load_checkpoint(path)
-
-
-def test_full_data_set_has_the_published_sizes(full_data):
-    for name, size in (("train", 60_000), ("test", 10_000)):
-        loaded = load_split("mnist", name, full_data)
-        assert loaded.images.shape == (size, 28, 28)
-        assert loaded.images.dtype == torch.uint8
-        assert loaded.labels.unique().tolist() == list(range(10))
-
-
-def test_truncated_data_set_is_refused(tmp_path, full_data):
-    raw = tmp_path / "MNIST/raw"
-    raw.mkdir(parents=True)
-    for path in (full_data / "MNIST/raw").iterdir():
-        (raw / path.name).write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(DataError, match="mnist test split under"):
-        load_split("mnist", "test", tmp_path)
-
-
-def test_data_set_with_one_changed_byte_is_refused(tmp_path, full_data):
-    raw = tmp_path / "MNIST/raw"
-    raw.mkdir(parents=True)
-    for path in (full_data / "MNIST/raw").iterdir():
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        (raw / path.name).write_bytes(content)
-    with pytest.raises(DataError, match="a damaged file"):
-        load_split("mnist", "test", tmp_path)
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
-def test_every_data_set_loads(full_data, name):
-    if not (full_data / data.DATASETS[name].source.__name__).is_dir():
-        pytest.skip(f"{name} is not under {full_data}")
-    assert len(load_split(name, "test", full_data)) == 10_000
-
-
-def test_digest_depends_on_pixels_and_labels(split):
-    images, labels = split.images.clone(), split.labels.clone()
-    images[0, 0, 0] += 1
-    labels[0] = (labels[0] + 1) % 10
-    digests = {split.digest(), Split(images, split.labels).digest(),
-               Split(split.images, labels).digest()}  # fmt: skip
-    assert len(digests) == 3
 
 
 def width_of(path):
@@ -374,6 +306,7 @@ def test_compare_averages_the_runs_of_an_architecture(split, tmp_path, monkeypat
     assert (cells[1], cells[2], cells[5]) == ("101,770", "0.10 M", "2")
     assert "±" in cells[4]
     assert width_of(plot) > 800
+    assert " over " not in printed  # one seed is shared: it says nothing
 
 
 def test_explain_draws_the_steps_of_a_real_digit(split, tmp_path):
@@ -389,38 +322,25 @@ def test_explain_of_what_is_no_digit_is_an_error(tmp_path, capsys):
     assert "expected a PNG, JPEG, WebP or BMP file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
-def test_every_corruption_is_seeded_and_keeps_form(split, name):
-    corrupt = CORRUPTIONS[name]
-    first, again = (corrupt(split.images, torch.Generator().manual_seed(5)) for _ in range(2))
-    assert torch.equal(first, again)
-    assert (first.shape, first.dtype) == (split.images.shape, torch.uint8)
-    assert not torch.equal(first, split.images)
-
-
 def test_accuracy_is_told_for_every_corruption(split):
     model, _ = train(replace(QUICK, epochs=15, ema_decay=0.9), split)
     accuracy = evaluate_corruptions(partial(predict_logits, model), split)
     assert set(accuracy) == set(CORRUPTIONS)
-    assert accuracy["larger"] > 0.6
+    assert accuracy["thick strokes"] > 0.6
     assert all(0 <= value <= 1 for value in accuracy.values())
 
 
-def test_command_without_data_fails_with_a_clear_error(tmp_path, monkeypatch, capsys):
-    def nothing(*_, **__):
-        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
-
-    monkeypatch.setitem(data.DATASETS, "mnist", replace(data.DATASETS["mnist"], source=nothing))
-    assert command.main([f"--data-dir={tmp_path}"]) == 1
-    assert "training: mnist train split under" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("native", [False, True])
-def test_default_recipe_takes_bfloat16_where_the_device_has_it(native, monkeypatch):
-    monkeypatch.setattr("training.model.has_bfloat16", lambda _: native)
-    assert make_config("default", {}).bfloat16 == native
-    assert not make_config("default", {"bfloat16": False}).bfloat16
-    assert not make_config("classic", {}).bfloat16
+@pytest.mark.parametrize(
+    ("flags", "expected"), [([], True), (["--no-bfloat16"], False), (["--recipe=classic"], False)]
+)
+def test_default_recipe_takes_bfloat16_where_the_device_has_it(
+    flags, expected, split, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sets, "load_split", lambda *_: split)
+    monkeypatch.setattr(commands, "has_bfloat16", lambda _: True)
+    flags = [*flags, "--arch=mlp", "--epochs=1", "--validation=50", "--drawn=0"]
+    assert command.main([*flags, "--no-not-digits", f"--run-dir={tmp_path / 'run'}"]) == 0
+    assert load_checkpoint(tmp_path / "run/checkpoint.pt").config.bfloat16 is expected
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
