@@ -7,7 +7,7 @@ ARGS ?=
 PARALLEL := -n auto --dist worksteal
 # Where a test or a training run finds data sets; torchvision downloads them when they are absent.
 export DIGITS_DATA ?= data
-INPUTS := pyproject.toml proto/pyproject.toml proto/hatch_build.py $(wildcard proto/digits/*/*.proto)
+INPUTS := pyproject.toml requirements-dev.lock proto/pyproject.toml proto/hatch_build.py $(wildcard proto/digits/*/*.proto)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve classify test test-all lint format train export bench peers soak fuzz lock audit \
@@ -21,7 +21,7 @@ COMMA := ,
 # Both distributions, editable, and one line for each package that comes: some take minutes.
 define install
 	@echo "installing digits-client and digits-serving[$(1)] into .venv; $(2)"
-	@$(BIN)/pip install --disable-pip-version-check --progress-bar off -e ./proto -e '.[$(1)]' \
+	@$(BIN)/pip install --disable-pip-version-check --progress-bar off -c requirements-dev.lock -e ./proto -e '.[$(1)]' \
 		| awk '/^ *(Downloading|Using cached|Processing|Installing coll)/ { print substr($$0, 1, 100); fflush() }'
 	@touch $@
 endef
@@ -79,11 +79,13 @@ fuzz: .venv/fuzz.stamp ## A million hostile inputs, coverage-guided and over soc
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Universal: the same locks for x86-64 and arm64, and for every Python from 3.11 on.
-# The client is built from this tree, so it is in none of them.
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-package digits-client --custom-compile-command "make lock"
+# What is built from this tree is in none of them.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
+	--no-emit-package digits-client --no-emit-package digits-serving --custom-compile-command "make lock"
+LOCK := $(COMPILE) --generate-hashes
 
-lock: .venv/dev.stamp ## Pin what the images install, with hashes (ARGS=--upgrade for newer versions)
+lock: .venv/dev.stamp ## Pin what .venv and the images install (ARGS=--upgrade for newer versions)
+	$(COMPILE) --no-annotate pyproject.toml --extra dev -o requirements-dev.lock $(ARGS)
 	$(LOCK) pyproject.toml --extra cpu --extra signing --extra otel --extra top -o deploy/requirements-cpu.lock $(ARGS)
 	$(LOCK) pyproject.toml --extra gpu --extra signing --extra otel --extra top -o deploy/requirements-cuda.lock $(ARGS)
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("proto/pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \

@@ -1,4 +1,4 @@
-"""The locks: exact versions, with hashes, of what both pyproject.toml ask for, and no more."""
+"""The locks: exact versions of what both pyproject.toml ask for; of the images, with hashes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ LOCKS = {
     "cpu": ["cpu", "signing", "otel"],
     "cuda": ["gpu", "signing", "otel"],
     "build": [],
+    "dev": ["dev"],
 }
 EACH_LOCK = pytest.mark.parametrize("lock", LOCKS)
+OF_IMAGES = pytest.mark.parametrize("lock", sorted(LOCKS.keys() - {"dev"}))
 PLATFORMS = [
     {
         "python_version": version,
@@ -38,7 +40,7 @@ PLATFORMS = [
 
 
 def path_of(lock):
-    return ROOT / f"deploy/requirements-{lock}.lock"
+    return ROOT / ("" if lock == "dev" else "deploy") / f"requirements-{lock}.lock"
 
 
 def entries(lock):
@@ -102,7 +104,7 @@ def test_own_distributions_are_built_here_and_not_locked(lock):
     }
 
 
-@EACH_LOCK
+@OF_IMAGES
 def test_every_package_has_its_hashes_and_no_place_is_named(lock):
     found = list(entries(lock))
     assert found
