@@ -226,7 +226,8 @@ def check_options(
     index = spread(len(images), REFERENCE_IMAGES)
     some = images[index]
     evaluator = ReferenceEvaluator(onnx.load_from_string(model))
-    logits = np.asarray(*evaluator.run([OUTPUTS[0]], {INPUT["name"]: some}))
+    with np.errstate(over="ignore"):  # its sigmoid also takes the branch that it does not need
+        logits = np.asarray(*evaluator.run([OUTPUTS[0]], {INPUT["name"]: some}))
     error = float(np.abs(logits - expected[index]).max())
     yield at_most("options", f"reference evaluator of onnx, {len(some)} images", error, bound)
 
