@@ -1,6 +1,6 @@
-"""``python -m benchmarks.tables``: the table of docs/performance.md, from the committed results.
+"""``python -m benchmarks.tables``: figures in docs/performance.md and README.md, from the results.
 
-``--check`` writes nothing and fails if the document is not up to date.
+``--check`` writes nothing and fails if one of them is not up to date.
 """
 
 from __future__ import annotations
@@ -13,19 +13,45 @@ from benchmarks import results
 from benchmarks.figures import Figure
 from benchmarks.results import Result
 
-DOCUMENT = Path(__file__).parents[1] / "docs/performance.md"
+ROOT = Path(__file__).parents[1]
+# What README.md shows, by key.
+HEADLINES = (
+    "mosec_singles",
+    "mosec_bulk",
+    "singles_limit",
+    "bulk_limit",
+    "overhead",
+    "tls",
+    "start",
+)
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->"
 RENEW = "python -m benchmarks.tables"
 
 
-def updated(document: str, committed: dict[str, Result]) -> str:
-    """The document with the tables of these results between its pair of comments."""
+def updated(document: str, content: str) -> str:
+    """The document with this between its pair of comments."""
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"expected {BEGIN.strip()} and {END} in the document")
-    tables = [table(name, result) for name, result in committed.items()]
-    return f"{before}{begin}{''.join(tables)}{end}{after}"
+    return f"{before}{begin}{content}{end}{after}"
+
+
+def tables(committed: dict[str, Result]) -> str:
+    """Every figure of every run."""
+    return "".join(table(name, result) for name, result in committed.items())
+
+
+def headlines(committed: dict[str, Result]) -> str:
+    """Some figures, a column for each run."""
+    columns = [{figure.key: figure for figure in result.figures} for result in committed.values()]
+    rows = [f"| figure | {' | '.join(committed)} |", "|---|" + "---|" * len(committed)]
+    for key in HEADLINES:
+        found = [column[key] for column in columns if key in column]
+        if found:
+            values = [_value(column[key]) if key in column else "" for column in columns]
+            rows.append(f"| {found[0].name} | {' | '.join(values)} |")
+    return "\n".join(rows) + "\n"
 
 
 def table(name: str, result: Result) -> str:
@@ -57,7 +83,7 @@ def caption(result: Result) -> str:
 def _row(figure: Figure) -> str:
     sign = "≥" if figure.at_least else "≤"
     target = "" if figure.target is None else f"{sign} {figure.target:g}"
-    value = f"{_number(figure.value)} {figure.unit}".rstrip()
+    value = _value(figure)
     if len(figure.rounds) > 1:
         value += f" ({_number(min(figure.rounds))} to {_number(max(figure.rounds))})"
     missed = "" if figure.met else ", missed"
@@ -65,24 +91,33 @@ def _row(figure: Figure) -> str:
     return f"| {figure.name} | {target} | {value}{missed} | {details.replace('_', ' ')} |"
 
 
+def _value(figure: Figure) -> str:
+    return f"{_number(figure.value)} {figure.unit}".rstrip()
+
+
 def _number(value: float) -> str:
     """Three digits, and no exponent for large ones."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+PAGES = {ROOT / "docs/performance.md": tables, ROOT / "README.md": headlines}
+
+
 def main(argv: list[str]) -> int:
-    """Renews or checks the document."""
+    """Renews or checks the documents."""
     parser = argparse.ArgumentParser(prog=RENEW, description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if the document would change")
+    parser.add_argument("--check", action="store_true", help="fail if a document would change")
     check = parser.parse_args(argv).check
-    document = DOCUMENT.read_text()
-    renewed = updated(document, results.all_committed())
-    if check and document != renewed:
-        print(f"{DOCUMENT.name} is not what the results say; run: {RENEW}", file=sys.stderr)
-        return 1
-    if not check:
-        DOCUMENT.write_text(renewed)
-    return 0
+    behind = 0
+    for page, made in PAGES.items():
+        document = page.read_text()
+        renewed = updated(document, made(results.all_committed()))
+        if check and document != renewed:
+            print(f"{page.name} is not what the results say; run: {RENEW}", file=sys.stderr)
+            behind = 1
+        if not check:
+            page.write_text(renewed)
+    return behind
 
 
 if __name__ == "__main__":

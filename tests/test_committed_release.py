@@ -61,6 +61,12 @@ def test_model_card_has_its_figures(release):
     assert card_markdown(release) in (ROOT / "docs/model-card.md").read_text()
 
 
+def test_readme_has_its_accuracy_and_hash(release):
+    readme, variant = (ROOT / "README.md").read_text(), release.variants["int8"]
+    assert f"reads {variant.accuracy['accuracy']:.2%}".replace("%", " %") in readme
+    assert f"model digits/{release.version} int8 {variant.sha256[:12]} on" in readme
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_documented_gate_is_its_own(release, precision):
     reports = read_reports((COMMITTED / release.version / PARITY).read_bytes())

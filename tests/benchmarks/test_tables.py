@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md are made of the committed results."""
+"""The figures in docs/performance.md and README.md are made of the committed results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULT = results.Result(
 )
 
 
-def test_document_is_what_the_committed_results_say():
+def test_documents_are_what_the_committed_results_say():
     assert tables.main(["--check"]) == 0
 
 
@@ -33,12 +33,19 @@ def test_table_tells_the_cpu_the_range_of_rounds_and_what_was_missed():
     assert "| start |  | 0.25 s |  |" in text
 
 
+def test_headlines_have_a_column_for_each_run():
+    text = tables.headlines({"2-cores-vnni": RESULT, "2-cores-no-vnni": RESULT})
+    head, _, *rows = text.splitlines()
+    assert head == "| figure | 2-cores-vnni | 2-cores-no-vnni |"
+    assert rows == ["| start | 0.25 s | 0.25 s |"]
+
+
 def test_document_that_is_behind_is_renewed_and_the_check_fails_before(
     tmp_path, monkeypatch, capsys
 ):
     document = tmp_path / "performance.md"
     document.write_text(f"before\n{tables.BEGIN}old\n{tables.END}\nafter\n")
-    monkeypatch.setattr(tables, "DOCUMENT", document)
+    monkeypatch.setattr(tables, "PAGES", {document: tables.tables})
     monkeypatch.setattr(results, "COMMITTED", tmp_path)
     RESULT.write(tmp_path / "2-cores-no-vnni.json")
     assert tables.main(["--check"]) == 1
@@ -51,4 +58,4 @@ def test_document_that_is_behind_is_renewed_and_the_check_fails_before(
 
 def test_document_without_a_place_for_tables_is_refused():
     with pytest.raises(ValueError, match="expected <!-- results -->"):
-        tables.updated("no comments", {})
+        tables.updated("no comments", "")
