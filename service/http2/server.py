@@ -271,6 +271,8 @@ class Server:
                 next_look = now + self._look_s
                 self._look(now, work)
             work.do()
+            if self._soon:  # bounds that were passed just now, whatever else is ready
+                self._do_soon()
             self._take_turns()
             self._rest(now)
 
