@@ -59,7 +59,8 @@ logger = logging.getLogger(__name__)
 MESSAGE_SLACK_BYTES = 2**20
 # Where the process may have more file descriptors than anybody needs: for Prometheus, a few probes
 # and some browsers; for callers.
-MAX_HTTP_CONNECTIONS, MAX_CONNECTIONS = 256, 10_000
+# Those of TLS take more memory: OpenSSL holds up to 64 KiB of each.
+MAX_HTTP_CONNECTIONS, MAX_CONNECTIONS, MAX_TLS_CONNECTIONS = 256, 10_000, 4_096
 # What one stream of images may send ahead: enough for a window of full batches.
 STREAM_WINDOW_BYTES = 2**19
 OIP_METHODS = {
@@ -217,8 +218,9 @@ class Parts:
         config = self._config
         if config.transport == "grpcio":
             return self._grpcio()
+        most = MAX_TLS_CONNECTIONS if config.tls_cert else MAX_CONNECTIONS
         limits = http2.Limits(
-            connections=_share(MAX_CONNECTIONS, 2),
+            connections=_share(most, 2),
             connection_age_s=config.max_connection_age_s,
             connection_grace_s=config.grace_s,
         )

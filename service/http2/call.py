@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from service.http2.link import Link
 
 
+class Packed(bytes):
+    """A message that is compressed: its size tells nothing of what it takes to read."""
+
+
 class Call(Stream):
     """One RPC. Methods without an underscore are for handlers, and may be called from any thread.
 
@@ -50,9 +54,11 @@ class Call(Stream):
     # What receives the messages of a stream.
     receiver: Any = None
     # Of a message that has not come whole: its bytes so far, with the prefix, and how many there
-    # are; how many it has in all (0 until the prefix is there).
+    # are; what else of the request waits for its end; how many bytes the message has in all (0
+    # until the prefix is there).
     parts: list[bytes] | None = None
     held = 0
+    kept = 0
     expected = 0
     reserved = 0
     messages = 0  # that came of a unary call
@@ -148,10 +154,10 @@ class Call(Stream):
     # For ``Link``, with its lock held.
 
     def take(self, data: bytes) -> list[bytes]:
-        """Adds what came to what is held; the messages that are whole by that.
+        """Adds what came to what is held; the messages that are whole by that, maybe ``Packed``.
 
         Raises:
-            GrpcError: If a message is too large or damaged.
+            GrpcError: If a message is too large or malformed.
         """
         if self.parts is None:
             self.parts = []
@@ -188,13 +194,22 @@ class Call(Stream):
         rest = data[size:]
         self.parts, self.held = ([rest] if rest else None), len(rest)
         body = data[PREFIX_BYTES:size]
-        if data[0]:
-            body = decompressed(body, self.info.encoding, self.info.route.max_message_bytes)
-        return body
+        return Packed(body) if data[0] else body
+
+    def unpacked(self, message: bytes) -> bytes:
+        """A message that came, as it was before it was compressed.
+
+        Raises:
+            GrpcError: If it is too large or damaged.
+        """
+        if not isinstance(message, Packed):
+            return message
+        return decompressed(message, self.info.encoding, self.info.route.max_message_bytes)
 
     def release(self) -> int:
         """Drops what is held; how many bytes that was."""
-        held, self.parts, self.held, self.expected = self.held, None, 0, 0
+        held, self.parts = self.held + self.kept, None
+        self.held = self.kept = self.expected = 0
         if self.receiver is not None:
             held += sum([len(message) for message in self.waiting])
             self.waiting.clear()

@@ -35,12 +35,12 @@ Fields = list[tuple[bytes, bytes]]
 
 
 class Head:
-    """A request's headers. Shared by every request with the same block: nothing in it changes.
+    """A request's headers, shared by every request with the same block.
 
     Attributes:
         method: ``:method``.
         path: ``:path``.
-        fields: Headers other than pseudo-headers, in order, as bytes.
+        fields: Headers other than pseudo-headers, in order, as bytes; empty once ``info`` is there.
         content_length: As the caller said it, or None.
         size: As HTTP/2 counts a header list: 32 bytes more than name and value of each.
         malformed: Why the request is malformed; empty if it is not.
@@ -140,6 +140,9 @@ class HeaderDecoder:
     Args:
         max_list_bytes: A longer header list ends the connection: the rest of it can not be skipped
             without expanding it. Counted as HTTP/2 does.
+
+    Attributes:
+        decoded: Fields so far: each of them takes time.
     """
 
     def __init__(self, max_list_bytes: int) -> None:
@@ -147,6 +150,7 @@ class HeaderDecoder:
         self._table = _CountingTable()
         self._decoder.header_table = self._table
         self._known: dict[bytes, Head] = {}
+        self.decoded = 0
 
     def head(self, block: bytes) -> Head:
         """The request headers in a block.
@@ -177,6 +181,7 @@ class HeaderDecoder:
             raise Http2Error(ErrorCode.COMPRESSION_ERROR, message) from None
         if self._table.changes != changes:
             self._known.clear()
+        self.decoded += len(fields)
         return fields
 
     def _decode(self, block: bytes) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from service.http2.call import Call
+from service.http2.call import Call, Packed
 from service.http2.connection import Connection
 from service.http2.frames import DEFAULT_WINDOW
 from service.http2.messages import (
@@ -26,16 +26,19 @@ from service.http2.messages import (
     status_trailers,
 )
 from service.http2.sending import END, FLUSHED, REQUEST, RESET, Event
+from service.http2.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from service.http2.link import Link
     from service.http2.server import Server
-    from service.http2.work import Work
 
 # While the server stops: for a request to come whole.
 DRAIN_PATIENCE_S = 3.0
+# A message of more takes long to read, and so may one that is compressed: it has its turn with
+# those of other connections.
+LONG_BYTES = 2**16
 # Of the body of a request that is no gRPC, before it is answered.
 MAX_IGNORED_BYTES = 2**14
 
@@ -49,7 +52,8 @@ class Intake:
         server: Knows routes, hooks and limits.
 
     Attributes:
-        held_bytes: Of requests that have not come whole, or that a stream has not taken.
+        held_bytes: Of requests that have not come whole, or that a stream has not taken, with
+            their headers, and of frames that have not.
     """
 
     def __init__(self, link: Link, connection: Connection, server: Server) -> None:
@@ -59,6 +63,8 @@ class Intake:
         self._server = server
         # Unary calls whose request has not come whole, the oldest first.
         self._arriving: dict[int, Call] = {}
+        # Counted in ``held_bytes``: of frames; of the calls up to this one, their headers.
+        self._buffered = self._counted = 0
         # Calls of which a part of a message came with the present events.
         self._partial: dict[Call, None] = {}
         # Bytes of requests whose callers may send all of them; calls that wait for that.
@@ -83,6 +89,7 @@ class Intake:
         # Only now: windows count every event, messages those that were read.
         if self._partial:
             self._let_in_partial()
+        self._note_memory()
 
     def _on_request(self, call: Call, now: float, work: Work) -> None:
         self._link.note_use()
@@ -152,8 +159,30 @@ class Intake:
             return
         elif not self._collect(call, body, work, ended=ended):
             return
-        self._arriving.pop(call.id, None)
         call.received = now
+        if _is_long(call.message):
+            self._link.do_in_turn(self._finish, call)
+        else:
+            self._hand_over(call, work)
+
+    def _finish(self, call: Call) -> None:
+        """The turn of a request that takes long to read. Without the lock."""
+        work = Work(self._server.hooks)
+        with self._link.lock:
+            if self._arriving.get(call.id) is not call:  # it has ended meanwhile
+                return
+            try:
+                call.message = call.unpacked(call.message)
+                self._hand_over(call, work)
+            except GrpcError as error:
+                self._refuse(call, error, work)
+                self._link.flush()
+        work.do()
+
+    def _hand_over(self, call: Call, work: Work) -> None:
+        self._arriving.pop(call.id, None)
+        if call.kept:
+            self._release(call)
         work.add_call(call)
 
     def _collect(self, call: Call, body: bytes, work: Work, *, ended: bool) -> bool:
@@ -166,6 +195,7 @@ class Intake:
                 raise GrpcError(INVALID_ARGUMENT, "request: expected 1 message, got more")
             if whole:
                 call.message = whole[0]
+                self._keep(call, len(call.message))
             if ended and not call.messages:
                 got = "a part of one" if call.held else "none"
                 raise GrpcError(INVALID_ARGUMENT, f"request: expected 1 message, got {got}")
@@ -176,9 +206,7 @@ class Intake:
         self._hold(call.held - before)
         if not ended:
             self._partial[call] = None
-            return False
-        self._release(call)
-        return True
+        return ended
 
     # Room for what is not whole
 
@@ -186,6 +214,21 @@ class Intake:
         if size:
             self.held_bytes += size
             self._server.hold(size)
+
+    def _keep(self, call: Call, size: int) -> None:
+        call.kept += size
+        self._hold(size)
+
+    def _note_memory(self) -> None:
+        """Counts what has begun with the present events, and did not come whole with them."""
+        for call in reversed(self._arriving.values()):
+            if call.id <= self._counted:
+                break
+            self._keep(call, call.info.memory_bytes)
+        self._counted = self._connection.last_stream_id
+        change = self._connection.buffered_bytes - self._buffered
+        self._buffered += change
+        self._hold(change)
 
     def _let_in_partial(self) -> None:
         partial, self._partial = self._partial, {}
@@ -226,9 +269,9 @@ class Intake:
         self._release(call)
 
     def drop_largest(self, work: Work) -> bool:
-        """Ends the unary call that holds the most; False if none holds anything."""
-        held = max(self._arriving.values(), key=lambda call: call.held, default=None)
-        if held is None or not held.held:
+        """Ends the unary call that holds the most; False if there is none."""
+        held = max(self._arriving.values(), key=lambda call: call.held + call.kept, default=None)
+        if held is None:
             return False
         message = "the server holds too many unfinished requests; retry later"
         self._refuse(held, GrpcError(RESOURCE_EXHAUSTED, message, RETRY_LATER), work)
@@ -255,6 +298,7 @@ class Intake:
 
     def _open_stream(self, call: Call, work: Work) -> None:
         call.receiver, call.waiting = OPENING, deque()
+        self._keep(call, call.info.memory_bytes)
         self._connection.grant(call, call.info.route.window_bytes - DEFAULT_WINDOW)
         if call.deadline is not None:
             self._server.add_deadline(call)
@@ -272,10 +316,7 @@ class Intake:
                 raise GrpcError(INVALID_ARGUMENT, "request: expected a message, got a part of one")
         except GrpcError as error:
             self._hold(call.held - before)
-            call.cancelled = True
-            trailers = status_trailers(error.code, error.message, tuple(error.trailers))
-            self._link.end_locked(call, trailers)
-            work.add_step(fail, call, error.code, error.message)
+            self._fail(call, error, work)
             return
         call.waiting += whole
         if whole:
@@ -287,6 +328,15 @@ class Intake:
         if whole or ended:
             work.add_step(self.deliver, call)
 
+    def _fail(self, call: Call, error: GrpcError, work: Work) -> None:
+        """Ends a stream whose messages are no messages."""
+        if call.closed:
+            return
+        call.cancelled = True
+        trailers = status_trailers(error.code, error.message, tuple(error.trailers))
+        self._link.end_locked(call, trailers)
+        work.add_step(fail, call, error.code, error.message)
+
     def deliver(self, call: Call) -> None:
         """Gives a stream's receiver what waits, until it pauses. Without the lock."""
         while (
@@ -297,10 +347,31 @@ class Intake:
             call.half_closed = False
             call.receiver.half_closed()
 
-    def _next_message(self, call: Call) -> bytes | None:
+    def _deliver_long(self, call: Call) -> None:
+        """The turn of a message that takes long to read. Without the lock."""
+        if call.paused or call.closed:
+            return
+        message = self._next_message(call, in_turn=True)
+        if message is not None:
+            try:
+                message = call.unpacked(message)
+            except GrpcError as error:
+                work = Work()
+                with self._link.lock:
+                    self._fail(call, error, work)
+                    self._link.flush()
+                work.do()
+                return
+            call.receiver.message(message)
+        self.deliver(call)
+
+    def _next_message(self, call: Call, *, in_turn: bool = False) -> bytes | None:
         """Takes a message that waits, and lets the caller send as much again. Without the lock."""
         with self._link.lock:
             if not call.waiting or call.receiver is None:
+                return None
+            if _is_long(call.waiting[0]) and not in_turn:
+                self._link.do_in_turn(self._deliver_long, call)
                 return None
             message = call.waiting.popleft()
             self._hold(-len(message))
@@ -310,6 +381,10 @@ class Intake:
                 self._connection.grant(call, room - call.receive_window)
                 self._link.flush()
             return message
+
+
+def _is_long(message: bytes) -> bool:
+    return isinstance(message, Packed) or len(message) > LONG_BYTES
 
 
 class Opening:

@@ -63,6 +63,7 @@ class Link:
         backlog_bytes: Bytes that the socket has not taken.
         idle_since: When its last call ended; None while there is one.
         used: When it last began a call, or sent a whole message of a stream.
+        turns: What takes long, and waits for this connection's turns.
         is_closed: It is gone.
     """
 
@@ -75,6 +76,7 @@ class Link:
         self.backlog_bytes = 0
         self.idle_since: float | None = now
         self.used = now
+        self.turns: deque[tuple[Callable[[Call], None], Call]] = deque()
         self.is_closed = False
         self._server = server
         self._socket = sock
@@ -177,6 +179,12 @@ class Link:
         """Delivers the messages of a stream again, from the loop's thread."""
         call.paused = False
         self._server.call_soon(self.intake.deliver, call)
+
+    def do_in_turn(self, step: Callable[[Call], None], call: Call) -> None:
+        """Does for a call what takes long, when it is this connection's turn."""
+        self.turns.append((step, call))
+        if len(self.turns) == 1:
+            self._server.add_turn(self)
 
     # Answers, from any thread
 

@@ -23,6 +23,11 @@ OK, CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED = 0, 1, 3, 4
 RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 12, 13, 14
 
 PREFIX_BYTES = 5
+# Headers of a call; through two proxies it has some forty. Each takes memory and time of its own.
+MAX_FIELDS = 128
+FIELD_BYTES = 256
+# Memory of a call beside its headers and message.
+CALL_BYTES = 2048
 CONTENT_TYPE = b"application/grpc"
 ENCODINGS = ("identity", "gzip", "deflate")
 # An answer of fewer bytes gains nothing from compression.
@@ -78,11 +83,12 @@ class RequestInfo:
         error: How else to end it, or None.
         response_head: Encoded headers of its answer.
         route: What answers its path; None for an unknown one.
+        memory_bytes: What a call with these headers takes before its message has come.
     """
 
     __slots__ = (
-        "encoding", "error", "http_status", "metadata", "path", "response_head", "route",
-        "timeout_s",
+        "encoding", "error", "http_status", "memory_bytes", "metadata", "path", "response_head",
+        "route", "timeout_s",
     )  # fmt: skip
 
     def __init__(self, head: Head, routes: dict[str, Any], max_list_bytes: int) -> None:
@@ -99,10 +105,15 @@ class RequestInfo:
                 self._read(head, max_list_bytes)
             except GrpcError as error:
                 self.error = error
+        head.fields = []  # a call that never comes whole keeps its headers once, not twice
+        self.memory_bytes = CALL_BYTES + 2 * head.size + FIELD_BYTES * len(self.metadata)
 
     def _read(self, head: Head, max_list_bytes: int) -> None:
         if head.size > max_list_bytes:
             message = f"metadata: expected at most {max_list_bytes} bytes, got {head.size}"
+            raise GrpcError(RESOURCE_EXHAUSTED, message, NEVER_RETRY)
+        if len(head.fields) > MAX_FIELDS:
+            message = f"metadata: expected at most {MAX_FIELDS} headers, got {len(head.fields)}"
             raise GrpcError(RESOURCE_EXHAUSTED, message, NEVER_RETRY)
         fields = dict(head.fields)
         if b"grpc-timeout" in fields:

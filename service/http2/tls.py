@@ -16,6 +16,11 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES = 2**16
 ALPN = "h2"
+# OpenSSL takes memory for as much as a message claims to have, before it comes. A caller's first
+# one has less than 4 KiB, all of a handshake with its certificates less than 20.
+MAX_HELLO_BYTES, MAX_HANDSHAKE_BYTES = 2**14, 2**16
+# The headers of a record and of the message in it.
+HELLO_HEAD_BYTES = 9
 
 
 class TlsStream:
@@ -85,12 +90,40 @@ class TlsStream:
 
 @dataclass
 class _Pending:
-    """A connection whose handshake is not done."""
+    """A connection whose handshake is not done.
+
+    Attributes:
+        began: Monotonic seconds.
+        hello: What came before it could be judged.
+        size: Bytes that came.
+        is_ending: Another one needs its place.
+    """
 
     sock: socket.socket
     tls: TlsStream
     began: float
+    hello: bytes = b""
+    size: int = 0
     is_ending: bool = False
+
+    def take(self, data: bytes) -> bool:
+        """Goes on with the handshake; True when it is done.
+
+        Raises:
+            ssl.SSLError: If it fails, or would take much memory.
+        """
+        if len(self.hello) < HELLO_HEAD_BYTES:
+            data = self.hello = self.hello + data
+            if len(data) < HELLO_HEAD_BYTES:
+                return False
+            in_record = int.from_bytes(data[3:5], "big") >= HELLO_HEAD_BYTES
+            if not in_record or int.from_bytes(data[6:9], "big") > MAX_HELLO_BYTES:
+                raise ssl.SSLError("a first message that is too large, or in pieces")
+            self.hello = data[:HELLO_HEAD_BYTES]
+        self.size += len(data)
+        if self.size > MAX_HANDSHAKE_BYTES:
+            raise ssl.SSLError("a handshake that is too large")
+        return self.tls.handshake(data)
 
 
 class Handshakes:
@@ -172,7 +205,7 @@ class Handshakes:
     def _go_on(self, pending: _Pending) -> None:
         try:
             data = pending.sock.recv(READ_BYTES)
-            done = bool(data) and pending.tls.handshake(data)
+            done = bool(data) and pending.take(data)
         except BlockingIOError:
             return
         except (OSError, ssl.SSLError):

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from digits.oip import inference_pb2
 from service.oip.tensors import IMAGE, INPUTS, OUTPUTS, Datatype, Output
-from service.rpc.codec import as_field
-from service.rpc.get_model import parse
+from service.rpc.codec import as_field, parse
 from service.serving.model import Predictions, ServedModel
 from service.serving.request import IMAGE_BYTES, InvalidInputError
 

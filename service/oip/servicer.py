@@ -12,7 +12,8 @@ from google.protobuf.message import Message
 from digits.oip import inference_pb2
 from service.oip import tensors
 from service.oip.messages import check_model
-from service.rpc.get_model import LOADING, parse
+from service.rpc.codec import parse
+from service.rpc.get_model import LOADING
 from service.rpc.status import Status
 from service.serving.gate import Gate
 from service.serving.model import ServedModel

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from digits.v1 import digits_pb2
@@ -179,11 +178,7 @@ def read_request(
     Raises:
         InvalidInputError: Naming what is wrong.
     """
-    try:
-        parsed = digits_pb2.ClassifyRequest.FromString(message)
-    except DecodeError:
-        expected = "a serialised ClassifyRequest"
-        raise InvalidInputError("request", expected, "malformed bytes") from None
+    parsed = codec.parse(digits_pb2.ClassifyRequest, message)
     form = parsed.WhichOneof("input")
     if form is None:
         raise InvalidInputError("input", "pixels or encoded", "neither")

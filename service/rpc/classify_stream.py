@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from digits.v1 import digits_pb2
@@ -45,8 +44,6 @@ MAX_STREAMS = 256
 CONNECTION_SHARE = 2
 # Seconds in which a stream must send a message or take an answer.
 STREAM_IDLE_S = 300.0
-# A tag that does not end: no message of any kind.
-MALFORMED = b"\xff"
 SHUTTING_DOWN = unavailable("the server is shutting down")
 
 
@@ -326,14 +323,16 @@ def _reply(requests: Sequence[Request]) -> None:
 
 
 def _inner(message: bytes) -> bytes:
-    """The ClassifyRequest inside a ClassifyStreamRequest; malformed bytes if there is none."""
+    """The ClassifyRequest inside a ClassifyStreamRequest.
+
+    Raises:
+        InvalidInputError: If there is none.
+    """
     inner = codec.sole_field(message)
     if inner is not None:
         return bytes(inner)
-    try:
-        return digits_pb2.ClassifyStreamRequest.FromString(message).request.SerializeToString()
-    except DecodeError:
-        return MALFORMED  # the item itself may well read as a ClassifyRequest
+    parsed = codec.parse(digits_pb2.ClassifyStreamRequest, message)
+    return bytes(parsed.request.SerializeToString())
 
 
 def stream_response(answer: bytes | Status) -> bytes:

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import functools
 import struct
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 
 from digits.v1 import digits_pb2
 from service.serving.model import Predictions
-from service.serving.request import Request
+from service.serving.request import InvalidInputError, Request
 
 # The tag of field 1, length-delimited.
 _FIELD_1 = 0x0A
+# Of a message and of those in it: an image file is one field, and 784 numbers that are not packed
+# are as many.
+MAX_FIELDS = 2**17
+MAX_VARINT_BYTES = 10
 # A length that fits 32 bits takes at most 5 bytes as a varint.
 _MAX_VARINT_BYTES = 5
 
@@ -70,6 +76,72 @@ def sole_field(message: bytes | memoryview) -> memoryview | None:
             start = position + 1
             return memoryview(message)[start:] if start + length == len(message) else None
     return None
+
+
+def parse(kind: type[Any], message: bytes) -> Any:
+    """A request of any kind that does not hold itself.
+
+    Raises:
+        InvalidInputError: If it is malformed, or has too many fields.
+    """
+    _check_fields(message, kind.DESCRIPTOR)
+    try:
+        return kind.FromString(message)
+    # The second one: text that is not UTF-8, where protobuf runs in pure Python.
+    except (DecodeError, UnicodeDecodeError):
+        expected = f"a serialised {kind.DESCRIPTOR.name}"
+        raise InvalidInputError("request", expected, "malformed bytes") from None
+
+
+def _check_fields(message: bytes, descriptor: Any) -> None:
+    """Counts fields before a message is parsed: millions of empty ones hold the process a second.
+
+    Raises:
+        InvalidInputError: If there are too many.
+    """
+    if len(message) > MAX_FIELDS:
+        try:
+            left = _fields_left(message, 0, len(message), descriptor, MAX_FIELDS)
+        except IndexError:  # malformed from there on: whoever parses it gets no further
+            return
+        if left < 0:
+            expected = f"at most {MAX_FIELDS:,} fields, with repeated numbers packed"
+            raise InvalidInputError("request", expected, "more")
+
+
+def _fields_left(data: bytes, position: int, end: int, descriptor: Any, left: int) -> int:
+    """How many of ``left`` fields are left after those of a message and of what it holds."""
+    inner = {field.number: field.message_type for field in descriptor.fields if field.message_type}
+    while position < end and left >= 0:
+        left -= 1
+        tag, position = _varint(data, position)
+        kind = tag & 7
+        if kind == 0:
+            _, position = _varint(data, position)
+        elif kind == 2:
+            length, position = _varint(data, position)
+            held = inner.get(tag >> 3)
+            if held is not None:
+                left = _fields_left(data, position, min(end, position + length), held, left)
+            position += length
+        else:
+            position += {1: 8, 5: 4}.get(kind, 0)
+    return left
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """A number, and where it ends.
+
+    Raises:
+        IndexError: If it does not end.
+    """
+    value = 0
+    for index in range(MAX_VARINT_BYTES):
+        byte = data[position + index]
+        value |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return value, position + index + 1
+    raise IndexError("a number that does not end")
 
 
 def as_field(number: int, content: bytes) -> bytes:

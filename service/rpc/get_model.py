@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from grpc import StatusCode
 
 from digits.v1 import digits_pb2
 from service.rpc.call import RpcCall
 from service.rpc.classify import SERVICE
+from service.rpc.codec import parse
 from service.rpc.recorder import Recorder
 from service.rpc.status import Status, departed_code, fail, invalid_status, unavailable
 from service.serving.gate import Gate
@@ -21,20 +21,6 @@ GET_MODEL = Method(SERVICE, "GetModel")
 # Open to everybody, or nearly so; none of these requests needs more.
 MAX_SMALL_MESSAGE_BYTES = 512
 LOADING = unavailable("the model is loading")
-
-
-def parse(kind: type[Any], message: bytes) -> Any:
-    """A request of any kind.
-
-    Raises:
-        InvalidInputError: If it is malformed.
-    """
-    try:
-        return kind.FromString(message)
-    # The second one: text that is not UTF-8, where protobuf runs in pure Python.
-    except (DecodeError, UnicodeDecodeError):
-        expected = f"a serialised {kind.DESCRIPTOR.name}"
-        raise InvalidInputError("request", expected, "malformed bytes") from None
 
 
 class SimpleMethod:

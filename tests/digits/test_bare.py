@@ -125,6 +125,14 @@ def blank(mode, size=(BIG, BIG)):
     return Image.new(mode, size)
 
 
+def excess():
+    """Data of a PNG that go on for 256 MiB."""
+    packer = zlib.compressobj(9)
+    parts = [packer.compress(bytes(2**24)) for _ in range(16)]
+    return chunk(b"IDAT", b"".join([*parts, packer.flush()]))
+
+
+frames = [Image.new("RGBA", (1000, 1000), (number, 0, 0, 255)) for number in range(30)]
 EXIF_TAGS = 2_000
 # Files, and what of each is expected instead; None of those that are taken.
 BOMBS = {
@@ -148,15 +156,18 @@ BOMBS = {
         None,
     ),
     "run lengths": (lambda: run_lengths(BIG), "a BMP without run lengths"),
+    "more data than pixels": (lambda: with_chunks(picture("PNG"), excess()), None),
+    "frames": (lambda: saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), None),
 }
 # In a process of its own, whose peak is this file's. What is imported late is there before.
 DECODE = """if True:
-    import resource, sys, time
+    import re, sys, time
     from digits.images import PictureError, examine, examine_grey
     data, small = sys.stdin.buffer.read(), open(sys.argv[1], "rb").read()
     examine(small)
     def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        # Not ru_maxrss, which begins with that of the process that started this one.
+        return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
     before, began, said = peak(), time.process_time(), ""
     try:
         examine(data)

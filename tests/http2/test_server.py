@@ -229,6 +229,28 @@ def test_handshakes_that_stall_hold_up_nobody_and_end_in_time(authority):
             each.close()
 
 
+def hello(size, *, record=16_000):
+    """The first bytes of a handshake whose message claims a size, in records."""
+    message = b"\1" + size.to_bytes(3, "big") + b"\3\3" + bytes(16_000)
+    pieces = [message[i : i + record] for i in range(0, 16_000, record)]
+    return b"".join(b"\x16\3\1" + len(p).to_bytes(2, "big") + p for p in pieces[:100])
+
+
+@pytest.mark.parametrize("said", [hello(131_000), hello(131_000, record=1), hello(2000, record=3)])
+def test_handshake_that_claims_much_memory_is_ended_at_once(authority, said):
+    context = context_of(authority)
+    with running(ROUTES, tls=lambda: context) as server:
+        for step in (len(said), 4):  # in one packet, and in several
+            with socket.create_connection(("127.0.0.1", server.port)) as raw:
+                raw.settimeout(Limits().handshake_s / 2)
+                with contextlib.suppress(ConnectionError):
+                    for start in range(0, 20, step):
+                        raw.sendall(said[start : start + step])
+                    assert raw.recv(1) == b""
+        with secure(server, authority) as channel:
+            assert channel.unary_unary(UNARY)(b"x", timeout=LONG_S) == b"x"
+
+
 def test_handshakes_that_stall_take_half_of_the_connections_at_most(authority):
     context = context_of(authority)
     with contextlib.ExitStack() as stack:
