@@ -90,7 +90,8 @@ lock: .venv/dev.stamp ## Pin what the images install, with hashes (ARGS=--upgrad
 		| $(LOCK) - -o deploy/requirements-build.lock $(ARGS)
 
 audit: .venv/dev.stamp ## Look the locked packages up in a database of known vulnerabilities
-	$(BIN)/python deploy/audit.py deploy/*.lock
+	for lock in deploy/*.lock; do \
+		$(BIN)/uvx 'pip-audit~=2.10' --strict --disable-pip --require-hashes -r $$lock || exit 1; done
 
 # checkov has an environment of its own: it pins versions that other tools need newer.
 .venv-checkov/stamp:

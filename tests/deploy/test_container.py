@@ -190,20 +190,21 @@ def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(served
 
 
 def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served):
-    modules = "import importlib.util as u; print([n for n in ('torch', 'pip') if u.find_spec(n)])"
+    names = ("torch", "pip", "training", "export")
+    modules = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     assert podman("exec", served.name, "/opt/digits/bin/python", "-c", modules) == "[]"
     for compiler in ("gcc", "cc", "ld"):
         assert not podman("exec", served.name, "/bin/sh", "-c", f"command -v {compiler} || true")
 
 
-def test_image_adds_150_mb_to_its_base_at_most(served):
-    """Unpacked. The last stage copies two folders and runs nothing (test_image)."""
+def test_image_adds_160_mb_to_its_base_at_most(served):
+    """Unpacked. The last stage copies two folders and runs nothing."""
     sizes = podman("exec", served.name, "du", "-sb", "/opt/digits", "/models")
-    assert sum(int(line.split()[0]) for line in sizes.splitlines()) <= 150e6, sizes
+    assert sum(int(line.split()[0]) for line in sizes.splitlines()) <= 160e6, sizes
 
 
 def test_server_imports_everything_that_it_may_need(served):
-    """What slim.py took away was nothing of that, tracing, signatures and every format included."""
+    """The Dockerfile takes away nothing of that: tracing, signatures and every format work."""
     program = """if True:
         import importlib, pkgutil, digits.client, digits.files, onnxruntime, service
         from PIL import features
@@ -292,8 +293,8 @@ def archive(version, name, cut=None):
 def test_version_that_comes_onto_the_volume_serves_and_no_call_is_lost(
     start, tmp_path, sample, way
 ):
-    """components/model-pvc: pods read the volume, the loader of the README writes to it."""
-    component = combined(tmp_path / "overlay", ["model-pvc"])
+    """examples/model-volume: pods read the volume, the loader of the README writes to it."""
+    component = combined(tmp_path / "overlay", ["model-volume"])
     (mount,) = [m for m in component.container["volumeMounts"] if m["name"] == "models"]
     assert mount["readOnly"] is True
     version = in_serving_order(COMMITTED)[0]
