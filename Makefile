@@ -11,7 +11,7 @@ INPUTS := pyproject.toml proto/pyproject.toml proto/hatch_build.py $(wildcard pr
 
 .DEFAULT_GOAL := help
 .PHONY: help serve classify test test-all lint format train export bench peers soak fuzz lock audit \
-	manifests image image-test clean
+	manifests image image-test cluster-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -109,6 +109,13 @@ image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits
 	ENGINE=podman deploy/build-image.sh cpu $(ARGS)
 	TEST_IMAGE=localhost/digits-serving:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 		$(BIN)/pytest tests/deploy/test_container.py
+
+# Kubernetes, etcd and kwok, built from Go modules; again only what changed. tests/cluster/programs pins them.
+CLUSTER := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/digits-serving/cluster
+
+cluster-test: .venv/dev.stamp ## Apply deploy/ to a real control plane on this machine (needs Go; builds Kubernetes, once)
+	cd tests/cluster/programs && CGO_ENABLED=0 nice go build -trimpath -ldflags='-s -w' -o $(CLUSTER)/ tool
+	CLUSTER_PROGRAMS=$(CLUSTER) $(BIN)/pytest tests/cluster $(ARGS)
 
 clean: ## Remove the environment and caches; runs/ and data/ stay
 	rm -rf .venv .venv-checkov .venv-peers .fuzz .mypy_cache .pytest_cache .ruff_cache build dist

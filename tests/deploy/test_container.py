@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tarfile
 import threading
@@ -33,7 +32,7 @@ from service.artifact.format import MANIFEST, load_artifact
 from service.artifact.repository import in_serving_order
 from service.rpc.classify import SERVICE
 from service.serving.loader import ON_CPU
-from tests.conftest import COMMITTED, wait_until
+from tests.conftest import COMMITTED, free_ports, wait_until
 from tests.releases import FP32
 
 pytest.importorskip("kubernetes_validate", reason="make test installs it")
@@ -62,15 +61,6 @@ def podman(*arguments, check=True, stdin=None, timeout_s=None):
     )
     assert not check or done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr}"
     return done.stdout.decode().strip()
-
-
-def free_ports(count):
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Container:
