@@ -105,15 +105,15 @@ manifests: .venv/dev.stamp .venv-checkov/stamp ## Render and check everything in
 image: ## Build the image with docker, podman or buildah (DEVICE=cuda; MODELS=models/local/digits; ARGS="--no-cache")
 	MODELS=$(MODELS) deploy/build-image.sh $(or $(DEVICE),cpu) $(ARGS)
 
-image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits, load, drain (needs podman)
-	ENGINE=podman deploy/build-image.sh cpu $(ARGS)
-	TEST_IMAGE=localhost/digits-serving:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
-		$(BIN)/pytest tests/deploy/test_container.py
-
 # Kubernetes, etcd and kwok, built from Go modules; again only what changed. tests/cluster/programs pins them.
 CLUSTER := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/digits-serving/cluster
 
-cluster-test: .venv/dev.stamp ## Apply deploy/ to a real control plane on this machine (needs Go; builds Kubernetes, once)
+image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits, load, drain (needs podman)
+	ENGINE=podman deploy/build-image.sh cpu $(ARGS)
+	CLUSTER_PROGRAMS=$(CLUSTER) TEST_IMAGE=localhost/digits-serving:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		$(BIN)/pytest tests/deploy/test_container.py
+
+cluster-test: .venv/dev.stamp ## Apply deploy/ to a real control plane, built with Go (the first time long)
 	cd tests/cluster/programs && CGO_ENABLED=0 nice go build -trimpath -ldflags='-s -w' -o $(CLUSTER)/ tool
 	CLUSTER_PROGRAMS=$(CLUSTER) $(BIN)/pytest tests/cluster $(ARGS)
 

@@ -179,6 +179,17 @@ def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(served
     assert served.health("") == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.parametrize(("service", "code"), [(SERVICE, 0), ("", 0), ("digits.v1.Other", 3)])
+def test_probe_client_of_kubernetes_gets_its_answer(served, service, code):
+    """grpc_health_probe, in Go as the kubelet: 3 is an error's code, here NOT_FOUND."""
+    probe = Path(os.environ.get("CLUSTER_PROGRAMS", "/nowhere"), "grpc-health-probe")
+    if not probe.exists():
+        pytest.skip("CLUSTER_PROGRAMS names no folder with grpc-health-probe: make cluster-test")
+    command = [probe, f"-addr={served.address}", f"-service={service}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+
+
 def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served):
     names = ("torch", "pip", "training", "export")
     modules = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
