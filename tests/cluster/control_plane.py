@@ -193,6 +193,8 @@ def _structural(schema, named):
         return _structural(choices[0], named)
     if {c.get("type") for c in choices} == {"integer", "string"}:
         return {"x-kubernetes-int-or-string": True}
+    if not schema:
+        return {"x-kubernetes-preserve-unknown-fields": True}
     made = {k: v for k, v in schema.items() if k not in ("$defs", "const", "additionalProperties")}
     if "const" in schema:
         made["enum"] = [schema["const"]]
