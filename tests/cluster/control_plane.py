@@ -84,7 +84,9 @@ class ControlPlane:
             "--horizontal-pod-autoscaler-sync-period=1s",
         )  # fmt: skip
         self._run("kube-scheduler", *alone)
-        self._run("kwok", client, "--manage-all-nodes=true")
+        self._run(
+            "kwok", client, "--manage-all-nodes=true", f"--config={self.programs}/stages.yaml"
+        )
         self.apply(*(_node(f"node-{number}", zone) for number, zone in enumerate(ZONES)))
         self._wait(self._nodes_are_ready)
 

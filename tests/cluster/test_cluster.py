@@ -114,7 +114,7 @@ def test_what_is_unknown_or_has_rights_is_refused(cluster):
     refused = cluster.apply(wrong, check=False)
     assert refused.returncode != 0
     assert "readynessProbe" in refused.stderr
-    refused = cluster.kubectl("run", *HERE, "bad", "--image=x", "--privileged", check=False)
+    refused = cluster.kubectl("run", *HERE, "bad", "--image=x", check=False)
     assert refused.returncode != 0
     assert 'violates PodSecurity "restricted' in refused.stderr
 
