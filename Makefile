@@ -11,7 +11,7 @@ INPUTS := pyproject.toml requirements-dev.lock proto/pyproject.toml proto/hatch_
 
 .DEFAULT_GOAL := help
 .PHONY: help serve classify test test-all lint format train export bench peers soak fuzz lock audit \
-	manifests image image-test clean
+	manifests image image-test cluster-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -92,7 +92,8 @@ lock: .venv/dev.stamp ## Pin what .venv and the images install (ARGS=--upgrade f
 		| $(LOCK) - -o deploy/requirements-build.lock $(ARGS)
 
 audit: .venv/dev.stamp ## Look the locked packages up in a database of known vulnerabilities
-	$(BIN)/python deploy/audit.py deploy/*.lock
+	for lock in deploy/*.lock; do \
+		$(BIN)/uvx 'pip-audit~=2.10' --strict --disable-pip --require-hashes -r $$lock || exit 1; done
 
 # checkov has an environment of its own: it pins versions that other tools need newer.
 .venv-checkov/stamp:
@@ -106,10 +107,20 @@ manifests: .venv/dev.stamp .venv-checkov/stamp ## Render and check everything in
 image: ## Build the image with docker, podman or buildah (DEVICE=cuda; MODELS=models/local/digits; ARGS="--no-cache")
 	MODELS=$(MODELS) deploy/build-image.sh $(or $(DEVICE),cpu) $(ARGS)
 
+# Kubernetes, etcd and kwok, built from Go modules; again only what changed. tests/cluster/programs pins them.
+CLUSTER := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/digits-serving/cluster
+
 image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits, load, drain (needs podman)
 	ENGINE=podman deploy/build-image.sh cpu $(ARGS)
-	TEST_IMAGE=localhost/digits-serving:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+	CLUSTER_PROGRAMS=$(CLUSTER) TEST_IMAGE=localhost/digits-serving:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 		$(BIN)/pytest tests/deploy/test_container.py
+
+cluster-test: .venv/dev.stamp ## Apply deploy/ to a real control plane, built with Go (the first time long)
+	cd tests/cluster/programs && CGO_ENABLED=0 nice go build -trimpath -ldflags='-s -w' -o $(CLUSTER)/ tool \
+		&& cd "$$(go list -m -f '{{.Dir}}' sigs.k8s.io/kwok)/kustomize/stage" && for stage in pod/fast/pod-ready pod/fast/pod-delete \
+		node/fast/node-initialize node/heartbeat-with-lease/node-heartbeat-with-lease; do \
+		echo ---; cat $$stage.yaml; done > $(CLUSTER)/stages.yaml # what kwok plays
+	CLUSTER_PROGRAMS=$(CLUSTER) $(BIN)/pytest tests/cluster $(ARGS)
 
 clean: ## Remove the environment and caches; runs/ and data/ stay
 	rm -rf .venv .venv-checkov .venv-peers .fuzz .mypy_cache .pytest_cache .ruff_cache build dist

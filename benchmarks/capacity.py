@@ -1,8 +1,8 @@
 """What a pod of one CPU does: calls per second, and what the autoscaler sees at full load.
 
 The server has one core, as a pod with that limit has. Calls per second are what its CPU time per
-call allows, and not what was reached: on a shared machine the neighbours take part of the core. The
-table of pod sizes in deploy/README.md and the targets of the autoscalers come from here.
+call allows, and not what was reached: on a shared machine the neighbours take part of the core.
+deploy/README.md computes pods in the same way.
 """
 
 from __future__ import annotations

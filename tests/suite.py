@@ -23,6 +23,7 @@ ACCEPTED_SKIPS = (
     r"curl was built without HTTP/2",
     r".*\(make bench ARGS=",  # servers of others, in environments of their own
     r"TEST_IMAGE names no image|podman is not installed",  # make image-test
+    r"CLUSTER_PROGRAMS names no folder",  # make cluster-test
     r".*checkov is not there: make manifests installs it",
     r"no other kubectl|.*/kubectl has kustomize",
     r"the full MNIST data is not under|.* is not under ",  # DIGITS_DATA

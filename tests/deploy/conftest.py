@@ -18,23 +18,16 @@ from service.config import load_config
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
-OVERLAYS = sorted(path.parent.name for path in DEPLOY.glob("overlays/*/kustomization.yaml"))
-COMPONENTS = sorted(path.parent.name for path in DEPLOY.glob("components/*/kustomization.yaml"))
-# Of each group at most one: they claim the same field, and their comments say so.
-ALTERNATIVES = (
-    (None, "hpa-cpu", "hpa", "keda"),
-    (None, "model-pvc", "model-image"),
-    (None, "tls"),
-    (None, "networkpolicy"),
-    (None, "gateway"),
-    (None, "monitoring"),
-)
+COMPONENTS = sorted(path.name for path in (DEPLOY / "components").iterdir())
+EXAMPLES = sorted(path.name for path in (DEPLOY / "examples").iterdir() if path.is_dir())
+# Those that are added to the base, as components are.
+ADDED_EXAMPLES = ("keda", "model-volume")
 
 
 def combinations():
-    """Every set of components that can be used together."""
-    for chosen in itertools.product(*ALTERNATIVES):
-        yield tuple(sorted({name for name in chosen if name}))
+    """Every set of components."""
+    counts = range(len(COMPONENTS) + 1)
+    return itertools.chain(*(itertools.combinations(COMPONENTS, count) for count in counts))
 
 
 def tool(name):
@@ -111,20 +104,33 @@ def rendered(name):
 
 def combined(folder, components, base="base", **more):
     """Base, or an overlay, with components, as a user's own overlay has them."""
+    write_overlay(folder, components, base, **more)
+    return kustomize(folder)
+
+
+def write_overlay(folder, components, base="base", **more):
     folder.mkdir(parents=True, exist_ok=True)
     relative = Path(os.path.relpath(DEPLOY, folder))
     kustomization = {
         "resources": [str(relative / base)],
-        "components": [str(relative / "components" / name) for name in components],
+        "components": [
+            str(relative / ("components" if name in COMPONENTS else "examples") / name)
+            for name in components
+        ],
         **more,
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return kustomize(folder)
 
 
-@pytest.fixture(params=["base", *(f"overlays/{name}" for name in OVERLAYS)])
+@pytest.fixture(scope="session")
+def with_component(tmp_path_factory):
+    """Base with one component, or with an example that is one: each rendered once."""
+    return functools.cache(lambda name: combined(tmp_path_factory.mktemp(name), [name]))
+
+
+@pytest.fixture(params=["base", "overlays/cpu", "examples/gpu", "examples/canary"])
 def manifests(request):
-    """The base and every overlay in turn."""
+    """All that runs the server in a Deployment."""
     return rendered(request.param)
 
 

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT
-from tests.deploy.conftest import tool
 from tests.monitoring.dashboard import DASHBOARD, RULES
 from tests.monitoring.prometheus import JOB
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory):
-    overlay = tmp_path_factory.mktemp("overlay")
-    deploy = os.path.relpath(ROOT / "deploy", overlay)
-    kustomization = {
-        "resources": [f"{deploy}/base"],
-        "components": [f"{deploy}/components/monitoring"],
-    }
-    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    command = [tool("kubectl"), "kustomize", overlay]
-    rendered = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert rendered.returncode == 0, rendered.stderr
-    return {
-        (each["kind"], each["metadata"]["name"]): each
-        for each in yaml.safe_load_all(rendered.stdout)
-    }
+@pytest.fixture
+def objects(with_component):
+    rendered = with_component("monitoring").objects
+    return {(each["kind"], each["metadata"]["name"]): each for each in rendered}
 
 
 def test_pods_are_scraped_at_a_port_that_they_have(objects):

@@ -37,18 +37,19 @@ def _schema_file(kind):
     return found[0] if found else None
 
 
-def _schema(kind):
+def schema_of(kind):
+    """A custom resource's schema, or a skip."""
     path = _schema_file(kind)
     if path is None:
         pytest.skip(f"the schema of {kind} is not here: CRD_SCHEMAS names no folder that holds it")
-    return jsonschema.Draft202012Validator(json.loads(path.read_text()))
+    return json.loads(path.read_text())
 
 
 def validate(document, version):
     """Raises the validator's error if the object is not valid."""
     kind = document["kind"]
     if kind in CUSTOM.get(document["apiVersion"], ()):
-        _schema(kind).validate(document)
+        jsonschema.Draft202012Validator(schema_of(kind)).validate(document)
     else:
         used = kubernetes_validate.validate(document, version, strict=True)
         assert used == version, f"{kind}: checked against {used}, asked for {version}"

@@ -15,7 +15,7 @@ import yaml
 
 from tests.conftest import ROOT, wait_until
 
-TEMPLATE = ROOT / "deploy/envoy/envoy.yaml"
+TEMPLATE = ROOT / "deploy/examples/envoy.yaml"
 CHECK_INTERVAL_S, CHECK_TIMEOUT_S = 0.25, 1.0
 
 
