@@ -47,6 +47,8 @@ USEFUL_SIDE = 576
 STRIP_PIXELS = 2**18
 # What is transparent is looked at on at most so many pixels a side.
 SAMPLE_SIDE = 128
+# Of its longer side, the part that is added around it.
+MARGIN = 10
 
 # By Exif's number for it: see ``bare.orientation``.
 TURNS = {
@@ -231,5 +233,8 @@ def _on_paper(image: Image.Image) -> Image.Image:
     mean = float((weights * tones).sum() / max(1.0, weights.sum()))
     light = 0 if mean >= 128 else 255
     level = round(mean) if weights.mean() > 128 else light
-    paper = Image.new("RGBA", image.size, (level, level, level, 255))
-    return Image.alpha_composite(paper, image)
+    # Around what was trimmed to its ink there would be no paper to tell that from.
+    margin = 1 + max(image.size) // MARGIN
+    paper = Image.new("RGBA", [side + 2 * margin for side in image.size], (level,) * 3 + (255,))
+    paper.alpha_composite(image, (margin, margin))
+    return paper
