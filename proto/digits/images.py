@@ -211,7 +211,7 @@ def _read(grey: Grey, find: Finder, side: int) -> Iterator[Normalised]:
             return
         top, bottom, left, right = box_of(found[0].values)
         longer, factor = max(bottom - top, right - left), math.ceil(max(grey.shape) / side)
-        if look == 0 and _is_sheet(found[0].values, ink.contrast):
+        if look == 0 and found[0].framed and _is_sheet(found[0].values, ink.contrast):
             margin = -SHEET_INSET
         elif factor == 1 or longer >= MIN_INK_SIDE:
             break
