@@ -240,7 +240,9 @@ def many_chunks(data, chunks):
             many_scans(saved_twice(64, progressive=True), 200),
             r"expected a JPEG of at most 64 scans, got 2\d\d scans",
         ),
-        (b"GIF89a" + bytes(100), "expected a PNG, JPEG, WebP or BMP file, got 106 bytes"),
+        (b"GIF89a" + bytes(100), "expected a PNG, JPEG, WebP or BMP file, got 106 bytes of GIF"),
+        (bytes(4) + b"ftypheic" + bytes(9), "expected a PNG, .* file, got 21 bytes of HEIC"),
+        (b"<svg xmlns=''/>", "expected a PNG, .* file, got 15 bytes of SVG"),
         (p.png(Image.new("L", (90, 90)))[:-40], "expected a readable image file, got a damaged"),
     ],
 )
@@ -359,6 +361,12 @@ def test_image_that_claims_more_pixels_than_allowed_takes_no_memory():
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert b"at most 16,777,216 pixels, got more" in done.stdout
+
+
+def test_photo_of_24_megapixels_is_read():
+    photo = Image.new("L", (6000, 4000), 230)
+    ImageDraw.Draw(photo).line((3000, 1000, 3000, 3000), fill=20, width=300)
+    assert normalise(p.saved(photo, "JPEG"))[8:20, 13:15].min() > 200
 
 
 def test_damaged_exif_is_no_reason_to_refuse(sample):
