@@ -249,7 +249,9 @@ def _in_form(ink: Ink, part: Part) -> Normalised:
         pixels = np.rint(np.clip(ink.apart, 0, 255)).astype(np.uint8)
     elif holes(pixels) > MOST_HOLES:
         plausibility *= ENCLOSING
-    alone = part.alone and plausibility == 1
+    # Several digits, and nothing else: another reading would find one of them.
+    several = part.whole and not ink.local and part.second > SECOND_PART[0]
+    alone = several or (part.alone and plausibility == 1)
     return Normalised(pixels, plausibility, part.whole, alone)
 
 
