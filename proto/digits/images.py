@@ -250,7 +250,7 @@ def _in_form(ink: Ink, part: Part) -> Normalised:
     elif holes(pixels) > MOST_HOLES:
         plausibility *= ENCLOSING
     # Several digits, and nothing else: another reading would find one of them.
-    several = part.whole and not ink.local and part.second > SECOND_PART[0]
+    several = part.alone and part.second > SECOND_PART[0]
     alone = several or (part.alone and plausibility == 1)
     return Normalised(pixels, plausibility, part.whole, alone)
 

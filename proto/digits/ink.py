@@ -69,6 +69,8 @@ ENCLOSED_SHARE = 0.35
 WIDE, SHEET_FILL, FRAME_COVER, FRAME_BAND = 2.5, 0.5, 0.8, 0.12
 # Ink of this share of the strongest is no blur.
 CORE = 0.5
+# What is as long as this share of the picture's side is a line across it.
+LINE_SHARE = 0.95
 # Lines are looked for that are turned by at most so much, in so many steps.
 MOST_TURN, TURNS = 0.08, 9
 HALF = np.uint8(128)
@@ -109,7 +111,7 @@ class Part:
         encloses: Whether another digit may be inside of it.
         framed: Whether it is a frame around the digit, or a sheet.
         whole: Whether next to nothing else was found.
-        alone: Whether it is whole, does not touch the picture's edge, and is no frame.
+        alone: Whether it is whole, is no frame, and does not touch or span the picture's edges.
     """
 
     values: npt.NDArray[Any]
@@ -375,7 +377,10 @@ def _part(
     kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
     whole = not encloses and bool(share[~chosen].sum() < FAR_SPECK_SHARE)
     framed = _is_frame_or_sheet(ink.found, boxes[:, main])
-    return Part(_values(ink, kept), second, encloses, framed, whole)
+    size = np.array([ink.found.shape]).T
+    lines = (high - low)[:, chosen] >= LINE_SHARE * size  # of ruled paper
+    alone = whole and not ink.local and not lines.any()
+    return Part(_values(ink, kept), second, encloses, framed, whole, alone)
 
 
 def _values(ink: Ink, mask: Grey) -> npt.NDArray[Any]:
