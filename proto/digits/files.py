@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,14 @@ from digits.bare import bare, orientation
 from digits.images import PictureError, levels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+# What is rejected by its name, and how its files begin.
+OTHERS = {
+    "GIF": re.compile(rb"GIF8"),
+    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
+    "AVIF": re.compile(rb".{4}ftypavi[fs]", re.DOTALL),
+    "HEIC": re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL),
+    "SVG": re.compile(rb"\s*<(\?xml|svg|!DOCTYPE svg)"),
+}
 # A photograph of 16 million pixels. Pillow's own guard warns of more than 89 million.
 MAX_PIXELS = 2**24
 # Nothing that is drawn is this long: each row costs memory of its own.
@@ -44,9 +53,12 @@ OUT_OF_MEMORY = "out of memory"
 # No more than so many pixels a side are of use. A JPEG is decoded to a half, a quarter or an eighth
 # at a fraction of the cost; what else is larger is shrunk in strips of so many pixels.
 USEFUL_SIDE = 576
+MOST_DRAFTED = 8
 STRIP_PIXELS = 2**18
 # What is transparent is looked at on at most so many pixels a side.
 SAMPLE_SIDE = 128
+# Of its longer side, the part that is added around it.
+MARGIN = 10
 
 # By Exif's number for it: see ``bare.orientation``.
 TURNS = {
@@ -72,7 +84,8 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         with _reading():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        got = f"{len(data)} bytes of something else"
+        other = next((name for name, mark in OTHERS.items() if mark.match(data)), None)
+        got = f"{len(data)} bytes of {other or 'something else'}"
         raise PictureError("a PNG, JPEG, WebP or BMP file", got) from None
     with image:
         _check_cost(image, data)
@@ -85,7 +98,11 @@ def _check_cost(image: Image.Image, data: bytes) -> None:
     """Raises PictureError of a file that would take too much to decode."""
     size = f"{image.width}x{image.height}"
     pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
+    drafted = isinstance(image, JpegImageFile) and image.mode in DRAFTED
+    # A JPEG is decoded to a part of its pixels, as ``_upright`` asks for.
+    scale = min(MOST_DRAFTED, min(image.size) // USEFUL_SIDE) if drafted else 1
+    decoded = pixels // (1 << max(1, scale).bit_length() - 1) ** 2
+    if decoded > MAX_PIXELS:
         raise PictureError(SMALLER, size)
     if max(image.size) > MAX_SIDE:
         raise PictureError(f"an image of at most {MAX_SIDE:,} pixels a side", size)
@@ -231,5 +248,8 @@ def _on_paper(image: Image.Image) -> Image.Image:
     mean = float((weights * tones).sum() / max(1.0, weights.sum()))
     light = 0 if mean >= 128 else 255
     level = round(mean) if weights.mean() > 128 else light
-    paper = Image.new("RGBA", image.size, (level, level, level, 255))
-    return Image.alpha_composite(paper, image)
+    # Around what was trimmed to its ink there would be no paper to tell that from.
+    margin = 1 + max(image.size) // MARGIN
+    paper = Image.new("RGBA", [side + 2 * margin for side in image.size], (level,) * 3 + (255,))
+    paper.alpha_composite(image, (margin, margin))
+    return paper

@@ -1,61 +1,51 @@
-"""Brings any picture of a digit to the form that the network was trained on.
-
-That is MNIST's: ink is 255 on a background of 0; the digit is fitted into a box of 20x20 pixels
-with its proportions kept and its edges smooth; the box lies in a field of 28x28 pixels so that the
-centre of mass is at the centre. Source: LeCun, Cortes and Burges, The MNIST database of handwritten
-digits (yann.lecun.com/exdb/mnist). In its 60,000 training digits the longer side of what is not 0
-has 20 pixels (59,987 of them), and the centre of mass is at (14, 14) to within half a pixel.
+"""Brings any picture of a digit to the form that the network was trained on: see ``form.py``.
 
     picture -> grey -> ink, without paper -> its parts -> closer, if it is small -> 20x20 -> strokes
 
-Needs numpy, and Pillow for anything but grey arrays. The server uses this module as it is.
+There are several ways to tell ink from paper. The first is for clean pictures; the others are for
+shadows, lines, and what lies around the paper. Needs numpy and OpenCV, and Pillow for anything but
+grey arrays. The server uses this module as it is, and has the network choose between readings.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from digits.ink import Ink, Mask, Values, choose_parts, find_ink, find_parts, keep_parts, resample
+from digits import ink as inks
+from digits.form import SIDE, Pixels, box_of, formed, holes, is_formed
+from digits.ink import Grey, Ink, Part, Values
 
-SIDE = 28
-BOX = 20
-# Index of the centre of mass.
-CENTRE = 14.0
-
-# Pictures are examined with at most so many pixels a side; ink that has fewer than the second
-# number of them is looked at closer, so that each pixel of the box is made from two or more.
-WORK_SIDE = 72
+# Pictures are examined with at most so many pixels a side, those with shadows or lines in more;
+# ink that has fewer than the third number of them is looked at closer, so that each pixel of the
+# box is made from two or more.
+WORK_SIDE, LOCAL_SIDE = 72, 160
 MIN_INK_SIDE = 36
 MAX_LOOKS = 3
-# What fills this share of its box, and has this share of the picture without touching its edge, is
-# no ink but a sheet of paper, or what a frame encloses; the digit is on it, further inside than
-# so many pixels.
-SHEET_FILL = 0.75
-SHEET_SHARE = 0.66
-SOLID_SHARE = 0.5
-SHEET_INSET = 2
-# Less contrast than this, of 255, is no ink.
-MIN_CONTRAST = 6.0
-# The box goes around what has this share of the strongest ink.
-BOX_SHARE = 0.1
-# This share of the pixels that are ink for sure (above the second share) is lighter than what
-# becomes 255; it is 253 in the median digit of MNIST.
-CORE_RANK = 0.9
-CORE_SHARE = 0.2
-# Strokes thinner or thicker than this, in pixels of the box, are brought to it. The second was
-# chosen on training digits, the first see docs/images.md; 90 of 100 of MNIST's are between 2.2 and
-# 3.8. What erosion leaves less than this share of was hatched or dithered, not thick.
-THIN, THICK = 2.6, 3.2
-HATCHED_SHARE = 0.25
-# A picture of 28x28 that has this form already is left alone.
-FORMED_SIDES = (18, 20)
-FORMED_OFFSET = 1.0
+# What fills this share of the picture is paper in a frame; the digit is further inside than this.
+SHEET_SHARE, SHEET_INSET = 0.5, 2
+# Strokes are thinner than these shares of the picture's longer side.
+MEDIUM, FINE, BROAD = 0.15, 0.07, 0.3
+# These, and how strong ink is beside the strongest.
+LOCAL = ((MEDIUM, 0.4), (FINE, 0.4), (BROAD, 0.4), (MEDIUM, 0.65))
+# Lines have this share of the picture's side; of a box that touches the digit, of their both's.
+LINE, BOX_LINE, BOX_BAND = 0.6, 0.75, 0.2
+# The first reading is taken at this score, if it is of all the ink. Others are looked for until two
+# agree on a digit with the second one; of one that no other agrees with, this share is left.
+SURE, AGREED, DOUBT = 0.8, 0.8, 0.7
+# Who has no network to ask takes a reading of this plausibility.
+PLAUSIBLE = 0.5
+MOST_HOLES = 2
+# What encloses another digit, or has more holes than an 8, keeps this share of its plausibility.
+ENCLOSING = 0.3
 
 # Where a shape stops being a digit's, and where it surely is none: of the second largest part, its
 # area over the largest one's; width over height; stroke width in pixels of the box; contrast over
@@ -64,8 +54,6 @@ SECOND_PART = (0.3, 0.6)
 ASPECT = (1.7, 2.2)
 STROKE = (6.5, 9.0)
 CLARITY = (10.0, 5.0)
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class PictureError(ValueError):
@@ -93,10 +81,27 @@ class Normalised:
         pixels: uint8[28, 28], 0 = background, 255 = ink; all 0 when there is no ink.
         plausibility: How far the shape of the ink can be one digit's, 0 to 1; 0 for no ink. What
             the network thinks is not part of it.
+        whole: Whether there is next to nothing else in the picture that could be ink.
+        alone: Whether there is nothing else in the picture that could be ink.
     """
 
     pixels: Pixels
     plausibility: float
+    whole: bool = False
+    alone: bool = False
+
+
+# Tells the digit and a score of 0 to 1.
+Judge = Callable[[Normalised], tuple[int, float]]
+
+
+def by_shape(reading: Normalised) -> tuple[int, float]:
+    """The judge of who has no network: the digit is unknown."""
+    return 0, 1.0 if reading.plausibility >= PLAUSIBLE else reading.plausibility
+
+
+BLANK = Normalised(np.zeros((SIDE, SIDE), np.uint8), 0.0)
+Finder = Callable[[Grey], Ink]
 
 
 def normalise(picture: Any) -> Pixels:
@@ -124,8 +129,13 @@ def examine(picture: Any) -> Normalised:
         PictureError: If it is no picture that can be read.
         OSError: If the file can not be read.
     """
+    return examine_grey(grey_of(picture))
+
+
+def grey_of(picture: Any) -> npt.NDArray[Any]:
+    """The grey levels [h, w] of a picture; see ``examine``."""
     if isinstance(picture, np.ndarray) and picture.ndim == 2:
-        return examine_grey(levels(picture))
+        return levels(picture)
     # Here, because grey arrays need no Pillow.
     from digits import files  # noqa: PLC0415
 
@@ -133,58 +143,116 @@ def examine(picture: Any) -> Normalised:
         picture = Path(picture).read_bytes()
     if isinstance(picture, (bytes, bytearray, memoryview)):
         with files.opened(bytes(picture)) as image:
-            levels_of_file = files.grey(image)
-        return examine_grey(levels_of_file)
-    return examine_grey(files.grey(files.as_image(picture)))
+            return files.grey(image)
+    return files.grey(files.as_image(picture))
 
 
-def examine_grey(grey: npt.NDArray[Any]) -> Normalised:
-    """``examine`` for grey levels [h, w], 0 to 255 of any type, at least one pixel."""
+def examine_grey(grey: npt.NDArray[Any], judge: Judge = by_shape) -> Normalised:
+    """``examine`` for grey levels [h, w], 0 to 255 of any type, at least one pixel.
+
+    Args:
+        grey: The picture.
+        judge: Reads a reading; the network's, where there is one.
+    """
+    seen: list[tuple[float, int, Normalised]] = []
+    for reading in readings(grey):
+        if reading.alone:
+            return reading
+        digit, score = judge(reading)
+        if not seen and reading.whole and score >= SURE:
+            return reading
+        seen.append((score, digit, reading))
+        agreeing = sorted((one for one in seen if one[1] == digit), key=itemgetter(0))
+        if len(agreeing) > 1 and agreeing[-2][0] >= AGREED:
+            return agreeing[-1][2]
+    if not seen:
+        return BLANK
+    total = {
+        digit: sum(score for score, other, _ in seen if other == digit) for _, digit, _ in seen
+    }
+    digit = max(total, key=lambda one: total[one])
+    score, _, best = max((one for one in seen if one[1] == digit), key=itemgetter(0))
+    if best is not seen[0][2]:
+        others = min(1.0, total[digit] - score)
+        best = replace(best, plausibility=best.plausibility * (DOUBT + (1 - DOUBT) * others))
+    return best
+
+
+def readings(grey: npt.NDArray[Any]) -> Iterator[Normalised]:
+    """Ways to see a picture, the usual ones first; each is made when it is asked for."""
+    if grey.dtype != np.uint8:
+        grey = np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
+    yield from _read(grey, inks.on_paper, WORK_SIDE)
+    for share, least in LOCAL:
+        yield from _read(grey, partial(_locally, share=share, least=least), LOCAL_SIDE)
+    small = inks.shrunk(grey, LOCAL_SIDE)
+    sheet = inks.sheet(small)
+    if sheet is not None:
+        yield from _read(sheet, partial(_locally, share=MEDIUM, least=0.4), LOCAL_SIDE)
+    apart = inks.apart_from_around(small, MEDIUM)
+    yield from _shaped(inks.standing_out(inks.without_lines(apart, LINE)))
+    for part in filter(attrgetter("framed"), inks.parts(inks.standing_out(apart))):
+        top, bottom, left, right = box_of(part.values)
+        inside = inks.without_lines(apart[top:bottom, left:right], BOX_LINE, BOX_BAND)
+        yield from _shaped(inks.standing_out(inside))
+
+
+def _locally(grey: Grey, share: float, least: float) -> Ink:
+    return inks.standing_out(inks.apart_from_around(grey, share), least)
+
+
+def _read(grey: Grey, find: Finder, side: int) -> Iterator[Normalised]:
+    """Readings by one way to find ink, which is looked at closer where it is small."""
     for look in range(MAX_LOOKS):
-        factor = math.ceil(max(grey.shape) / WORK_SIDE)
-        ink = find_ink(_shrink(grey, factor))
-        values, second = _main_parts(ink)
-        if ink.contrast < MIN_CONTRAST or not values.any():
-            return Normalised(np.zeros((SIDE, SIDE), np.uint8), 0.0)
-        top, bottom, left, right = box = _box(values)
-        side = max(bottom - top, right - left)
-        if look == 0 and _is_sheet(values, box):
+        small = inks.shrunk(grey, side)
+        ink = find(small)
+        found = inks.parts(ink)
+        if not found:
+            return
+        top, bottom, left, right = box_of(found[0].values)
+        longer, factor = max(bottom - top, right - left), math.ceil(max(grey.shape) / side)
+        if look == 0 and found[0].framed and _is_sheet(found[0].values, ink.contrast):
             margin = -SHEET_INSET
-        elif factor == 1 or side >= MIN_INK_SIDE:
+        elif factor == 1 or longer >= MIN_INK_SIDE:
             break
         else:
-            margin = side // 2 + 2
+            margin = longer // 2 + 2
         rows = slice(max(0, top - margin) * factor, (bottom + margin) * factor)
         columns = slice(max(0, left - margin) * factor, (right + margin) * factor)
+        if not grey[rows, columns].size:
+            break
         grey = grey[rows, columns]
-    drawn = _fit(values, box)
-    stroke = _stroke_width(drawn)
+    for part in found:
+        yield _in_form(ink, part)
+
+
+def _is_sheet(values: npt.NDArray[Any], contrast: float) -> bool:
+    """Whether it fills most of the picture: paper in a frame, with the digit on it."""
+    return float((values > contrast / 2).mean()) > SHEET_SHARE
+
+
+def _shaped(ink: Ink) -> Iterator[Normalised]:
+    """What was found, in the network's form."""
+    return (_in_form(ink, part) for part in inks.parts(ink))
+
+
+def _in_form(ink: Ink, part: Part) -> Normalised:
+    top, bottom, left, right = box = box_of(part.values)
+    side = max(bottom - top, right - left)
+    pixels, stroke = formed(part.values, box)
     aspect = (right - left) / (bottom - top)
-    plausibility = _plausibility(second, aspect, stroke, ink.contrast / (ink.noise + 1))
-    if grey.shape == (SIDE, SIDE) and ink.noise == 0 and _is_formed(ink, side):
-        return Normalised(np.rint(np.clip(ink.apart, 0, 255)).astype(np.uint8), plausibility)
-    excess = min(0.0, stroke - THIN) + max(0.0, stroke - THICK)
-    if excess and side >= BOX:  # of fewer pixels the edges are too soft to tell
-        usual = _widened(values, -excess / 2 * side / BOX)
-        if usual.sum() >= HATCHED_SHARE * values.sum():
-            drawn = _fit(usual, _box(usual))
-    return Normalised(_centred(drawn), plausibility)
-
-
-def _shrink(grey: npt.NDArray[Any], factor: int) -> Values:
-    """Means of factor x factor pixels; what is left over at the right and bottom is dropped."""
-    if factor == 1:
-        return grey.astype(np.float32)
-    height, width = (max(1, side // factor) * factor for side in grey.shape)
-    grey = grey[:height, :width]
-    rows = grey[::factor].astype(np.float32)
-    for offset in range(1, min(factor, len(grey))):
-        rows += grey[offset::factor]
-    columns = rows[:, ::factor].copy()
-    for offset in range(1, min(factor, grey.shape[1])):
-        columns += rows[:, offset::factor]
-    columns *= np.float32(1 / (min(factor, grey.shape[0]) * min(factor, grey.shape[1])))
-    return columns
+    plausibility = _plausibility(part.second, aspect, stroke, ink.contrast / (ink.noise + 1))
+    if part.encloses:
+        plausibility *= ENCLOSING
+    whole = not ink.local and ink.apart.shape == (SIDE, SIDE) and ink.noise == 0
+    if whole and is_formed(np.maximum(ink.apart, 0), side):
+        pixels = np.rint(np.clip(ink.apart, 0, 255)).astype(np.uint8)
+    elif holes(pixels) > MOST_HOLES:
+        plausibility *= ENCLOSING
+    # Several digits, and nothing else: another reading would find one of them.
+    several = part.alone and part.second > SECOND_PART[0]
+    alone = several or (part.alone and plausibility == 1)
+    return Normalised(pixels, plausibility, part.whole, alone)
 
 
 def levels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -210,111 +278,6 @@ def levels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         raise PictureError("uint8, uint16, bool, or finite floats of 0 to 1", str(array.dtype))
     shades: Values = np.clip(array, 0, 1).astype(np.float32) * np.float32(255)
     return shades
-
-
-def _main_parts(ink: Ink) -> tuple[Values, float]:
-    """The ink of the digit alone, and the area of its second largest part over the largest's."""
-    if not ink.found.any():
-        return ink.values, 0.0
-    parts = find_parts(ink.found)
-    if len(parts.area) == 1:
-        return ink.values, 0.0
-    chosen = choose_parts(parts, ink.values.shape)
-    areas = np.sort(parts.area[chosen])
-    second = float(areas[-2] / areas[-1]) if len(areas) > 1 else 0.0
-    return keep_parts(ink.values, parts, chosen), second
-
-
-def _box(values: Values) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of the ink; bottom and right are one further."""
-    ink: Mask = values > BOX_SHARE * float(values.max())
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-
-
-def _is_sheet(values: Values, box: tuple[int, int, int, int]) -> bool:
-    top, bottom, left, right = box
-    height, width = values.shape
-    area = (bottom - top) * (right - left)
-    if not (top and left and bottom < height and right < width) or area < SHEET_SHARE * values.size:
-        return False
-    return int((values > SOLID_SHARE).sum()) >= SHEET_FILL * area
-
-
-def _fit(values: Values, box: tuple[int, int, int, int]) -> Values:
-    """What is in the box, its longer side 20 pixels, in the middle of a field of 28x28; 0 to 1."""
-    height, width = box[1] - box[0], box[3] - box[2]
-    scale = BOX / max(height, width)
-    shape = max(1, round(height * scale)), max(1, round(width * scale))
-    drawn = np.maximum(resample(values, box, shape), 0)
-    ordered = np.sort(drawn, axis=None)
-    ordered = ordered[np.searchsorted(ordered, CORE_SHARE * ordered[-1]) :]
-    drawn *= 1 / ordered[int(len(ordered) * CORE_RANK)]
-    field = np.zeros((SIDE, SIDE), np.float32)
-    top, left = (SIDE - shape[0]) // 2, (SIDE - shape[1]) // 2
-    field[top : top + shape[0], left : left + shape[1]] = np.minimum(drawn, 1)
-    return field
-
-
-def _stroke_width(field: Values) -> float:
-    """Mean width of the strokes in pixels: twice their area over the length of their outline.
-
-    The outline's length is the total variation: the sum of the gradient's length.
-    """
-    across = field[1:-1, 2:] - field[1:-1, :-2]
-    down = field[2:, 1:-1] - field[:-2, 1:-1]
-    return float(4 * field.sum() / np.sqrt(across * across + down * down).sum())
-
-
-def _widened(values: Values, radius: float) -> Values:
-    """Grey-level dilation by a radius in pixels, or erosion where it is negative; one field larger.
-
-    Crosses and squares in turn make an octagon; the last step is blended, being less than a pixel.
-    Source: Serra 1982, Image Analysis and Mathematical Morphology.
-    """
-    spread, radius = (np.maximum, radius) if radius > 0 else (np.minimum, -radius)
-    steps = math.ceil(radius)
-    height, width = values.shape
-    wide = np.zeros((height + 2 * steps, width + 2 * steps), np.float32)
-    wide[steps : steps + height, steps : steps + width] = values
-    for step in range(steps):
-        down = wide.copy()
-        spread(down[1:], wide[:-1], out=down[1:])
-        spread(down[:-1], wide[1:], out=down[:-1])
-        both = down.copy()
-        source = down if step % 2 else wide
-        spread(both[:, 1:], source[:, :-1], out=both[:, 1:])
-        spread(both[:, :-1], source[:, 1:], out=both[:, :-1])
-        wide += (both - wide) * np.float32(min(1.0, radius - step))
-    return wide
-
-
-def _centre_of_mass(field: Values) -> tuple[float, float]:
-    rows, columns = field.sum(axis=1), field.sum(axis=0)
-    places = np.arange(SIDE, dtype=np.float32)
-    total = float(rows.sum())
-    return float(rows @ places) / total, float(columns @ places) / total
-
-
-def _centred(field: Values) -> Pixels:
-    """Moves the centre of mass to the centre by whole pixels, as far as no ink leaves the field."""
-    places = []
-    for axis, centre in enumerate(_centre_of_mass(field)):
-        inked = np.flatnonzero(field.any(axis=1 - axis))
-        first, after = int(inked[0]), int(inked[-1]) + 1
-        shift = max(-first, min(SIDE - after, round(CENTRE - centre)))
-        places.append((slice(first, after), slice(first + shift, after + shift)))
-    (rows, new_rows), (columns, new_columns) = places
-    centred = np.zeros((SIDE, SIDE), np.uint8)
-    centred[new_rows, new_columns] = np.rint(field[rows, columns] * 255)
-    return centred
-
-
-def _is_formed(ink: Ink, side: int) -> bool:
-    """Whether ink in 28x28 pixels is in the box's size at the centre already."""
-    centre = _centre_of_mass(np.maximum(ink.apart, 0))
-    near = all(abs(place - CENTRE) <= FORMED_OFFSET for place in centre)
-    return near and FORMED_SIDES[0] <= side <= FORMED_SIDES[1]
 
 
 def _plausibility(second: float, aspect: float, stroke: float, clarity: float) -> float:

@@ -1,19 +1,24 @@
-"""Finds the ink in a grey picture: the paper under it, its polarity, the noise, and its parts.
+"""Finds ink in a grey picture: what stands out from even paper, or from the paper around it.
 
-Needs numpy only. Everything works on a picture that was shrunk to a few dozen pixels a side.
+Everything works on a picture that was shrunk to a few dozen pixels a side.
 """
 
 from __future__ import annotations
 
-import functools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-Values = npt.NDArray[np.float32]
+# uint8[h, w] and float32[h, w]; OpenCV's annotations promise neither.
+Grey = npt.NDArray[Any]
+Values = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
-Numbers = npt.NDArray[np.int64]
 
 # The shortest interval that holds this share of the pixels along the edge is paper: a digit that
 # was cropped tightly touches the edge with more than half of them now and then. Source of the
@@ -23,38 +28,57 @@ PAPER_SHARE = 0.45
 PAPER_SHARE_WIDTH = 1.196
 # Paper that varies by less than this share of the picture's range is taken for even.
 EVEN_SHARE = 0.08
-# Uneven paper is a quadratic surface, fitted to the means of so many fields a side: first a level,
-# then a plane, then bent, each fit with weights from the last one's residuals, so that ink counts
-# for nothing (Geman and McClure's weights).
-FIELDS = 12
-FIT_TERMS = (1, 3, 6, 6, 6)
-# A surface is only believed if what is left along the edge varies by so much less than the edge.
-FIT_SHARE = 0.5
 # This share of all pixels is paper, however thick the strokes; below that rank of their residuals
 # lies so much of a normal distribution's standard deviation.
 NOISE_RANK = 0.3
 NOISE_RANK_WIDTH = 0.385
+HALF_WIDTH = 0.674
+# Less contrast than this, of 255, is no ink.
+MIN_CONTRAST = 6.0
 # Ink stands out by this share of the strongest ink, by so many standard deviations of the noise,
-# and by so many grey levels of 255 (JPEG's traces on even paper stay below).
-INK_SHARE = 0.15
+# and by so many grey levels of 255 (JPEG's traces on even paper stay below). Beside shadows and
+# printed lines it stands out by the second share.
+INK_SHARE, LOCAL_INK_SHARE = 0.15, 0.4
 INK_DEVIATIONS = 4.0
 INK_LEVELS = 2.0
 # The strongest ink is that of the highest 1 in so many pixels.
-STRONGEST = 400
+STRONGEST, LOCAL_STRONGEST = 400, 200
+# Uneven paper is a quadratic surface, fitted to the means of so many fields a side: first a level,
+# then a plane, then bent, each fit with weights from the last one's residuals (Geman and
+# McClure's). It is only believed if what is left along the edge varies by so much less.
+FIELDS = 12
+FIT_TERMS = (1, 3, 6, 6, 6)
+FIT_SHARE = 0.5
+# What a sheet of paper covers of the picture.
+SHEET_SHARE, CONVEX = (0.08, 0.85), 0.85
 # Dark ink on paper that is darker than this is not scaled up further.
-DARKEST_PAPER = 32.0
+DARKEST_PAPER = np.uint8(32)
 # A part with less than this share of the main part's area is a speck, and so is one with less
 # than the second share that is farther from it than the third share of its longer side.
 SPECK_SHARE = 0.04
 FAR_SPECK_SHARE = 0.10
 FAR = 0.25
 # What touches the picture's edge is a frame, a ruled line or another's ink if a part that does not
-# has this share of its area.
+# has this share of its area; beside shadows and lines, this share of the picture's side.
 INNER_SHARE = 0.20
+INNER_SIDE = 0.12
+# What encloses a part of this share of its own side is a frame or a circle around the digit.
+ENCLOSED_SHARE = 0.35
+# What is not narrower or wider than this and fills this share of its box is a sheet; what covers
+# the second share of each side, in a band of the third share of the box, a frame.
+WIDE, SHEET_FILL, FRAME_COVER, FRAME_BAND = 2.5, 0.5, 0.8, 0.12
+# Ink of this share of the strongest is no blur.
+CORE = 0.5
+# What is as long as this share of the picture's side is a line across it.
+LINE_SHARE = 0.95
+# Lines are looked for that are turned by at most so much, in so many steps.
+MOST_TURN, TURNS = 0.08, 9
+HALF = np.uint8(128)
 
 _ROWS, _COLUMNS = (np.mgrid[:FIELDS, :FIELDS].reshape(2, -1) + 0.5) / FIELDS * 2 - 1
-_LEVEL = np.ones_like(_ROWS)
-_SURFACE = np.stack([_LEVEL, _COLUMNS, _ROWS, _COLUMNS**2, _COLUMNS * _ROWS, _ROWS**2], axis=1)
+_SURFACE = np.stack(
+    [np.ones_like(_ROWS), _COLUMNS, _ROWS, _COLUMNS**2, _COLUMNS * _ROWS, _ROWS**2], axis=1
+)
 _AT_EDGE = np.maximum(np.abs(_ROWS), np.abs(_COLUMNS)) > 1 - 1.5 / FIELDS
 
 
@@ -63,79 +87,154 @@ class Ink:
     """What stands out from the paper.
 
     Attributes:
-        values: float32[h, w], 0 (paper) to about 1 (ink), nothing where ``found`` is not set.
-        found: bool[h, w], where there is ink, and a pixel around it.
-        apart: float32[h, w], difference from the paper in grey levels, ink positive.
+        apart: float32 or uint8[h, w], difference from the paper in grey levels, ink positive.
+        found: uint8[h, w], 1 where there is ink, and a pixel around it.
         contrast: Grey levels between the strongest ink and the paper, of 255.
         noise: Standard deviation of the paper in grey levels, after smoothing.
+        local: Whether the paper was looked for around each pixel.
     """
 
-    values: Values
-    found: Mask
-    apart: Values
+    apart: npt.NDArray[Any]
+    found: Grey
     contrast: float
     noise: float
+    local: bool
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Connected parts of a mask, as runs of pixels along the rows.
+class Part:
+    """Ink that may be one digit.
 
     Attributes:
-        row: int64[R], of each run.
-        start: int64[R], its first column.
-        stop: int64[R], the column after its last.
-        label: int64[R], its part, 0 to P - 1.
-        area: int64[P], pixels of each part.
-        boxes: int64[P, 4], its top, bottom, left and right; bottom and right are one further.
+        values: float32 or uint8[h, w], ``apart`` of this ink alone, 0 elsewhere.
+        second: Area of its second largest connected part over the largest one's.
+        encloses: Whether another digit may be inside of it.
+        framed: Whether it is a frame around the digit, or a sheet.
+        whole: Whether next to nothing else was found.
+        alone: Whether it is whole, is no frame, and does not touch or span the picture's edges.
     """
 
-    row: Numbers
-    start: Numbers
-    stop: Numbers
-    label: Numbers
-    area: Numbers
-    boxes: Numbers
+    values: npt.NDArray[Any]
+    second: float = 0.0
+    encloses: bool = False
+    framed: bool = False
+    whole: bool = False
+    alone: bool = False
 
 
-def find_ink(grey: Values) -> Ink:
-    """Tells ink from paper.
+def shrunk(grey: Grey, side: int) -> Grey:
+    """Means of pixels, so that no side is longer than ``side``; the picture itself if none is."""
+    factor = math.ceil(max(grey.shape) / side)
+    if factor == 1:
+        return grey
+    height, width = grey.shape
+    # To whole fields, of which the means are many times as fast as of parts of pixels.
+    below, beside = -height % factor, -width % factor
+    if below or beside:
+        grey = cv2.copyMakeBorder(grey, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+    size = grey.shape[1] // factor, grey.shape[0] // factor
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
 
-    Paper is what most of the edge is, ink what stands out from it, to whichever side the
-    residuals are skewed. Light falls on ink and paper alike: on uneven paper the difference of dark
-    ink is counted as a share of the paper's.
 
-    Args:
-        grey: float32[h, w], 0 to 255.
+def on_paper(grey: Grey) -> Ink:
+    """Ink on paper that most of the edge is: of one grey, or lit unevenly but smoothly.
+
+    Ink is what stands out, to whichever side the differences are skewed. Light falls on ink and
+    paper alike: on uneven paper the difference of dark ink is counted as a share of the paper's.
     """
-    paper = _paper(grey)
-    apart = grey - paper
-    smooth = _smooth(apart)
-    if np.vdot(smooth * smooth, smooth) < 0:  # ink is darker than paper
-        light = 255 / np.maximum(paper, DARKEST_PAPER) if paper.ndim else np.float32(1)
-        apart = apart * -light
-        smooth = smooth * -light
-    strongest = min(smooth.size, max(3, smooth.size // STRONGEST))
-    contrast = float(np.sort(smooth, axis=None)[-strongest])
-    noise = _noise(apart, smooth)
-    found = smooth > max(INK_SHARE * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
-    values = np.where(found, apart, np.float32(0))
-    values *= np.float32(1 / max(contrast, 1.0))
-    np.maximum(values, 0, out=values)
-    return Ink(values, found, apart, contrast, noise)
-
-
-def _noise(apart: Values, smooth: Values) -> float:
-    """The smaller of two estimates: by the quieter pixels anywhere, and by the edge's paper."""
+    edge = np.sort(_edge(grey)).astype(np.float32)
+    low, high = _paper_interval(edge)
+    reach = high - low + 1
+    near = edge[np.searchsorted(edge, low - reach) : np.searchsorted(edge, high + reach, "right")]
+    level = near.mean(dtype=np.float32)
+    apart: Values = grey - level
+    light: Any = np.float32(1)
+    if high - low > EVEN_SHARE * (float(grey.max()) - float(grey.min())):
+        paper = _uneven_paper(grey, float(level))
+        left = _paper_interval(np.sort(_edge(grey - paper)))
+        # Where ink is most of the edge, as of an upright 1 that is cropped to its ink, none fits.
+        if left[1] - left[0] <= FIT_SHARE * (high - low):
+            apart, light = grey - paper, 255 / np.maximum(paper, DARKEST_PAPER)
+    smooth = cv2.blur(apart, (3, 3), borderType=cv2.BORDER_REPLICATE)
+    if np.vdot(smooth * smooth, smooth) < 0:
+        apart, smooth = apart * -light, smooth * -light
+    strong = np.sort(smooth[smooth >= INK_SHARE * float(smooth.max())])
+    contrast = float(strong[-min(len(strong), max(3, smooth.size // STRONGEST))])
     quiet = np.sort(np.abs(smooth[::2, ::2]), axis=None)
-    low, high = _paper_interval(_edge(apart))
     anywhere = float(quiet[int(len(quiet) * NOISE_RANK)]) / NOISE_RANK_WIDTH
-    return min(anywhere, (high - low) / PAPER_SHARE_WIDTH)
+    noise = min(anywhere, (high - low) / PAPER_SHARE_WIDTH)
+    found = smooth > max(INK_SHARE * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
+    return Ink(apart, found.view(np.uint8), contrast, noise, local=False)
 
 
-def _edge(values: Values) -> Values:
-    """The pixels along the edge, ascending."""
-    return np.sort(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
+def _uneven_paper(grey: Grey, level: float) -> Values:
+    """A quadratic surface, fitted to the means of fields so that ink counts for nothing."""
+    height, width = grey.shape
+    fields = cv2.resize(grey.astype(np.float64), (FIELDS, FIELDS), interpolation=cv2.INTER_AREA)
+    fields, trust = fields.ravel(), np.where(_AT_EDGE, 1.0, 0.1)
+    residual = fields - level
+    for terms in FIT_TERMS:
+        scale = max(INK_LEVELS, 2 * float(np.median(np.abs(residual[_AT_EDGE]))))
+        weights = trust / (1 + (residual / scale) ** 2) ** 2
+        basis = _SURFACE[:, :terms]
+        weighted = (basis * weights[:, None]).T
+        fit = np.linalg.solve(weighted @ basis + 1e-6 * np.eye(terms), weighted @ fields)
+        residual = fields - basis @ fit
+        trust = np.ones_like(residual)
+    y = (np.arange(height)[:, None] + 0.5) / height * 2 - 1
+    x = (np.arange(width)[None, :] + 0.5) / width * 2 - 1
+    level, across, down, bent_across, twist, bent_down = fit
+    columns = level + (across + bent_across * x) * x
+    surface: Values = (columns + (down + bent_down * y + twist * x) * y).astype(np.float32)
+    return surface
+
+
+def sheet(grey: Grey) -> Grey | None:
+    """The picture with the paper's grey in place of what lies around a light sheet, if it has one.
+
+    That is the largest light part, if it is convex.
+    """
+    light = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
+    light = cv2.morphologyEx(light, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    outlines, _ = cv2.findContours(light, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not outlines:
+        return None
+    outline = max(outlines, key=cv2.contourArea)
+    area = cv2.contourArea(hull := cv2.convexHull(outline))
+    convex = cv2.contourArea(outline) > CONVEX * area
+    if not convex or not SHEET_SHARE[0] < area / grey.size < SHEET_SHARE[1]:
+        return None
+    mask = cv2.erode(cv2.fillConvexPoly(np.zeros_like(grey), hull, 1), np.ones((7, 7), np.uint8))
+    if not mask.any():
+        return None
+    return np.where(mask > 0, grey, np.uint8(np.median(grey[mask > 0])))
+
+
+def apart_from_around(grey: Grey, share: float) -> Grey:
+    """How much darker each pixel is than the paper around strokes, as a share of the paper's grey.
+
+    Strokes are thinner than a share of the picture's side. Light falls on ink and paper alike. The
+    paper is the morphological closing, which keeps the edges of shadows. Returns uint8[h, w].
+    """
+    size = max(3, round(share * max(grey.shape)) | 1)
+    square = np.ones((size, size), np.uint8)
+    paper = cv2.morphologyEx(grey, cv2.MORPH_CLOSE, square, borderType=cv2.BORDER_REPLICATE)
+    return cv2.divide(cv2.subtract(paper, grey), np.maximum(paper, DARKEST_PAPER), scale=255)
+
+
+def standing_out(apart: Grey, least: float = LOCAL_INK_SHARE) -> Ink:
+    """Ink is what has this share of the strongest ink."""
+    smooth = cv2.GaussianBlur(apart, (3, 3), 0)
+    ranks = cv2.calcHist([smooth], [0], None, [256], [0, 256]).ravel().cumsum() / smooth.size
+    noise = float(ranks.searchsorted(0.5)) / HALF_WIDTH + 1
+    contrast = float(ranks.searchsorted(1 - 1 / LOCAL_STRONGEST))
+    threshold = max(least * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
+    found = cv2.threshold(smooth, threshold, 1, cv2.THRESH_BINARY)[1]
+    return Ink(apart, found, contrast, noise, local=True)
+
+
+def _edge(grey: Grey) -> Grey:
+    return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
 
 
 def _paper_interval(ordered: Values) -> tuple[float, float]:
@@ -145,166 +244,147 @@ def _paper_interval(ordered: Values) -> tuple[float, float]:
     return float(ordered[least]), float(ordered[least + held])
 
 
-def _paper(grey: Values) -> Values:
-    """The paper's grey: a number (float32[]) where it is even, else float32[h, w]."""
-    edge = _edge(grey)
-    low, high = _paper_interval(edge)
-    reach = high - low + 1
-    near = edge[np.searchsorted(edge, low - reach) : np.searchsorted(edge, high + reach, "right")]
-    level = near.mean(dtype=np.float32)
-    if high - low <= EVEN_SHARE * float(grey.max() - grey.min()):
-        return np.asarray(level)
-    paper = _uneven_paper(grey, float(level))
-    low_left, high_left = _paper_interval(_edge(grey - paper))
-    # Where ink is most of the edge, as of an upright 1 that is cropped to its ink, none fits.
-    fits = high_left - low_left <= FIT_SHARE * (high - low)
-    return paper if fits else np.asarray(level)
+def without_lines(apart: Grey, length: float, band: float = 0.5) -> Grey:
+    """Takes out straight lines, level or upright to a few degrees, of a share of each side.
 
-
-def _uneven_paper(grey: Values, level: float) -> Values:
-    height, width = grey.shape
-    fields = resample(grey, (0, height, 0, width), (FIELDS, FIELDS)).ravel().astype(np.float64)
-    residual = fields - level
-    trust = np.where(_AT_EDGE, 1.0, 0.1)
-    for terms in FIT_TERMS:
-        scale = max(INK_LEVELS, 2 * float(np.median(np.abs(residual[_AT_EDGE]))))
-        weights = trust / (1 + (residual / scale) ** 2) ** 2
-        basis = _SURFACE[:, :terms]
-        weighted = (basis * weights[:, None]).T
-        fit = np.linalg.solve(weighted @ basis + 1e-6 * np.eye(terms), weighted @ fields)
-        residual = fields - basis @ fit
-        trust = _LEVEL
-    y = (np.arange(height)[:, None] + 0.5) / height * 2 - 1
-    x = (np.arange(width)[None, :] + 0.5) / width * 2 - 1
-    level, across, down, bent_across, twist, bent_down = fit
-    columns = level + (across + bent_across * x) * x
-    surface: Values = (columns + (down + bent_down * y + twist * x) * y).astype(np.float32)
-    return surface
-
-
-def _smooth(values: Values) -> Values:
-    """Means of 3x3 pixels; the edge is repeated."""
-    rows = np.concatenate([values[:1], values, values[-1:]])
-    rows = rows[:-2] + rows[1:-1] + rows[2:]
-    columns = np.concatenate([rows[:, :1], rows, rows[:, -1:]], axis=1)
-    means: Values = (columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:]) * np.float32(1 / 9)
-    return means
-
-
-def find_parts(found: Mask) -> Parts:
-    """Connected parts of a mask that is not empty; pixels that touch at a corner are connected."""
-    height, width = found.shape
-    step = width + 1  # a column of paper ends every run
-    padded = np.zeros(height * step + 1, np.bool_)
-    padded[1:].reshape(height, step)[:, :width] = found
-    edges = np.flatnonzero(padded[1:] != padded[:-1])
-    start, stop = edges[::2], edges[1::2]
-    # The runs of the next row that a run touches are neighbours in that order.
-    first = np.searchsorted(stop, start + step, "left")
-    after = np.searchsorted(start, stop + step, "right")
-    roots = _join(first.tolist(), after.tolist())
-    row = start // step
-    start, stop = start - row * step, stop - row * step
-    if not any(roots):  # one part, as most digits are
-        box = [[row[0], row[-1] + 1, start.min(), stop.max()]]
-        return Parts(
-            row, start, stop, np.zeros_like(row), np.array([(stop - start).sum()]), np.array(box)
-        )
-    _, label = np.unique(roots, return_inverse=True)
-    order = np.argsort(label, kind="stable")
-    begins = np.searchsorted(label[order], np.arange(label.max() + 1))
-    lowest = [np.minimum.reduceat(edge[order], begins) for edge in (row, start)]
-    highest = [np.maximum.reduceat(edge[order], begins) for edge in (row + 1, stop)]
-    boxes = np.stack([lowest[0], highest[0], lowest[1], highest[1]], axis=1)
-    area = np.add.reduceat((stop - start)[order], begins)
-    return Parts(row, start, stop, label, area, boxes)
-
-
-def _join(first: list[int], after: list[int]) -> list[int]:
-    """The lowest run that each run is connected with, given the runs that touch it from below."""
-    root = list(range(len(first)))
-    for run, (begin, end) in enumerate(zip(first, after, strict=True)):
-        for other in range(begin, end):
-            one, two = root[run], root[other]
-            if two == other:  # a root, as it is when nothing above touched it
-                root[other] = one
-                continue
-            while root[one] != one:
-                root[one] = one = root[root[one]]
-            while root[two] != two:
-                root[two] = two = root[root[two]]
-            root[max(one, two)] = min(one, two)
-    for run, lower in enumerate(root):  # a root is never above what it is the root of
-        root[run] = root[lower]
-    return root
-
-
-def choose_parts(parts: Parts, shape: tuple[int, int]) -> Mask:
-    """bool[P]: the parts that belong to the digit, the largest one and what is not far from it."""
-    top, bottom, left, right = parts.boxes.T
-    at_edge = (top == 0) | (left == 0) | (bottom == shape[0]) | (right == shape[1])
-    area = parts.area
-    inner = np.where(at_edge, 0, area)
-    if inner.max() >= INNER_SHARE * area.max():
-        area = inner
-    main = int(area.argmax())
-    above, below, before, behind = parts.boxes[main]
-    gap_y = np.maximum(top - below, above - bottom)
-    gap_x = np.maximum(left - behind, before - right)
-    near = np.maximum(gap_y, gap_x) <= FAR * max(below - above, behind - before)
-    share = area / area[main]
-    chosen: Mask = (share >= FAR_SPECK_SHARE) | (near & (share >= SPECK_SHARE))
-    return chosen
-
-
-def keep_parts(values: Values, parts: Parts, chosen: Mask) -> Values:
-    """The values with nothing left of the parts that were not chosen."""
-    height, width = values.shape
-    runs = chosen[parts.label]
-    change = np.zeros((height, width + 1), np.int8)
-    change[parts.row[runs], parts.start[runs]] = 1
-    change[parts.row[runs], parts.stop[runs]] = -1
-    inside = np.cumsum(change.ravel(), dtype=np.int8).reshape(height, width + 1)
-    kept: Values = values * inside[:, :-1]
-    return kept
-
-
-def resample(values: Values, box: tuple[int, int, int, int], shape: tuple[int, int]) -> Values:
-    """The part of a picture inside a box, in ``shape`` pixels.
+    The picture is sheared until its rows are darkest in few of them; what is dark all along a row
+    is a line. Where one crosses a stroke, the stroke is filled from above and below.
 
     Args:
-        values: float32[h, w].
-        box: Top, bottom, left and right, in pixels.
-        shape: Height and width of the result.
+        apart: See ``Ink``.
+        length: Of a line, as a share of the side.
+        band: Lines further inside than this share of the other side stay.
     """
-    top, bottom, left, right = box
-    if bottom - top >= shape[0] and right - left >= shape[1]:  # nothing around it counts
-        values, (top, left) = values[top:bottom, left:right], (0, 0)
-        bottom, right = values.shape
-    down = _weights(values.shape[0], top, bottom, shape[0])
-    across = _weights(values.shape[1], left, right, shape[1])
-    return (down @ values @ across.T).astype(np.float32, copy=False)
+    for _ in range(2):
+        apart = cv2.transpose(apart)
+        height, width = apart.shape
+        coarse = cv2.resize(np.minimum(apart, HALF), (width // 2 + 1, height // 2 + 1))
+        turn = max(np.linspace(-MOST_TURN, MOST_TURN, TURNS), key=partial(_energy, coarse))
+        sheared = _sheared(apart, turn)
+        thick = cv2.dilate(sheared, np.ones((3, 1), np.uint8))
+        row = np.ones((1, max(3, int(length * width))), np.uint8)
+        lines = cv2.morphologyEx(thick, cv2.MORPH_OPEN, row, borderType=cv2.BORDER_REPLICATE)
+        within = round(band * height)
+        lines[within : height - within] = 0
+        rest = cv2.subtract(sheared, lines)
+        rest = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((5, 1), np.uint8))
+        apart = _sheared(rest, -turn)
+    return apart
 
 
-@functools.lru_cache(maxsize=1024)
-def _weights(size: int, start: int, stop: int, count: int) -> Values:
-    """float32[count, size]: what each of ``size`` pixels gives to each of ``count`` of a range.
+def _energy(apart: Grey, shear: float) -> float:
+    profile = cv2.reduce(_sheared(apart, shear), 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F)
+    return float(np.vdot(profile, profile))
 
-    Fewer pixels are the means of what they cover, so that thin strokes fade and do not break; more
-    are interpolated by Keys' cubic. Source: Keys 1981, Cubic Convolution Interpolation for Digital
-    Image Processing.
-    """
-    step = (stop - start) / count
-    first = np.float32(start) + np.arange(count, dtype=np.float32)[:, None] * np.float32(step)
-    places = np.arange(size, dtype=np.float32)[None, :]
-    if step >= 1:
-        covered = np.minimum(first + np.float32(step), places + 1) - np.maximum(first, places)
-        shares: Values = np.maximum(covered, 0) * np.float32(1 / step)
-        return shares
-    centres = np.clip(first + np.float32(step / 2), 0.5, size - 0.5)
-    apart = np.abs(centres - places - np.float32(0.5))
-    near = (1.5 * apart - 2.5) * apart * apart + 1
-    far = ((2.5 - 0.5 * apart) * apart - 4) * apart + 2
-    cubic = np.where(apart < 1, near, np.where(apart < 2, far, np.float32(0)))
-    weights: Values = (cubic / cubic.sum(axis=1, keepdims=True)).astype(np.float32)
-    return weights
+
+def _sheared(apart: Grey, shear: float) -> Grey:
+    height, width = apart.shape
+    matrix = np.array([[1, 0, 0], [shear, 1, -shear * width / 2]], np.float32)
+    return cv2.warpAffine(apart, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+
+
+def parts(ink: Ink) -> list[Part]:
+    """What may be the digit: the main connected part with what is near it, and what it encloses."""
+    if ink.contrast < MIN_CONTRAST:
+        return []
+    return [part for part in _parts(ink) if part.values.any()]
+
+
+def _parts(ink: Ink) -> Iterator[Part]:
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(ink.found, ltype=cv2.CV_16U)
+    left, top, width, height, area = stats[1:].T
+    boxes = np.stack([top, left, top + height, left + width])
+    rows, columns = ink.found.shape
+    near = 1 if ink.local else 0
+    at_edge = (boxes[:2].min(axis=0) <= near) | (boxes[2] >= rows - near)
+    at_edge |= boxes[3] >= columns - near
+    if count == 2:
+        encloses = not ink.local and _encloses(ink)
+        framed = _is_frame_or_sheet(ink.found, boxes[:, 0])
+        alone = not (encloses or framed or ink.local or at_edge[0])
+        yield Part(_values(ink, ink.found), 0.0, encloses, framed, not encloses, alone)
+    elif count > 2:
+        yield from _chosen(ink, labels, boxes, area, at_edge)
+
+
+def _chosen(
+    ink: Ink, labels: Values, boxes: Values, area: Values, at_edge: Mask
+) -> Iterator[Part]:  # fmt: skip
+    side = (boxes[2:] - boxes[:2]).max(axis=0)
+    inner = np.where(at_edge, 0, area)
+    if ink.local:
+        has_inner = (inner[side >= INNER_SIDE * max(ink.found.shape)]).any()
+    else:
+        has_inner = inner.max() >= INNER_SHARE * area.max()
+    if has_inner:
+        area = inner
+    if ink.local:  # a pale part is larger than a digit, now and then
+        weight = np.bincount(labels.ravel(), ink.apart.ravel())[1:]
+        area = np.where(area > 0, weight, 0)
+    main = int(area.argmax())
+    inside = (boxes[:2] > boxes[:2, [main]]).all(axis=0) & (side > ENCLOSED_SHARE * side[main])
+    inside &= (boxes[2:] < boxes[2:, [main]]).all(axis=0)
+    yield _part(ink, labels, boxes, area, main, encloses=bool(inside.any()))
+    second = np.where(inside, area, 0)
+    if second.any():
+        area = np.where(np.arange(len(area)) == main, 0, area)
+        yield _part(ink, labels, boxes, area, int(second.argmax()))
+
+
+def _encloses(ink: Ink) -> bool:
+    """Whether ink lies in a hole of other ink, all around it, and is large."""
+    dark = (ink.apart > CORE * ink.contrast).view(np.uint8)
+    outlines, tree = cv2.findContours(dark, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    for outline, (_, _, _, hole) in zip(outlines, tree[0] if len(outlines) else [], strict=True):
+        if hole >= 0 and tree[0][hole][3] >= 0:
+            around = max(cv2.boundingRect(outlines[tree[0][hole][3]])[2:])
+            if max(cv2.boundingRect(outline)[2:]) > ENCLOSED_SHARE * around:
+                return True
+    return False
+
+
+def _is_frame_or_sheet(found: Grey, box: npt.NDArray[Any]) -> bool:
+    """Whether there is ink along all sides of its box, or in most of that."""
+    top, left, bottom, right = box
+    found = found[top:bottom, left:right]
+    height, width = found.shape
+    if not 1 / WIDE < width / height < WIDE:
+        return False
+    if found.mean() > SHEET_FILL:
+        return True
+    rows, columns = round(FRAME_BAND * height) + 1, round(FRAME_BAND * width) + 1
+    across = found[:rows].any(axis=0), found[-rows:].any(axis=0)
+    down = found[:, :columns].any(axis=1), found[:, -columns:].any(axis=1)
+    return all(band.mean() >= FRAME_COVER for band in (*across, *down))
+
+
+def _part(
+    ink: Ink, labels: npt.NDArray[Any], boxes: npt.NDArray[Any], area: npt.NDArray[Any], main: int,
+    *, encloses: bool = False,
+) -> Part:  # fmt: skip
+    """A connected part and those that belong to it: large ones, and small ones near by."""
+    low, high = boxes[:2], boxes[2:]
+    gap = np.maximum(low - high[:, [main]], low[:, [main]] - high).max(axis=0)
+    share = area / area[main]
+    chosen = (gap <= FAR * (high[:, main] - low[:, main]).max()) & (share >= SPECK_SHARE)
+    if ink.local:
+        chosen &= ~((low < low[:, [main]]) & (high > high[:, [main]])).all(axis=0)
+    else:
+        chosen |= share >= FAR_SPECK_SHARE
+    chosen[main] = True
+    shares = np.sort(share[chosen])
+    second = float(min(shares[-2], 1 / shares[-2])) if len(shares) > 1 else 0.0
+    kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
+    whole = not encloses and bool(share[~chosen].sum() < FAR_SPECK_SHARE)
+    framed = _is_frame_or_sheet(ink.found, boxes[:, main])
+    size = np.array([ink.found.shape]).T
+    lines = (high - low)[:, chosen] >= LINE_SHARE * size  # of ruled paper
+    alone = whole and not ink.local and not lines.any()
+    return Part(_values(ink, kept), second, encloses, framed, whole, alone)
+
+
+def _values(ink: Ink, mask: Grey) -> npt.NDArray[Any]:
+    if ink.local:  # the threshold is high, and edges below it are strokes', too
+        return cv2.copyTo(ink.apart, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
+    values: Values = np.maximum(ink.apart * mask, 0)
+    return values

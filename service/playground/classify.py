@@ -146,7 +146,7 @@ class ClassifyHandler:
         if images.files:
             self._gate.check_count("encoded.files", len(images.files))
             request = Request(b"", len(images.files), deadline, _reply, waiting)
-            self._gate.prepare(request, Pictures(images.files))
+            self._gate.prepare(request, Pictures(images.files, self._gate.judge))
         else:
             count = self._gate.count_images("pixels", len(images.pixels))
             self._gate.submit([Request(images.pixels, count, deadline, _reply, waiting)])

@@ -153,7 +153,7 @@ class ClassifyEdge:
             self._gate.submit([request])
         else:
             call.message = b""  # the files are held already
-            self._gate.prepare(request, Pictures(files))
+            self._gate.prepare(request, Pictures(files, self._gate.judge))
 
 
 def read_pixels(

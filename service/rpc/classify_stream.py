@@ -241,7 +241,7 @@ class ClassifyStream:
         if files is None:
             edge.gate.submit([request])
         else:
-            edge.gate.prepare(request, Pictures(files))
+            edge.gate.prepare(request, Pictures(files, edge.gate.judge))
 
     def _has_room(self) -> bool:
         """Whether another item may come; the lock must be held."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from digits.images import Normalised
 from service.serving.batch import BatchListener
 from service.serving.batcher import Batcher
 from service.serving.model import ModelRunner, ServedModel
@@ -51,6 +52,12 @@ class Gate:
     def model(self) -> ServedModel | None:
         """The model in service, or None while loading."""
         return self._runner.model
+
+    def judge(self, reading: Normalised) -> tuple[int, float]:
+        """The digit that the model in service takes a reading of a picture for, and its score."""
+        result = self._runner.run(reading.pixels.tobytes(), 1)
+        score = float(result.scores(0, 1)[0]) * reading.plausibility
+        return int(result.probabilities[0].argmax()), score
 
     @property
     def is_open(self) -> bool:

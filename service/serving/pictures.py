@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from digits.files import grey, opened, pixels_claimed
-from digits.images import Normalised, PictureError, examine_grey
+from digits.images import Judge, Normalised, PictureError, by_shape, examine_grey
 from service.serving.request import InvalidInputError, Request
 
 # Process-wide: callers' pictures are bounded below, and Pillow's warning about large ones would
 # only be logged for files that are rejected anyway.
 Image.MAX_IMAGE_PIXELS = None
+# Likewise: pictures are small when OpenCV gets them, and the other cores are for inference.
+cv2.setNumThreads(1)
 # In all files of a request: a few kilobytes can unfold into as many as one file may have, while the
 # files of other callers wait.
 MAX_REQUEST_PIXELS = 2**26
@@ -24,13 +27,17 @@ class Pictures:
 
     Args:
         files: PNG, JPEG, WebP or BMP files.
+        judge: Chooses between readings of a picture that is not clean: see ``examine_grey``.
         name: What they are called in errors, without their index.
     """
 
-    def __init__(self, files: Sequence[bytes], name: str = "encoded.files") -> None:
+    def __init__(
+        self, files: Sequence[bytes], judge: Judge = by_shape, name: str = "encoded.files"
+    ) -> None:
         self.size = sum(len(data) for data in files)
         self.steps = len(files)
         self._files = files
+        self._judge = judge
         self._name = name
         self._images: list[Normalised] = []
         self._pixels_left = MAX_REQUEST_PIXELS
@@ -61,7 +68,7 @@ class Pictures:
         except PictureError as error:
             name = f"{self._name}[{index}]"
             raise InvalidInputError(name, error.expected, error.got) from None
-        self._images.append(examine_grey(levels))
+        self._images.append(examine_grey(levels, self._judge))
 
     def give_to(self, request: Request) -> None:
         """Sets images, count and plausibility of the request."""

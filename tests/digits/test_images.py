@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFile, ImageFilter
 
-from digits import images as module
+from digits import form
 from digits.client import DigitClient, DigitError
 from digits.files import grey, opened
-from digits.images import PictureError, examine, normalise
+from digits.images import PictureError, examine, examine_grey, grey_of, normalise
+from digits.ink import shrunk
 from service.artifact.format import load_artifact
 from service.artifact.repository import in_serving_order
 from service.serving.engine import Engine
@@ -24,6 +25,7 @@ from service.serving.loader import ON_CPU
 from service.serving.pictures import Pictures
 from service.serving.request import InvalidInputError
 from tests import presentations as p
+from tests import scenes
 from tests.conftest import COMMITTED, SAMPLES
 
 # Digits of the short form; one more of them wrong than among raw pixels is what chance allows.
@@ -52,6 +54,29 @@ def test_presentations_are_recognised_like_raw_pixels(name, engine, sample):
     right_of_raw = (engine.run(digits).argmax(axis=1) == labels).sum()
     assert right >= right_of_raw - 1
     assert np.mean([s.plausibility > 0.5 for s in seen]) >= 0.95
+
+
+READ = (
+    "ruled paper", "squared paper", "shadow, soft", "sheet on a desk", "black bars", "badge",
+    "thin black frame", "form box around", "cell borders left over", "transparent, trimmed",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("pen", ["thick", "thin"])
+def test_scenes_are_read(name, pen, engine, sample):
+    def judge(reading):
+        probabilities, is_digit = engine.answer(reading.pixels[None])
+        score = float(probabilities.max() * is_digit[0]) * reading.plausibility
+        return int(probabilities.argmax()), score
+
+    rng = np.random.default_rng(7)
+    right = 0
+    for digit, label in zip(sample["images"][:30], sample["labels"][:30].tolist(), strict=True):
+        ink = scenes.thick(digit, rng) if pen == "thick" else scenes.thin(label, rng)
+        grey = grey_of(scenes.photo(scenes.SCENES[name], ink, rng))
+        right += judge(examine_grey(grey, judge))[0] == label
+    assert right >= 26
 
 
 def test_files_of_every_kind_through_real_servers(server, sample):
@@ -215,7 +240,9 @@ def many_chunks(data, chunks):
             many_scans(saved_twice(64, progressive=True), 200),
             r"expected a JPEG of at most 64 scans, got 2\d\d scans",
         ),
-        (b"GIF89a" + bytes(100), "expected a PNG, JPEG, WebP or BMP file, got 106 bytes"),
+        (b"GIF89a" + bytes(100), "expected a PNG, JPEG, WebP or BMP file, got 106 bytes of GIF"),
+        (bytes(4) + b"ftypheic" + bytes(9), "expected a PNG, .* file, got 21 bytes of HEIC"),
+        (b"<svg xmlns=''/>", "expected a PNG, .* file, got 15 bytes of SVG"),
         (p.png(Image.new("L", (90, 90)))[:-40], "expected a readable image file, got a damaged"),
     ],
 )
@@ -336,6 +363,12 @@ def test_image_that_claims_more_pixels_than_allowed_takes_no_memory():
     assert b"at most 16,777,216 pixels, got more" in done.stdout
 
 
+def test_photo_of_24_megapixels_is_read():
+    photo = Image.new("L", (6000, 4000), 230)
+    ImageDraw.Draw(photo).line((3000, 1000, 3000, 3000), fill=20, width=300)
+    assert normalise(p.saved(photo, "JPEG"))[8:20, 13:15].min() > 200
+
+
 def test_damaged_exif_is_no_reason_to_refuse(sample):
     good = p.turned_by_exif(sample["images"][0], None)
     place = good.index(b"Exif\0\0") + 6
@@ -377,12 +410,12 @@ def test_strokes_are_brought_to_the_usual_width(width, least, most):
     ring = Image.new("L", (160, 160), 255)
     ImageDraw.Draw(ring).ellipse((30, 30, 130, 130), outline=0, width=4 * width)
     seen = normalise(np.asarray(ring)).astype(np.float32) / 255
-    assert least <= module._stroke_width(seen) <= most
+    assert least <= form._stroke_width(seen) <= most
 
 
 def test_large_photo_is_looked_at_in_small():
     """What is examined has a bounded number of pixels, whatever the file's."""
     photo = np.full((3000, 4000), 255, np.uint8)
     photo[900:2100, 1900:2100] = 0
-    assert module._shrink(photo, 56).shape == (53, 71)
+    assert shrunk(photo, 72).shape == (54, 72)
     assert normalise(photo).any()

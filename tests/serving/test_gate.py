@@ -157,7 +157,7 @@ def test_files_become_images_with_their_plausibility(core):
 def test_file_that_can_not_be_read_is_named_and_no_listener_told():
     core = serving()
     request = core.request()
-    core.gate.prepare(request, Pictures([SEVEN, b"nothing"], "body.files"))
+    core.gate.prepare(request, Pictures([SEVEN, b"nothing"], name="body.files"))
     assert core.gate.stop(30)
     assert core.answered == [request]
     assert request.refusal is Refusal.INVALID

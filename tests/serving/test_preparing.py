@@ -42,7 +42,7 @@ class Bench:
         self.ended += [(request, request.refusal) for request in requests]
 
     def prepare(self, request, files):
-        self.preparer.submit(request, Pictures(files, "files"), self.passed_on)
+        self.preparer.submit(request, Pictures(files, name="files"), self.passed_on)
 
     def submit(self, files, deadline=None) -> Request:
         request = self.request(deadline)
