@@ -51,7 +51,7 @@ class TrainingConfig:
         2000, "images held out of the training set, for every choice that is made",
         bounds=(0, 30_000),
     )  # fmt: skip
-    epochs: int = option(40, "passes over the training set", bounds=(1, 10_000))
+    epochs: int = option(60, "passes over the training set", bounds=(1, 10_000))
     batch_size: int = option(128, "images per optimiser step", bounds=(2, 60_000))
     optimizer: str = option("adamw", "optimiser", choices=OPTIMIZERS)
     max_lr: float = option(
