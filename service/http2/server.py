@@ -255,13 +255,13 @@ class Server:
             timeout = self._timeout_s(next_look)
             ready = self._epoll.poll(timeout, READY_AT_ONCE)
             now = time.monotonic()
-            work = Work(self.hooks)
+            work, woken = Work(self.hooks), False
             for descriptor, events in ready:
                 link = self._links.get(descriptor)
                 if link is not None:
                     self._read(link, events, now, work)
                 elif descriptor == self._wake:
-                    self._do_soon()
+                    woken = True
                 elif descriptor in self._listeners:
                     self._accept(self._listeners[descriptor], now)
             while self._deadlines and self._deadlines[0][0] <= now:
@@ -271,7 +271,7 @@ class Server:
                 next_look = now + self._look_s
                 self._look(now, work)
             work.do()
-            if self._soon:  # bounds that were passed just now, whatever else is ready
+            if woken or self._soon:  # after it: a call is opened before it goes on
                 self._do_soon()
             self._take_turns()
             self._rest(now)

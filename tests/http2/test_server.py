@@ -15,7 +15,7 @@ import pytest
 
 from service.http2 import Limits
 from service.http2.connection import MAX_FRAMES_AT_ONCE
-from service.http2.frames import ACK, PING, PREFACE, SETTINGS, frame
+from service.http2.frames import ACK, PING, PREFACE, SETTINGS, WINDOW_UPDATE, frame
 from service.http2.messages import OK_TRAILERS, prefixed
 from service.http2.server import READY_AT_ONCE
 from tests.certificates import Authority
@@ -420,3 +420,26 @@ def test_burst_of_frames_on_one_connection_is_answered_whole(encrypted, authorit
         caller.send(PREFACE + frame(SETTINGS, 0, 0) + pings)
         answers = (found for found in caller.frames() if found[0] == PING and found[1] & ACK)
         assert len(list(itertools.islice(answers, count))) == count
+
+
+def test_stream_is_opened_before_its_messages_come_whatever_else_the_loop_has_to_do():
+    """A connection has so many frames at a time: here the last one opens a stream."""
+    pairs, ended = MAX_FRAMES_AT_ONCE // 2, threading.Event()
+    with running(ROUTES, limits=Limits(streams=2 * pairs)) as server, Caller(server) as caller:
+
+        def wake():
+            while not ended.is_set():
+                server.call_soon(lambda: None)
+
+        waker = threading.Thread(target=wake)
+        waker.start()
+        try:
+            numbers = itertools.count(1, 2)
+            for _ in range(30):
+                streams = [next(numbers) for _ in range(pairs)]
+                calls = b"".join(call(number, b"x", STREAM) for number in streams)
+                caller.send(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)) + calls)
+                assert caller.status(streams[-1]) == OK_TRAILERS
+        finally:
+            ended.set()
+            waker.join()
