@@ -244,14 +244,15 @@ def _in_form(ink: Ink, part: Part) -> Normalised:
     plausibility = _plausibility(part.second, aspect, stroke, ink.contrast / (ink.noise + 1))
     if part.encloses:
         plausibility *= ENCLOSING
-    whole = not ink.local and ink.apart.shape == (SIDE, SIDE) and ink.noise == 0
-    if whole and is_formed(np.maximum(ink.apart, 0), side):
+    clean = not ink.local and ink.apart.shape == (SIDE, SIDE) and ink.noise == 0
+    is_ready = clean and is_formed(np.maximum(ink.apart, 0), side)
+    if is_ready:
         pixels = np.rint(np.clip(ink.apart, 0, 255)).astype(np.uint8)
     elif holes(pixels) > MOST_HOLES:
         plausibility *= ENCLOSING
     # Several digits, and nothing else: another reading would find one of them.
     several = part.alone and part.second > SECOND_PART[0]
-    alone = several or (part.alone and plausibility == 1)
+    alone = is_ready or several or (part.alone and plausibility == 1)
     return Normalised(pixels, plausibility, part.whole, alone)
 
 

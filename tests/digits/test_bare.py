@@ -97,7 +97,7 @@ def test_large_picture_is_seen_like_a_small_one(mode, sample):
     seven = np.zeros((28, 28), np.uint8)
     seven[:] = sample["images"][0]
     small = Image.fromarray(255 - seven).resize((560, 560))
-    tones = np.asarray(small.resize((2501, 2203))).astype(np.uint16)
+    tones = np.asarray(small.resize((2501, 2501))).astype(np.uint16)
     large = Image.fromarray(tones * 257 if mode == "I;16" else tones.astype(np.uint8))
     if mode != "I;16":
         large = large.convert(mode)
