@@ -14,6 +14,7 @@ from service.rpc.codec import parse
 from service.rpc.recorder import Recorder
 from service.rpc.status import Status, departed_code, fail, invalid_status, unavailable
 from service.serving.gate import Gate
+from service.serving.model import ServedModel
 from service.serving.request import InvalidInputError
 from service.telemetry.listener import Method
 
@@ -29,12 +30,15 @@ class SimpleMethod:
     Args:
         method: It.
         recorder: Is notified of calls.
-        answer: Makes the response, or says how the call ends otherwise; may raise
-            ``InvalidInputError``.
+        answer: Makes the response, serialised or not, or says how the call ends otherwise; may
+            raise ``InvalidInputError``.
     """
 
     def __init__(
-        self, method: Method, recorder: Recorder, answer: Callable[[bytes], Message | Status]
+        self,
+        method: Method,
+        recorder: Recorder,
+        answer: Callable[[bytes], Message | bytes | Status],
     ) -> None:
         self._method = method
         self._recorder = recorder
@@ -53,18 +57,26 @@ class SimpleMethod:
                 code, message = answer.code, answer.message
                 was_sent = fail(call, answer)
             else:
-                was_sent = call.respond(answer.SerializeToString())
+                encoded = answer if isinstance(answer, bytes) else answer.SerializeToString()
+                was_sent = call.respond(encoded)
             if not was_sent:
                 code, message = departed_code(call.deadline, call.received), "the caller left"
             self._recorder.ended(self._method, [call], code, message)
 
 
-def answer_get_model(gate: Gate, message: bytes) -> Message | Status:
-    """The response to a GetModelRequest."""
+def answer_get_model(gate: Gate, message: bytes) -> bytes | Status:
+    """The response to a GetModelRequest, made once for each model: a manifest can be long."""
     parse(digits_pb2.GetModelRequest, message)
     model = gate.model
     if model is None:
         return LOADING
+    answer = model.encoded.get(GET_MODEL)
+    if answer is None:
+        answer = model.encoded[GET_MODEL] = _describe(model).SerializeToString()
+    return answer
+
+
+def _describe(model: ServedModel) -> digits_pb2.GetModelResponse:
     ref = digits_pb2.ModelRef(
         name=model.name,
         version=model.version,

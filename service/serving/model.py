@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ class ServedModel:
         provider: The execution provider that runs it.
         engine: What runs it.
         batch_seconds: Size of a batch to its duration on one slot, measured at warm-up.
+        encoded: Answers that describe it, made once, under a key of whoever made them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ServedModel:
     provider: str
     engine: Engine
     batch_seconds: Mapping[int, float]
+    encoded: dict[Any, bytes] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def version(self) -> str:

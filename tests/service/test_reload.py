@@ -11,18 +11,21 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 
 from digits.client import DigitClient
+from digits.v1 import digits_pb2
 from export.__main__ import main as export_command
 from export.artifact import promote, sign_release
 from service.artifact.format import MANIFEST, load_artifact
 from service.artifact.golden import GOLDEN, read_golden, write_golden
 from service.artifact.repository import ANY
 from service.config import ServerConfig
+from service.rpc.get_model import answer_get_model
 from service.server import DigitsServer
 from service.serving.engine import Engine
 from service.serving.loader import ModelLoader
@@ -191,6 +194,19 @@ def test_release_that_was_refused_is_tried_again_when_its_files_change(repositor
     wait_until(lambda: loads(server, "refused") >= 1 or serving_version(server) == 2)
     (folder / FP32).write_bytes(complete)
     wait_until(lambda: serving_version(server) == 2)
+
+
+def test_answer_that_describes_a_model_is_made_once_for_each(repository):
+    """GetModel, of which a burst would hold up other callers: a manifest is long."""
+    copy_release(repository, 2, "2")
+    gate, answers = SimpleNamespace(), []
+    for version in (1, 2):
+        promote(repository, version)
+        gate.model = loader_of(repository).load()
+        first = answer_get_model(gate, b"")
+        assert answer_get_model(gate, b"") is first
+        answers.append(digits_pb2.GetModelResponse.FromString(first).model.version)
+    assert answers == ["1", "2"]
 
 
 def test_promotion_and_rollback_reach_a_running_server(repository, start_server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import shutil
 import socket
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
+from hyperframe.frame import PingFrame, SettingsFrame
 
 from digits.cli.main import main
 from digits.client import AsyncDigitClient, DigitClient, DigitError, Tls
 from service.security import tls as tls_module
 from service.security.tls import Tls as ServerTls
+from tests.attacks.attacks import PREFACE
 from tests.calls import scrape
 from tests.certificates import Authority
 from tests.conftest import SAMPLES, start_process, wait_until
@@ -90,6 +93,35 @@ def test_clients_are_answered_over_tls(start_server, authority, files, sample, c
     flags = ["--address", server.address, "--tls-ca", str(authority.root)]
     assert main(["classify", *flags, seven]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == [seven, "7"]
+
+
+def test_connections_with_tls_are_bounded_and_the_idle_one_makes_room(
+    start_server, authority, files
+):
+    bound = {"service.assembly.MAX_TLS_CONNECTIONS": 2}
+    server = start_server(*flags_of(files), constants=bound)
+    context = ssl.create_default_context(cafile=str(authority.root))
+    context.set_alpn_protocols(["h2"])
+    host, port = server.address.rsplit(":", 1)
+    with contextlib.ExitStack() as stack:
+        peers = []
+        for _ in range(3):
+            plain = socket.create_connection((host, int(port)), timeout=30)
+            peer = stack.enter_context(context.wrap_socket(plain, server_hostname=host))
+            peer.sendall(PREFACE + SettingsFrame(0).serialize())
+            assert peer.recv(2**16)
+            peers.append(peer)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while peers[0].recv(2**16):  # ends: a timeout is no ConnectionError
+                pass
+        ping = PingFrame(0, opaque_data=b"in there")
+        for peer in peers[1:]:
+            peer.sendall(ping.serialize())
+            read = b""
+            while b"in there" not in read:
+                part = peer.recv(2**16)
+                assert part
+                read += part
 
 
 def test_caller_that_does_not_trust_the_server_sends_it_nothing(start_server, files, tmp_path):

@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import socket
+import subprocess
+import sys
 import time
 import warnings
 
@@ -214,3 +216,11 @@ def test_control_characters_get_no_further_than_the_formatter(control):
         line = formatter.format(made)
         assert control == "\n" or control[0] not in line
     assert text.format(record("x", hostile, fields={"peer": hostile})).count("\n") == 0
+
+
+def test_opencv_does_not_write_past_the_log():
+    """A damaged PNG file, of which OpenCV warns by itself unless it is told not to."""
+    told = "import numpy as np, cv2, service.serving.pictures\n"
+    damaged = 'cv2.imdecode(np.frombuffer(b"\\x89PNG\\r\\n\\x1a\\n" + b"x" * 60, np.uint8), 0)'
+    run = subprocess.run([sys.executable, "-c", told + damaged], capture_output=True, check=True)
+    assert run.stderr == b""
