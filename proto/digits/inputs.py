@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from digits.arrays import is_array, raw_pixels
 from digits.v1 import digits_pb2
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def classify_requests(pictures: Pictures, images: int) -> Iterator[digits_pb2.Cl
         At least one request: nothing at all is for the server to refuse.
 
     Raises:
-        TypeError: If something is no picture, or an array is not uint8.
-        ValueError: If an array has another shape.
+        TypeError: If something is no picture, or an array holds no numbers.
+        ValueError: If an array has another shape or range; see ``raw_pixels``.
         OSError: If a file can not be read.
     """
     held: list[bytes] = []
@@ -99,7 +100,7 @@ def classify_requests(pictures: Pictures, images: int) -> Iterator[digits_pb2.Cl
 
 def one_request(images: Image) -> digits_pb2.ClassifyRequest:
     """One request of raw pixels, however many; see ``DigitClient.classify`` for the errors."""
-    return digits_pb2.ClassifyRequest(pixels=_checked(images).tobytes())
+    return digits_pb2.ClassifyRequest(pixels=raw_pixels(images).tobytes())
 
 
 def several_files(files: Sequence[str | Path | bytes]) -> Sequence[str | Path | bytes]:
@@ -123,16 +124,16 @@ def _request(contents: list[bytes], *, raw: bool) -> digits_pb2.ClassifyRequest:
 
 def _contents(pictures: Pictures) -> Iterator[tuple[bool, bytes]]:
     """Each picture as bytes, and whether these are raw pixels."""
-    if isinstance(pictures, (np.ndarray, np.generic)):
-        pixels = memoryview(_checked(pictures).tobytes())
-        for start in range(0, len(pixels), IMAGE_BYTES):
-            yield True, bytes(pixels[start : start + IMAGE_BYTES])
-    elif isinstance(pictures, (bytes, bytearray, memoryview)):
+    if isinstance(pictures, (bytes, bytearray, memoryview)):
         yield False, bytes(pictures)
     elif isinstance(pictures, (str, Path)):
         yield False, Path(pictures).read_bytes()
     elif _is_pil(pictures):
         yield False, _as_png(pictures)
+    elif is_array(pictures):
+        pixels = memoryview(raw_pixels(pictures).tobytes())
+        for start in range(0, len(pixels), IMAGE_BYTES):
+            yield True, bytes(pixels[start : start + IMAGE_BYTES])
     elif isinstance(pictures, Iterable) and not isinstance(pictures, (io.IOBase, Mapping)):
         for picture in pictures:
             yield from _contents(picture)
@@ -140,20 +141,6 @@ def _contents(pictures: Pictures) -> Iterator[tuple[bool, bytes]]:
         got = type(pictures).__name__
         got += "; its read() gives bytes" if isinstance(pictures, io.IOBase) else ""
         raise TypeError(f"images: expected arrays, PIL images, paths or bytes, got {got}")
-
-
-def _checked(images: Any) -> Image:
-    array = np.asarray(images)
-    if array.dtype != np.uint8:
-        raise TypeError(f"images: expected dtype uint8 (0 to 255), got {array.dtype}")
-    if array.shape[-2:] != (28, 28) and (array.ndim != 2 or array.shape[1] != IMAGE_BYTES):
-        raise ValueError(
-            f"images: expected shape [28, 28], [N, 28, 28] or [N, 784], got {list(array.shape)}; "
-            "digits.images.normalise brings pictures of any size to [28, 28]"
-        )
-    if array.ndim > 3:
-        raise ValueError(f"images: expected at most 3 dimensions, got {list(array.shape)}")
-    return array
 
 
 def _is_pil(picture: Any) -> bool:

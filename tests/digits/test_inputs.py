@@ -11,6 +11,7 @@ from concurrent import futures
 import grpc
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from digits.base_client import IN_FLIGHT
@@ -63,10 +64,60 @@ def test_requests_are_bounded_and_of_one_form():
     assert sizes(array[:0]) == sizes([]) == [0]
 
 
-@pytest.mark.parametrize("thing", [17, None, object(), {"a.png": 1}, [None], [np.zeros((28, 28))]])
+@pytest.mark.parametrize("thing", [17, None, object(), {"a.png": 1}, [None]])
 def test_what_is_no_picture_is_refused(thing):
     with pytest.raises(TypeError, match="images: expected"):
         sizes(thing)
+
+
+SEVEN = np.array(Image.open(FILES[7]).convert("L"))
+UNIT = torch.from_numpy(SEVEN) / 255
+ARRAYS = {
+    "784 values": SEVEN.reshape(784),
+    "lists": SEVEN.tolist(),
+    "flat list": SEVEN.ravel().tolist(),
+    "int64": SEVEN.astype(np.int64),
+    "floats to 255": SEVEN.astype(np.float64),
+    "floats to 1": SEVEN / 255,
+    "channel last": SEVEN[..., None],
+    "tensor with axes": UNIT[None, None],
+    "tensor with gradient": UNIT.clone().requires_grad_(),
+    "bfloat16": UNIT.to(torch.bfloat16),
+    "half": UNIT.half(),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_other_types_and_shapes_are_the_same_pixels(kind):
+    (request,) = classify_requests(ARRAYS[kind], 9)
+    got = np.frombuffer(request.pixels, np.uint8).reshape(28, 28)
+    assert np.abs(got.astype(int) - SEVEN).max() <= (1 if kind == "bfloat16" else 0)
+
+
+def test_booleans_are_ink():
+    (request,) = classify_requests(SEVEN > 127, 9)
+    assert request.pixels == ((SEVEN > 127) * np.uint8(255)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        ((UNIT - 0.1307) / 0.3081, "undo a normalisation"),
+        (SEVEN.astype(np.int32) * 257, "divide by the largest"),
+        (np.full((28, 28), np.nan), "expected values of 0 to 1"),
+        (np.zeros(785), "drop a label column"),
+        (np.zeros((3, 28, 28, 3)), "digits.images.normalise"),
+    ],
+)
+def test_ambiguous_arrays_are_rejected_with_a_way_to_convert(array, says):
+    with pytest.raises(ValueError, match=says):
+        sizes(array)
+
+
+@pytest.mark.parametrize("largest", [1, 15])
+def test_faint_pixels_are_warned_of(largest):
+    with pytest.warns(UserWarning, match=f"got {largest} at most; multiply"):
+        sizes((SEVEN > 127) * np.uint8(largest))
 
 
 def test_open_file_is_told_from_a_list_of_its_lines():

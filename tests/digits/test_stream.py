@@ -163,8 +163,8 @@ def test_error_of_the_callers_sequence_reaches_the_caller(mortal, stream):
 
     with pytest.raises(KeyError, match="the disk is gone"):
         stream(address, broken())
-    with pytest.raises(TypeError, match="expected dtype uint8"):
-        stream(address, [np.zeros((28, 28))])
+    with pytest.raises(ValueError, match="expected values of 0 to 1"):
+        stream(address, [np.full((28, 28), -0.4)])
 
 
 @CLIENTS

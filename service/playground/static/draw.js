@@ -7,6 +7,7 @@ const PEN_STEP = 10; // of one press of an arrow key
 const MIN_INTERVAL_MS = 100;
 const RETRY_MS = 2000;
 const TIMEOUT_MS = 10000;
+const UNSURE = 0.37; // a digit_score below it: see docs/images.md
 
 const element = (id) => document.getElementById(id);
 const drawing = element("drawing");
@@ -176,6 +177,7 @@ async function show(file) {
   try {
     picture = { file, bitmap: await createImageBitmap(file) };
   } catch {
+    clear();
     return showProblem(`${file.name || "that"}: expected a picture, got something else`);
   }
   strokes = [];
@@ -244,6 +246,7 @@ function showRefusal(status, error) {
   const passes = status === 429 || status === 503 || status === 504;
   if (passes) changed = true;
   if (status === 429) return error.retry_after_s * 1000;
+  if (!passes) showNoAnswer("no answer");
   showProblem(passes ? `The server can not answer now: ${error.message}.` : error.message);
   return passes ? RETRY_MS : MIN_INTERVAL_MS;
 }
@@ -284,8 +287,10 @@ function showBars(probabilities, best, labels) {
 function showAnswer(answer, took) {
   const prediction = answer.predictions[0];
   const { model, timing } = answer;
+  const unsure = prediction.digit_score < UNSURE;
   element("problem").hidden = true;
-  say(answer.labels[prediction.digit], percentage(prediction.confidence));
+  say(answer.labels[prediction.digit], unsure ? "unsure" : percentage(prediction.confidence));
+  element("answer").classList.toggle("unsure", unsure);
   showBars(prediction.probabilities, prediction.digit, answer.labels);
   showSeen(prediction.pixels);
   element("score").textContent = percentage(prediction.digit_score);
@@ -315,7 +320,11 @@ function showSeen(base64) {
 function showNothing() {
   changed = false;
   element("problem").hidden = true;
-  say("–", "nothing drawn yet");
+  showNoAnswer("nothing drawn yet");
+}
+
+function showNoAnswer(why) {
+  say("–", why);
   showBars(Array(10).fill(0), -1);
   showSeen("");
   for (const id of ["score", "model", "queue", "inference", "round-trip"]) element(id).textContent = "–";
