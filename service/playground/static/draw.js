@@ -324,6 +324,7 @@ function showNothing() {
 }
 
 function showNoAnswer(why) {
+  element("answer").classList.remove("unsure");
   say("–", why);
   showBars(Array(10).fill(0), -1);
   showSeen("");
