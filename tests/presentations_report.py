@@ -11,13 +11,13 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from digits.images import examine
+from digits.images import Normalised, examine_grey, grey_of
 from service.artifact.format import load_artifact
 from service.artifact.repository import in_serving_order
 from service.serving.engine import Engine
@@ -58,9 +58,23 @@ def main() -> None:
     report.others(split, fashion, arguments.fonts, arguments.limit)
 
 
+@cache
+def served() -> Engine:
+    """The committed model, as it is served on a CPU; of each process its own."""
+    return Engine(load_artifact(in_serving_order(COMMITTED)[0]).first_of(ON_CPU).model)
+
+
+def judge(reading: Normalised) -> tuple[int, float]:
+    """The server's choice between readings: see ``service.serving.gate``."""
+    answers = served().answer(reading.pixels[None])
+    probabilities = answers.probabilities[0]
+    score = float(probabilities.max() * answers.is_digit[0]) * reading.plausibility
+    return int(probabilities.argmax()), score
+
+
 def normalised(files: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """uint8[N, 28, 28] and plausibility float64[N]."""
-    seen = [examine(file) for file in files]
+    seen = [examine_grey(grey_of(file), judge) for file in files]
     return np.stack([s.pixels for s in seen]), np.array([s.plausibility for s in seen])
 
 
@@ -73,8 +87,7 @@ class Report:
     """Prints the tables."""
 
     def __init__(self) -> None:
-        release = load_artifact(in_serving_order(COMMITTED)[0])
-        self._engine = Engine(release.first_of(ON_CPU).model)
+        self._engine = served()
         self._scores: dict[str, np.ndarray] = {}
 
     def presentations(self, split: Split, limit: int) -> None:
@@ -173,7 +186,7 @@ def draw(split: Split) -> None:
         if max(sent.size) < TILE:
             sent = sent.resize((TILE, TILE), Image.Resampling.NEAREST)
         sheet.paste(sent, (left + (TILE - sent.width) // 2, top + (TILE - sent.height) // 2))
-        seen = Image.fromarray(examine(file).pixels)
+        seen = Image.fromarray(examine_grey(grey_of(file), judge).pixels)
         sheet.paste(seen.resize((TILE, TILE), Image.Resampling.NEAREST), (left + TILE + GAP, top))
     sheet.save(PICTURE, optimize=True)
     print(f"drawn in {PICTURE}")
