@@ -40,7 +40,7 @@ LOCAL = ((MEDIUM, 0.4), (FINE, 0.4), (BROAD, 0.4), (MEDIUM, 0.65))
 LINE, BOX_LINE, BOX_BAND = 0.6, 0.75, 0.2
 # The first reading is taken at this score, if it is of all the ink. Others are looked for until two
 # agree on a digit with the second one; of one that no other agrees with, this share is left.
-SURE, AGREED, DOUBT = 0.8, 0.8, 0.7
+SURE, AGREED, DOUBT = 0.8, 0.8, 0.3
 # Who has no network to ask takes a reading of this plausibility.
 PLAUSIBLE = 0.5
 MOST_HOLES = 2
@@ -252,7 +252,8 @@ def _in_form(ink: Ink, part: Part) -> Normalised:
         plausibility *= ENCLOSING
     # Several digits, and nothing else: another reading would find one of them.
     several = part.alone and part.second > SECOND_PART[0]
-    alone = is_ready or several or (part.alone and plausibility == 1)
+    single = part.alone and part.second == 0
+    alone = is_ready or several or (single and plausibility == 1)
     return Normalised(pixels, plausibility, part.whole, alone)
 
 

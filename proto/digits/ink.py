@@ -111,7 +111,8 @@ class Part:
         encloses: Whether another digit may be inside of it.
         framed: Whether it is a frame around the digit, or a sheet.
         whole: Whether next to nothing else was found.
-        alone: Whether it is whole, is no frame, and does not touch or span the picture's edges.
+        alone: Whether it is whole and one connected part, no frame, away from the picture's edges;
+            or whole and several parts, of which none spans the picture.
     """
 
     values: npt.NDArray[Any]
@@ -379,7 +380,7 @@ def _part(
     framed = _is_frame_or_sheet(ink.found, boxes[:, main])
     size = np.array([ink.found.shape]).T
     lines = (high - low)[:, chosen] >= LINE_SHARE * size  # of ruled paper
-    alone = whole and not ink.local and not lines.any()
+    alone = whole and second > 0 and not ink.local and not lines.any()
     return Part(_values(ink, kept), second, encloses, framed, whole, alone)
 
 
