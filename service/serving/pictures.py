@@ -17,6 +17,8 @@ from service.serving.request import InvalidInputError, Request
 Image.MAX_IMAGE_PIXELS = None
 # Likewise: pictures are small when OpenCV gets them, and the other cores are for inference.
 cv2.setNumThreads(1)
+# It would write past the log and its limit, to standard error; what it rejects it raises, too.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # In all files of a request: a few kilobytes can unfold into as many as one file may have, while the
 # files of other callers wait.
 MAX_REQUEST_PIXELS = 2**26
