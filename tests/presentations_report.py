@@ -11,19 +11,15 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from digits.images import Normalised, examine_grey, grey_of
-from service.artifact.format import load_artifact
-from service.artifact.repository import in_serving_order
-from service.serving.engine import Engine
-from service.serving.loader import ON_CPU
+from digits.images import examine_grey, grey_of
 from tests import presentations as p
-from tests.conftest import COMMITTED
+from tests.judge import engine, judge
 from training.data import Split, data_dir, load_split
 
 ROOT = Path(__file__).parents[1]
@@ -58,20 +54,6 @@ def main() -> None:
     report.others(split, fashion, arguments.fonts, arguments.limit)
 
 
-@cache
-def served() -> Engine:
-    """The committed model, as it is served on a CPU; of each process its own."""
-    return Engine(load_artifact(in_serving_order(COMMITTED)[0]).first_of(ON_CPU).model)
-
-
-def judge(reading: Normalised) -> tuple[int, float]:
-    """The server's choice between readings: see ``service.serving.gate``."""
-    answers = served().answer(reading.pixels[None])
-    probabilities = answers.probabilities[0]
-    score = float(probabilities.max() * answers.is_digit[0]) * reading.plausibility
-    return int(probabilities.argmax()), score
-
-
 def normalised(files: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """uint8[N, 28, 28] and plausibility float64[N]."""
     seen = [examine_grey(grey_of(file), judge) for file in files]
@@ -87,7 +69,7 @@ class Report:
     """Prints the tables."""
 
     def __init__(self) -> None:
-        self._engine = served()
+        self._engine = engine()
         self._scores: dict[str, np.ndarray] = {}
 
     def presentations(self, split: Split, limit: int) -> None:

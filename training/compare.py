@@ -112,7 +112,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def paired(rows: list[dict[str, Any]]) -> list[str]:
-    """What each row has over each before it on the seeds that both have, in points of accuracy.
+    """Differences between architectures on the seeds that both have, in points of accuracy.
 
     The interval is that of a paired t-test: the same seed has the same validation images and the
     same order of training images.

@@ -6,6 +6,7 @@ Robustness Benchmark for Computer Vision (arXiv 1906.02337). The random numbers 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -190,23 +191,20 @@ def _lines(left: float, top: Floats, right: float, bottom: Floats) -> Floats:
 
 
 def _zigzag(image: Floats, rng: Generator) -> Floats:
-    top = int(rng.integers(0, SIDE - 1))
+    start = int(rng.integers(0, SIDE - 1))
     fall, width = int(rng.integers(-5, 5)), 23
     angle, length = math.atan2(fall, width), math.hypot(fall, width)
     turns = np.arange(int((length - 2) // 4) + 1)
     along = np.concatenate([[0], 4 * turns + 2, [length]])
     beside = np.concatenate([[0], 2 * (-1.0) ** turns, [0]])
     columns = 2 + along * math.cos(angle) - beside * math.sin(angle)
-    rows = top + along * math.sin(angle) + beside * math.cos(angle)
-    for (left, right), ends in zip(_pairs(columns), _pairs(rows), strict=True):
+    rows = start + along * math.sin(angle) + beside * math.cos(angle)
+    corners = zip(columns.tolist(), rows.tolist(), strict=True)
+    for (left, top), (right, bottom) in itertools.pairwise(corners):
         if right > left:
-            start, end = np.array([ends[0]]), np.array([ends[1]])
-            image = np.minimum(image + _lines(left, start, right, end)[0], 1)
+            line = _lines(left, np.array([top]), right, np.array([bottom]))[0]
+            image = np.minimum(image + line, 1)
     return image
-
-
-def _pairs(values: Floats) -> list[tuple[float, float]]:
-    return list(zip(values[:-1].tolist(), values[1:].tolist(), strict=True))
 
 
 def _parts(cloud: Floats) -> list[Floats]:

@@ -14,7 +14,7 @@ FAINT = 16
 
 
 def is_array(thing: Any) -> bool:
-    """Whether it is an array, a tensor, a row of a table, or lists of numbers."""
+    """Recognises arrays, tensors, rows of tables, and lists of numbers."""
     if isinstance(thing, (list, tuple)):
         while isinstance(thing, (list, tuple)) and thing:
             thing = thing[0]

@@ -66,7 +66,7 @@ def formed(values: Values, box: Box) -> tuple[Pixels, float]:
 
 
 def is_formed(values: Values, side: int) -> bool:
-    """Whether ink in 28x28 pixels is in the box's size at the centre already."""
+    """True of ink in 28x28 pixels that has the box's size and is centred."""
     near = all(abs(place - CENTRE) <= FORMED_OFFSET for place in _centre_of_mass(values))
     return near and FORMED_SIDES[0] <= side <= FORMED_SIDES[1]
 

@@ -122,7 +122,8 @@ def examine(picture: Any) -> Normalised:
 
     Args:
         picture: A path; the bytes of a PNG, JPEG, WebP or BMP file; a PIL image; or an array of
-            grey values [h, w] or colours [h, w, 3 or 4], uint8, uint16, bool, or float of 0 to 1.
+            grey values [h, w] or colours [h, w, 3 or 4], uint8, uint16, bool, or float of 0 to 1 or
+            0 to 255.
             Dark on light or light on dark, of any size.
 
     Raises:
@@ -227,12 +228,12 @@ def _read(grey: Grey, find: Finder, side: int) -> Iterator[Normalised]:
 
 
 def _is_sheet(values: npt.NDArray[Any], contrast: float) -> bool:
-    """Whether it fills most of the picture: paper in a frame, with the digit on it."""
+    """True of ink that fills most of the picture: paper in a frame, with the digit on it."""
     return float((values > contrast / 2).mean()) > SHEET_SHARE
 
 
 def _shaped(ink: Ink) -> Iterator[Normalised]:
-    """What was found, in the network's form."""
+    """Candidates for the digit, in the network's form."""
     return (_in_form(ink, part) for part in inks.parts(ink))
 
 
@@ -264,7 +265,8 @@ def levels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     bits into 16.
 
     Raises:
-        PictureError: If there are none, they are of another type, or not finite.
+        PictureError: If there are none, they are no numbers, negative, not finite, or floats above
+            255.
     """
     if not array.size:
         raise PictureError("at least one pixel", f"an array of shape {list(array.shape)}")
@@ -272,14 +274,19 @@ def levels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind in "iu":
-        bits = max(8, int(array.max()).bit_length())
-        scaled: Values = np.maximum(array, 0).astype(np.float32) * np.float32(255 / (2**bits - 1))
-        return scaled
-    if array.dtype.kind != "f" or not np.isfinite(array).all():
-        raise PictureError("uint8, uint16, bool, or finite floats of 0 to 1", str(array.dtype))
-    shades: Values = np.clip(array, 0, 1).astype(np.float32) * np.float32(255)
-    return shades
+    if array.dtype.kind not in "iuf":
+        raise PictureError("numbers", f"dtype {array.dtype}")
+    low, high = float(array.min()), float(array.max())
+    if not low >= 0:  # NaN, too
+        raise PictureError("values of at least 0", f"{low:g}")
+    if array.dtype.kind == "f":
+        if high > 255:
+            raise PictureError("floats of 0 to 1 or 0 to 255", f"{high:g}")
+        most = 1 if high <= 1 else 255
+    else:
+        most = 2 ** max(8, int(array.max()).bit_length()) - 1
+    scaled: Values = array.astype(np.float32) * np.float32(255 / most)
+    return scaled
 
 
 def _plausibility(second: float, aspect: float, stroke: float, clarity: float) -> float:

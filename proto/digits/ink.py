@@ -285,7 +285,7 @@ def _sheared(apart: Grey, shear: float) -> Grey:
 
 
 def parts(ink: Ink) -> list[Part]:
-    """What may be the digit: the main connected part with what is near it, and what it encloses."""
+    """Candidates for the digit: the main part with those near it, and the one that it encloses."""
     if ink.contrast < MIN_CONTRAST:
         return []
     return [part for part in _parts(ink) if part.values.any()]
@@ -333,7 +333,7 @@ def _chosen(
 
 
 def _encloses(ink: Ink) -> bool:
-    """Whether ink lies in a hole of other ink, all around it, and is large."""
+    """True if ink of a digit's size lies in a hole of other ink."""
     dark = (ink.apart > CORE * ink.contrast).view(np.uint8)
     outlines, tree = cv2.findContours(dark, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
     for outline, (_, _, _, hole) in zip(outlines, tree[0] if len(outlines) else [], strict=True):
@@ -345,7 +345,7 @@ def _encloses(ink: Ink) -> bool:
 
 
 def _is_frame_or_sheet(found: Grey, box: npt.NDArray[Any]) -> bool:
-    """Whether there is ink along all sides of its box, or in most of that."""
+    """True if there is ink along all sides of its box, or in most of it."""
     top, left, bottom, right = box
     found = found[top:bottom, left:right]
     height, width = found.shape

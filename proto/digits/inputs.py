@@ -17,8 +17,8 @@ from digits.v1 import digits_pb2
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-# Raw pixels, one image or several.
-Image: TypeAlias = npt.NDArray[np.uint8]
+# Raw pixels, one image or several: see ``arrays.raw_pixels``.
+Image: TypeAlias = npt.NDArray[Any]
 # Raw pixels, or a picture of one digit that the server is to find: a path, the content of a file,
 # or a PIL image.
 Picture: TypeAlias = "Image | str | Path | bytes | bytearray | memoryview | PilImage"

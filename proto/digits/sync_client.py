@@ -54,8 +54,8 @@ class DigitClient(BaseClient):
         """Classifies images, however many.
 
         Args:
-            images: One or several of: arrays uint8[28, 28], uint8[N, 28, 28] or uint8[N, 784] with
-                0 = background, 255 = ink; and pictures of one digit that the server is to find,
+            images: One or several of: arrays, tensors or lists of numbers, [28, 28], [N, 28, 28] or
+                [N, 784], 0 = background, 255 (or 1.0, or True) = ink; and pictures of one digit that the server is to find,
                 of any size and colours: PIL images, paths, and the bytes of PNG, JPEG, WebP or BMP
                 files.
             timeout_s: Deadline of each request, instead of the client's.
@@ -63,8 +63,8 @@ class DigitClient(BaseClient):
                 ``progress_bar`` gives.
 
         Raises:
-            TypeError: If something is none of these, or an array is not uint8.
-            ValueError: If an array has another shape, or the deadline is not a time.
+            TypeError: If something is none of these, or an array holds no numbers.
+            ValueError: If an array has another shape or range, or the deadline is not a time.
             OSError: If a file can not be read.
             DigitError: If the server refused or could not be reached in time.
             ClientStateError: If the client is closed, or this process was forked from one that used

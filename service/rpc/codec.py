@@ -24,9 +24,9 @@ _FIELD_1 = 0x0A
 # Of a message and of those in it: an image file is one field, and 784 numbers that are not packed
 # are as many.
 MAX_FIELDS = 2**17
-MAX_VARINT_BYTES = 10
+_MAX_VARINT_BYTES = 10
 # A length that fits 32 bits takes at most 5 bytes as a varint.
-_MAX_VARINT_BYTES = 5
+_MAX_LENGTH_BYTES = 5
 
 # One element of ClassifyResponse.predictions, whole: field 1, then a Prediction of 54 bytes.
 PREDICTION = np.dtype(
@@ -69,7 +69,7 @@ def sole_field(message: bytes | memoryview) -> memoryview | None:
     if not message or message[0] != _FIELD_1:
         return None
     length = 0
-    for position in range(1, min(len(message), 1 + _MAX_VARINT_BYTES)):
+    for position in range(1, min(len(message), 1 + _MAX_LENGTH_BYTES)):
         byte = message[position]
         length |= (byte & 0x7F) << (7 * (position - 1))
         if byte < 0x80:
@@ -136,7 +136,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         IndexError: If it does not end.
     """
     value = 0
-    for index in range(MAX_VARINT_BYTES):
+    for index in range(_MAX_VARINT_BYTES):
         byte = data[position + index]
         value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:

@@ -49,7 +49,7 @@ def test_base_image_is_pinned_and_has_the_python_that_runs_the_tests():
 
 
 def test_image_takes_in_what_serves_and_no_training():
-    """What the context does not allow, no COPY can bring in."""
+    """No COPY can bring in files that the build context leaves out."""
     allowed = re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     assert {"service", "proto", "models"} <= set(allowed)
     assert not {"training", "export"} & set(allowed)

@@ -87,7 +87,7 @@ def test_every_combination_renders_and_its_settings_are_accepted(tmp_path):
 
 @pytest.mark.full
 def test_another_kustomize_renders_the_same():
-    """What ``kubectl apply -k`` makes of the manifests does not depend on whose kubectl it is."""
+    """Every kubectl renders the manifests alike."""
     beside_python = Path(sys.executable).parent
     folders = [each for each in os.get_exec_path() if Path(each) != beside_python]
     kubectl = shutil.which("kubectl", path=os.pathsep.join(folders))

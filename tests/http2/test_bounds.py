@@ -7,7 +7,6 @@ import resource
 import socket
 import struct
 import threading
-import zlib
 
 import grpc
 import pytest
@@ -26,38 +25,22 @@ from service.http2.frames import (
 from service.http2.messages import prefixed
 from tests.http2.echo import ROUTES, EchoReceiver, Streaming, Unary
 from tests.http2.wire import (
+    KNOWN,
     STREAM,
     UNARY,
     Caller,
+    answers,
     call,
+    compressed,
     data,
     eventually,
     headers,
+    in_frames,
     opening,
     running,
 )
 
 MESSAGE_BYTES = ROUTES[UNARY].max_message_bytes
-KNOWN = b"hello"
-
-
-def answers(server):
-    """Whether another caller is served."""
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        return channel.unary_unary(UNARY)(KNOWN, timeout=30) == KNOWN
-
-
-def compressed(message):
-    """A compressed message with its prefix."""
-    packer = zlib.compressobj(9, wbits=31)
-    body = packer.compress(message) + packer.flush()
-    return b"\1" + struct.pack(">I", len(body)) + body
-
-
-def in_frames(stream_id, body, *, whole=True):
-    """DATA frames that end a call, or that do all but that."""
-    pieces = [body[i : i + 16_000] for i in range(0, len(body), 16_000)]
-    return b"".join(data(stream_id, p, end=whole and p is pieces[-1]) for p in pieces)
 
 
 def test_message_over_the_limit_is_refused_by_its_length_alone():

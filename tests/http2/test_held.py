@@ -1,4 +1,4 @@
-"""What is held of requests that have not come whole, in bytes; and what takes long, in turns."""
+"""Memory of unfinished requests is bounded in bytes; large messages are read in turns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 from service.http2 import Limits
 from service.http2.frames import END_HEADERS, HEADERS, frame
 from tests.http2.echo import ROUTES, Unary, echo
-from tests.http2.test_bounds import answers, compressed
 from tests.http2.wire import (
     STREAM,
     UNARY,
     Caller,
+    answers,
     call,
+    compressed,
     data,
     eventually,
     headers,

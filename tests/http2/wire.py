@@ -6,6 +6,9 @@ import contextlib
 import socket
 import struct
 import time
+import zlib
+
+import grpc
 
 from service.http2.frames import (
     END_HEADERS,
@@ -24,6 +27,7 @@ from service.http2.messages import prefixed
 from service.http2.server import Server
 
 PATIENCE_S = 20.0
+KNOWN = b"hello"
 UNARY, STREAM = "/test.Echo/Unary", "/test.Echo/Stream"
 
 
@@ -139,3 +143,22 @@ def eventually(condition):
         assert time.monotonic() < give_up, "the condition did not become true in time"
         time.sleep(0.005)
     return value
+
+
+def answers(server):
+    """Whether another caller is served."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        return channel.unary_unary(UNARY)(KNOWN, timeout=30) == KNOWN
+
+
+def compressed(message):
+    """A compressed message with its prefix."""
+    packer = zlib.compressobj(9, wbits=31)
+    body = packer.compress(message) + packer.flush()
+    return b"\1" + struct.pack(">I", len(body)) + body
+
+
+def in_frames(stream_id, body, *, whole=True):
+    """DATA frames that end a call, or that do all but that."""
+    pieces = [body[i : i + 16_000] for i in range(0, len(body), 16_000)]
+    return b"".join(data(stream_id, p, end=whole and p is pieces[-1]) for p in pieces)

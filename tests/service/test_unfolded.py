@@ -8,8 +8,7 @@ from digits.oip import inference_pb2
 from digits.v1 import digits_pb2
 from service.rpc.codec import as_field, parse
 from service.serving.request import InvalidInputError
-from tests.http2.test_bounds import compressed, in_frames
-from tests.http2.wire import Caller, opening
+from tests.http2.wire import Caller, compressed, in_frames, opening
 from tests.memory import MIB, PeakMemory
 from tests.releases import check_answers
 

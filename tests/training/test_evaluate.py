@@ -1,4 +1,4 @@
-"""What a classifier is worth, and whether one is better than another."""
+"""Metrics of a classifier, and the comparison of two."""
 
 from __future__ import annotations
 
