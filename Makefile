@@ -28,7 +28,7 @@ endef
 
 .venv/serve.stamp: $(INPUTS)
 	@$(PYTHON) -m venv .venv
-	$(call install,cpu$(COMMA)top,the first time 70 MB to download and 250 MB on disk)
+	$(call install,cpu$(COMMA)top,the first time 120 MB to download and 400 MB on disk)
 
 .venv/export.stamp: .venv/serve.stamp
 	$(call install,export,the first time PyTorch with CUDA: 6 GB on disk on Linux)

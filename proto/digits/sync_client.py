@@ -55,9 +55,9 @@ class DigitClient(BaseClient):
 
         Args:
             images: One or several of: arrays, tensors or lists of numbers, [28, 28], [N, 28, 28] or
-                [N, 784], 0 = background, 255 (or 1.0, or True) = ink; and pictures of one digit that the server is to find,
-                of any size and colours: PIL images, paths, and the bytes of PNG, JPEG, WebP or BMP
-                files.
+                [N, 784], 0 = background, 255 (or 1.0, or True) = ink; and pictures of one digit
+                that the server is to find, of any size and colours: PIL images, paths, and the
+                bytes of PNG, JPEG, WebP or BMP files.
             timeout_s: Deadline of each request, instead of the client's.
             progress: Called after each answer with the number of its images, such as what
                 ``progress_bar`` gives.
