@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.config import (
-    ARCHITECTURE_NAMES,
     RECIPES,
     TrainingConfig,
     make_config,
@@ -84,12 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     for command in (train, evaluate):
         command.add_argument("--data-dir", type=Path, help="default $DIGITS_DATA, else data/")
     describe = commands.add_parser("describe", help="print the layers of an architecture")
-    describe.add_argument("--arch", choices=ARCHITECTURE_NAMES, default=TrainingConfig.arch)
+    describe.add_argument("--arch", default=TrainingConfig.arch, help="as of train")
     describe.add_argument("--kernel-size", type=int, choices=(3, 5), default=3)
     describe.add_argument("--batch", type=int, default=64, help="images in the batch")
     compare = commands.add_parser("compare", help="validation accuracy against cost of runs")
     compare.add_argument("runs", nargs="+", type=Path)
-    compare.add_argument("--plot", type=Path, default=Path("runs/comparison.png"))
+    compare.add_argument(
+        "--out", type=Path, default=Path("runs"),
+        help="folder of comparison.json and comparison.png (default %(default)s)",
+    )  # fmt: skip
     explain = commands.add_parser("explain", help="draw what the first layers do to a digit")
     explain.add_argument("image", type=Path, help="an image file of a digit")
     explain.add_argument("--run-dir", type=Path, default=LATEST, help="default %(default)s")

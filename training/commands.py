@@ -265,7 +265,7 @@ def describe(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def compare(arguments: argparse.Namespace, console: Console) -> int:
-    """Prints and draws runs side by side."""
+    """Prints, draws and writes down runs side by side."""
     from training import pictures  # noqa: PLC0415 - matplotlib is slow
     from training.compare import compare as side_by_side  # noqa: PLC0415
     from training.compare import markdown, paired  # noqa: PLC0415
@@ -276,9 +276,13 @@ def compare(arguments: argparse.Namespace, console: Console) -> int:
     if not rows:
         raise runs.RunError("expected at least one finished run with validation images, got none")
     console.print("\n".join([markdown(rows), *paired(rows)]), markup=False)
-    arguments.plot.parent.mkdir(parents=True, exist_ok=True)
-    arguments.plot.write_bytes(pictures.comparison(rows))
-    console.print(f"drawn in {arguments.plot}", markup=False)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    plot, table = arguments.out / "comparison.png", arguments.out / "comparison.json"
+    plot.write_bytes(pictures.comparison(rows))
+    vnni = any({"avx_vnni", "avx512_vnni"} & set(line.split()) for line in _cpu_lines())
+    machine = _machine() | {"vnni": vnni}
+    table.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    console.print(f"written to {table}, drawn in {plot}", markup=False)
     return 0
 
 

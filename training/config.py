@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -10,6 +11,8 @@ ARCHITECTURE_NAMES = (
     "mlp", "conv16", "conv16-32", "conv16-32-fc128", "conv32-64-fc128", "conv32-64-128", "strided",
     "light",
 )  # fmt: skip
+# Or the layers themselves: ``training.model.from_text``.
+LAYERS = re.compile(r"[1-9]\d{0,2}(-([1-9]\d{0,2}s?|p))*")
 OWN = "own"
 DATASET_NAMES = ("mnist", "fashion-mnist", OWN)
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -37,7 +40,9 @@ class TrainingConfig:
         ValueError: If a value is out of bounds.
     """
 
-    arch: str = option("light", "architecture of the network", choices=ARCHITECTURE_NAMES)
+    arch: str = option(
+        "light", f"architecture: {', '.join(ARCHITECTURE_NAMES)}, or layers such as 32-p-48-48s-p"
+    )
     kernel_size: int = option(
         3, "kernel of every convolution, where the architecture has the choice", choices=(3, 5)
     )
@@ -87,6 +92,7 @@ class TrainingConfig:
     start: str = ""
 
     def __post_init__(self) -> None:
+        check_arch(self.arch)
         for each in options():
             _check(each, getattr(self, each.name))
 
@@ -108,6 +114,13 @@ class TrainingConfig:
 def options() -> list[Field[Any]]:
     """The fields that are flags."""
     return [each for each in fields(TrainingConfig) if each.metadata]
+
+
+def check_arch(arch: str) -> None:
+    """Raises ValueError if there is no such architecture."""
+    if arch not in ARCHITECTURE_NAMES and not LAYERS.fullmatch(arch):
+        expected = f"one of {', '.join(ARCHITECTURE_NAMES)}, or layers such as 32-p-48-48s-p"
+        raise ValueError(f"arch: expected {expected}, got {arch!r}")
 
 
 def _check(each: Field[Any], value: Any) -> None:

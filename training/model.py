@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from training.config import check_arch
 
 NUM_CLASSES = 10
 # Brings pixels to the range from 0 to 1. There is no shift: 0, with which convolutions pad, stays
@@ -91,39 +94,29 @@ def conv32_64_128(knobs: Knobs) -> list[nn.Module]:
     return [one_channel(), *blocks, nn.Flatten(), *head]
 
 
-def strided(_: Knobs) -> list[nn.Module]:
-    """The default's larger relative: a strided first layer keeps every map at 14x14 or below.
+def from_text(text: str, _: Knobs) -> list[nn.Module]:
+    """The network that a text such as ``32-p-48-48s-p`` describes.
 
-    Widths are multiples of 16, the channel block of ONNX Runtime's NCHWc kernels on AVX-512.
+    A number is a convolution of so many channels with batch norm and ReLU: the first of 4x4 with a
+    stride of 2, which keeps every map at 14x14 or below, the others of 3x3. An ``s`` after it is
+    a stride of 2, ``p`` is pooling by 2.
+
+    Raises:
+        ValueError: If nothing of the image is left.
     """
-    return [
-        one_channel(),
-        conv_bn_relu(1, 32, 4, stride=2),  # (N, 32, 14, 14)
-        conv_bn_relu(32, 32, 3),  # (N, 32, 14, 14)
-        conv_bn_relu(32, 64, 3, stride=2),  # (N, 64, 7, 7)
-        conv_bn_relu(64, 64, 3),  # (N, 64, 7, 7)
-        nn.MaxPool2d(2),  # (N, 64, 3, 3)
-        nn.Flatten(),
-        nn.Linear(64 * 3 * 3, NUM_CLASSES),
-    ]
-
-
-def light(_: Knobs) -> list[nn.Module]:
-    """The default, at less than half the cost of ``strided``.
-
-    Pooling, not a stride, where maps shrink: strides are cheaper still and read shifted digits
-    worse.
-    """
-    return [
-        one_channel(),
-        conv_bn_relu(1, 32, 4, stride=2),  # (N, 32, 14, 14)
-        nn.MaxPool2d(2),  # (N, 32, 7, 7)
-        conv_bn_relu(32, 48, 3),  # (N, 48, 7, 7)
-        conv_bn_relu(48, 48, 3),  # (N, 48, 7, 7)
-        nn.MaxPool2d(2),  # (N, 48, 3, 3)
-        nn.Flatten(),
-        nn.Linear(48 * 3 * 3, NUM_CLASSES),
-    ]
+    layers, channels, side = [one_channel()], 1, 28
+    for part in text.split("-"):
+        if part == "p":
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+            continue
+        first = side == 28
+        width, stride = int(part.removesuffix("s")), 2 if first or part.endswith("s") else 1
+        layers.append(conv_bn_relu(channels, width, 4 if first else 3, stride=stride))
+        channels, side = width, -(-side // stride)
+    if not side:
+        raise ValueError(f"arch: expected pooling that leaves at least one pixel, got {text!r}")
+    return [*layers, nn.Flatten(), nn.Linear(channels * side**2, NUM_CLASSES)]
 
 
 # Under the names that ``training.config.ARCHITECTURE_NAMES`` lists.
@@ -134,8 +127,9 @@ ARCHITECTURES: dict[str, Callable[[Knobs], list[nn.Module]]] = {
     "conv16-32-fc128": conv16_32_fc128,
     "conv32-64-fc128": conv32_64_fc128,
     "conv32-64-128": conv32_64_128,
-    "strided": strided,
-    "light": light,
+    "strided": partial(from_text, "32-32-64s-64-p"),
+    # The default. Strides in place of pooling are cheaper still and read shifted digits worse.
+    "light": partial(from_text, "32-p-48-48-p"),
 }
 WITH_KNOBS = frozenset({"conv32-64-128"})
 
@@ -144,7 +138,7 @@ class Classifier(nn.Module):
     """Raw pixels to logits. Scaling lives here, so training, export and oracle share it.
 
     Args:
-        arch: Name in ``ARCHITECTURES``.
+        arch: Name in ``ARCHITECTURES``, or a text for ``from_text``.
         knobs: What was chosen about it.
         scored: Whether it also says how likely an image is a digit at all.
 
@@ -163,13 +157,13 @@ class Classifier(nn.Module):
 
     def __init__(self, arch: str, knobs: Knobs = Knobs(), *, scored: bool = False) -> None:
         super().__init__()
-        if arch not in ARCHITECTURES:
-            raise ValueError(f"arch: expected one of {', '.join(ARCHITECTURES)}, got {arch!r}")
+        check_arch(arch)
         if knobs != Knobs() and arch not in WITH_KNOBS:
             expected = ", ".join(sorted(WITH_KNOBS))
             raise ValueError(f"kernel_size, dropout: {arch} has no such choice, only {expected}")
         self.arch, self.scored = arch, scored
-        self.network = nn.Sequential(*ARCHITECTURES[arch](knobs))
+        make = ARCHITECTURES.get(arch) or partial(from_text, arch)
+        self.network = nn.Sequential(*make(knobs))
         self.is_digit = None
         if scored:
             last = self.network[-1]

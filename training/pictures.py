@@ -17,7 +17,7 @@ from training.model import Classifier, trace_layers
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 MAX_MISCLASSIFIED = 48
 MAX_MAPS = 16
@@ -151,20 +151,18 @@ def corruption_bars(accuracy: dict[str, float]) -> bytes:
 
 
 def comparison(rows: list[dict[str, Any]]) -> bytes:
-    """Accuracy of several runs against their parameters, MACs and onnxruntime throughput."""
-    costs = (
-        ("parameters", "parameters"),
-        ("macs", "multiply-accumulates per image"),
-        ("images_per_s", "onnxruntime images/s, 1 thread"),
-    )
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True)
-    for axis, (key, title) in zip(axes, costs, strict=True):
+    """Accuracy against the cost of an image alone and in a batch, with deviations over seeds."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for axis, batch in zip(axes, ("1", "16"), strict=True):
         for row in rows:
-            axis.scatter(row[key], 100 * row["accuracy"], s=36, label=row["arch"])
-        axis.set(xlabel=title, xscale="log")
-        axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.errorbar(
+                row["cost"][batch], 100 * row["accuracy"], 100 * (row["sd"] or 0), fmt="o",
+                capsize=3, label=row["arch"],
+            )  # fmt: skip
+        axis.set(xlabel=f"µs an image in batches of {batch}, one thread")
+        axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
-    axes[2].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
     axes[0].set_ylabel("validation accuracy, %")
     return png(figure)
 

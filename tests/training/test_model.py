@@ -31,9 +31,23 @@ def test_parameters_are_as_counted_by_hand(arch, count):
     assert parameter_count(Classifier(arch)) == count
 
 
-def test_unknown_architecture_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"arch: expected one of mlp, .*, got 'lenet'"):
-        Classifier("lenet")
+@pytest.mark.parametrize("arch", ["lenet", "", "32-", "p-32", "0-32", "32-48-q", "1000000"])
+def test_unknown_architecture_is_refused_by_name(arch):
+    with pytest.raises(ValueError, match=rf"arch: expected one of mlp, .*, got '{arch}'"):
+        Classifier(arch)
+
+
+def test_layers_can_be_given_as_a_text():
+    model = Classifier("8-p-16-24s-p", scored=True).eval()
+    layers = trace_layers(model, torch.zeros((1, 28, 28), dtype=torch.uint8))
+    assert [(layer.name, layer.shape[1:]) for layer in layers if layer.macs] == [
+        ("Conv2d 4x4 stride 2", (8, 14, 14)),
+        ("Conv2d 3x3", (16, 7, 7)),
+        ("Conv2d 3x3 stride 2", (24, 4, 4)),
+        ("Linear", (10,)),
+    ]
+    with pytest.raises(ValueError, match="pooling that leaves at least one pixel"):
+        Classifier("8-p-p-p-p")
 
 
 def test_knobs_change_the_network_that_has_them_and_are_refused_elsewhere():

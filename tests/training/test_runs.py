@@ -61,7 +61,7 @@ def test_interrupt_says_what_was_saved(finished, said, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--arch=resnet"], "invalid choice: 'resnet'"),
+        (["--arch=resnet"], "or layers such as 32-p-48-48s-p, got 'resnet'"),
         (["--epochs=0"], "epochs: expected 1 to 10000, got 0"),
         (["--mix=mnist"], "--mix: expected --data beside it"),
         (["--bogus"], "unrecognized arguments"),

@@ -292,20 +292,25 @@ def test_compare_averages_the_runs_of_an_architecture(split, tmp_path, monkeypat
         flags = ["--recipe=classic", "--epochs=2", "--validation=50", f"--seed={seed}"]
         assert command.main([*flags, f"--arch={arch}", f"--run-dir={runs[-1]}"]) == 0
     capsys.readouterr()
-    plot = tmp_path / "plot.png"
+    out = tmp_path / "out"
     # As a pattern gives them: with a file, a folder that is no run, and a link to a run.
     (tmp_path / "comparison.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     (tmp_path / "latest").symlink_to(tmp_path / "conv16-0")
     everything = sorted(str(path) for path in tmp_path.iterdir())
-    assert command.main(["compare", *everything, f"--plot={plot}"]) == 0
+    assert command.main(["compare", *everything, f"--out={out}"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("skipped ") == 2
     [mlp_row] = [line for line in printed.splitlines() if line.startswith("| mlp")]
     cells = [cell.strip() for cell in mlp_row.split("|")[1:-1]]
-    assert (cells[1], cells[2], cells[5]) == ("101,770", "0.10 M", "2")
-    assert "±" in cells[4]
-    assert width_of(plot) > 800
+    assert (cells[1], cells[2], cells[-1]) == ("101,770", "0.10 M", "2 of 2 epochs")
+    assert all(float(cost) > 0 for cost in cells[3:7])
+    assert "±" in cells[7]
+    assert width_of(out / "comparison.png") > 800
+    written = json.loads((out / "comparison.json").read_text())
+    assert sorted((row["arch"], row["runs"]) for row in written["rows"]) == [
+        ("conv16 (classic)", 1), ("mlp (classic)", 2),
+    ]  # fmt: skip
     assert " over " not in printed  # one seed is shared: it says nothing
 
 
