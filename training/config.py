@@ -73,7 +73,7 @@ class TrainingConfig:
     )
     augment: bool = option(True, "warp and degrade images at random")
     drawn: float = option(
-        0.04, "digits drawn in other hands, as a share of the images of a batch; digits only",
+        0.08, "digits drawn in other hands, as a share of the images of a batch; digits only",
         bounds=(0, 1),
     )  # fmt: skip
     not_digits: bool = option(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from digits.form import box_of, formed
 from digits.images import examine_grey
 from training.strokes import HELD_OUT_SHAPES, LETTERS, SHAPES, draw
 
@@ -98,7 +99,8 @@ def letter(rng: np.random.Generator, fonts: list[Path]) -> Images:
     slanted = picture.transform(
         picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
-    return examine_grey(np.asarray(slanted)).pixels
+    ink = np.asarray(slanted, np.float32)
+    return formed(ink, box_of(ink))[0]
 
 
 def _scribble(rng: np.random.Generator) -> Images:

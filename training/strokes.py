@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from digits.images import examine_grey
+from digits.form import box_of, formed
 
 Points = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
@@ -35,7 +35,8 @@ DIGITS: Mapping[str, Sequence[str]] = {
     ),
     "4": (
         "69 60 06 96", "30 15 85, 70 69", "10 15 85, 73 79", "60 15 85 39", "50 15 84 49",
-        "70 06 95 59", "20 25 85, 80 89", "50 05 85, 63 69",
+        "70 06 95 59", "20 25 85, 80 89", "50 05 85, 63 69", "40 16 86, 73 69",
+        "~60 30 16 47 86, 64 59", "~40 25 27 56 84, ~74 66 59",
     ),
     "5": (
         "80 20 14, ~14 43 75 87 59 18", "~80 30 23 54 86 59 08", "20 14, ~14 53 86 59 18, 20 90",
@@ -55,7 +56,8 @@ DIGITS: Mapping[str, Sequence[str]] = {
     "9": (
         "~82 50 14 46 83, 82 79", "~83 50 13 35 65 82, ~82 86 69 38 17",
         "~82 50 14 46 82, ~82 86 59 19", "~82 50 13 46 82, ~82 77 89 98", "~83 50 13 35 83, 83 59",
-        "~82 50 14 46 83, ~82 87 69 49 28 37",
+        "~82 50 14 46 83, ~82 87 69 49 28 37", "~71 40 21 33 72, ~72 77 59 19",
+        "~61 40 22 43 62, ~62 76 68 49 18", "~72 40 22 34 72, 72 78 19",
     ),
 }  # fmt: skip
 # Without those that are digits in some hands: I O S Z B Q b g i j l o q s z.
@@ -120,6 +122,24 @@ SHAPES: Mapping[str, Sequence[str]] = {
     "omega": ("~19 39 15 50 85 69 89",),
     "infinity": ("~05 23 45 67 85 93 83 65 47 25 05",),
     "door": ("20 29, 70 79, 24 74, 20 70",),
+    "parallelogram": ("30 90 69 09 30", "00 60 99 39 00"),
+    "kite": ("50 83 59 23 50",),
+    "half": ("~05 21 50 71 95, 95 05", "~50 81 95 78 59, 59 50"),
+    "quarter": ("00 09 99, ~99 63 00",),
+    "bolt": ("60 16 55 39 94 54 80 60",),
+    "cross": ("30 60 63 93 96 66 69 39 36 06 03 33 30",),
+    "hourglass": ("10 80 19 89 10",),
+    "umbrella": ("~05 21 50 71 95, 05 95, ~55 58 49 38",),
+    "mushroom": ("~04 21 50 71 94, 94 04, 35 39 69 65",),
+    "fork": ("50 59, ~20 23 55, ~80 83 55",),
+    "stairs": ("09 06 36 33 63 60 90",),
+    "comb": ("00 90, 00 09, 30 39, 60 69, 90 99",),
+    "box": ("03 63 69 09 03 30 90 96 69, 63 90",),
+    "cone": ("~03 30 60 93, 03 59 93 03",),
+    "eye": ("~05 33 63 95 67 37 05, ~50 62 58 42 50, 54 56",),
+    "clover": ("~55 23 40 55 73 90 55, ~55 46 28 55 66 88 55, 55 59",),
+    "brackets": ("30 00 09 39, 60 90 99 69",),
+    "percent": ("~10 22 14 02 10, ~78 96 88 99 78, 80 19",),
     "cross-hairs": ("~50 85 59 15 50 72, 50 59, 05 95",),
 }  # fmt: skip
 # Never trained on: what a network that has seen the others makes of shapes that it has not.
@@ -186,7 +206,8 @@ def _written(ways: Sequence[str], rng: np.random.Generator, *, closed: bool) -> 
             _line(brush, stroke + moved, pen)
     if closed and rng.random() < FILLED:
         brush.polygon([(x, y) for x, y in strokes[0]], fill=255)
-    return examine_grey(np.asarray(picture)).pixels
+    ink = np.asarray(picture, np.float32)
+    return formed(ink, box_of(ink))[0]
 
 
 def _points(stroke: str) -> Points:
