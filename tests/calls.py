@@ -9,17 +9,24 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 
-from digits.v1 import digits_pb2
+from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.rpc.classify import SERVICE
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["http2", "grpcio"])
 # gRPC's own retries would hide what a test wants to see.
 NO_RETRIES = [("grpc.enable_retries", 0)]
 IMAGE = bytes(784)
+# The same in every process that collects these tests: some stand in the names of cases.
+ANNA, BERT = (f"{name}-" + 8 * "0Aa_" for name in ("anna", "bert"))
 
 
 def pixels(data):
     return digits_pb2.ClassifyRequest(pixels=data)
+
+
+def stub_for(address):
+    channel = grpc.insecure_channel(address, options=NO_RETRIES)
+    return channel, digits_pb2_grpc.DigitClassifierServiceStub(channel)
 
 
 def encoded(*files):
@@ -39,6 +46,10 @@ def rich_detail(error, kind):
     detail = kind()
     assert status.details[0].Unpack(detail)
     return detail
+
+
+def bearer(token):
+    return (("authorization", f"Bearer {token}"),)
 
 
 def scrape(server):

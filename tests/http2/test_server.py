@@ -1,4 +1,4 @@
-"""Calls of grpcio's client over sockets: streams, cancellation, TLS, drain."""
+"""Calls of grpcio's client over sockets: streams, cancellation, TLS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 import ssl
 import struct
 import threading
-import time
 
 import grpc
 import pytest
@@ -20,25 +19,20 @@ from service.http2.messages import OK_TRAILERS, prefixed
 from service.http2.server import READY_AT_ONCE
 from tests.certificates import Authority
 from tests.http2.echo import ROUTES, EchoReceiver, Streaming, Unary
-from tests.http2.wire import STREAM, UNARY, Caller, call, data, eventually, opening, running
+from tests.http2.wire import (
+    STREAM,
+    UNARY,
+    Caller,
+    Held,
+    call,
+    connected,
+    data,
+    eventually,
+    opening,
+    running,
+)
 
 LONG_S = 60
-
-
-def connected(server, **options):
-    return grpc.insecure_channel(f"127.0.0.1:{server.port}", **options)
-
-
-class Held:
-    """A route whose calls are answered when the test says so."""
-
-    def __init__(self):
-        self.calls = []
-        self.routes = {**ROUTES, "/test.Echo/Held": Unary(self.calls.extend)}
-
-    def wait(self, count=1):
-        eventually(lambda: len(self.calls) >= count)
-        return self.calls
 
 
 def test_messages_of_every_size_come_back():
@@ -278,88 +272,6 @@ def test_caller_that_does_not_speak_http_2_is_disconnected(authority):
         refused = contextlib.suppress(ssl.SSLError, ConnectionResetError)
         with raw, plain.wrap_socket(raw, server_hostname="localhost") as talking, refused:
             assert talking.recv(1) == b""
-
-
-# Drain
-
-
-def drained(server, grace_s=LONG_S):
-    """Drains on a thread; what it returns, and how long it took, come later."""
-    outcome = []
-
-    def drain():
-        began = time.monotonic()
-        outcome.append((server.drain(grace_s), time.monotonic() - began))
-
-    thread = threading.Thread(target=drain)
-    thread.start()
-    return thread, outcome
-
-
-def test_drain_answers_what_is_in_flight_and_closes_every_connection():
-    held = Held()
-    with running(held.routes) as server, connected(server) as channel, Caller(server) as idle:
-        in_flight = channel.unary_unary("/test.Echo/Held").future(b"x")
-        (each,) = held.wait()
-        thread, outcome = drained(server)
-        assert idle.goaway() is not None
-        assert thread.is_alive()
-        each.respond(b"done")
-        assert in_flight.result(LONG_S) == b"done"
-        idle.socket.close()
-        thread.join(LONG_S)
-        assert outcome[0][0]
-        assert server.connections == 0
-
-
-def test_drain_says_when_a_call_was_cut_off():
-    held = Held()
-    with running(held.routes) as server, connected(server) as channel:
-        in_flight = channel.unary_unary("/test.Echo/Held").future(b"x")
-        held.wait()
-        assert server.drain(0.2) is False
-        assert not in_flight.done()
-
-
-def test_half_sent_call_is_refused_and_does_not_hold_the_drain():
-    with running(ROUTES) as server, Caller(server) as caller:
-        caller.send(opening() + data(1, b"\0\0\0", end=False))
-        eventually(lambda: server.held_bytes)
-        thread, outcome = drained(server)
-        assert b"shutting down" in caller.status()
-        caller.socket.close()
-        thread.join(LONG_S)
-        assert outcome[0][0]
-        assert outcome[0][1] < LONG_S / 2
-
-
-def test_caller_that_does_not_read_does_not_hold_the_drain():
-    routes = {UNARY: Unary(lambda calls: [each.respond(bytes(60_000)) for each in calls])}
-    with running(routes) as server, Caller(server, receive_buffer=2048) as caller:
-        for number in range(200):
-            caller.send(call(2 * number + 1))
-        eventually(lambda: any(link.unread_bytes for link in list(server._links.values())))
-        thread, outcome = drained(server)
-        thread.join(LONG_S)
-        assert outcome[0][1] < LONG_S / 2
-
-
-def test_no_call_fails_while_a_server_drains_and_another_takes_its_place():
-    """Behind one name: grpcio's client tries what was refused elsewhere by itself."""
-    with running(ROUTES) as first, running(ROUTES) as second:
-        target = f"ipv4:127.0.0.1:{first.port},127.0.0.1:{second.port}"
-        options = [("grpc.lb_policy_name", "round_robin")]
-        with grpc.insecure_channel(target, options=options) as channel:
-            echo = channel.unary_unary(UNARY)
-            for _ in range(50):
-                echo(b"x", timeout=LONG_S)
-            eventually(lambda: first.connections and second.connections)
-            calls = [echo.future(b"y", timeout=LONG_S) for _ in range(100)]
-            thread, outcome = drained(first)
-            calls += [echo.future(b"y", timeout=LONG_S) for _ in range(300)]
-            assert all(each.result() == b"y" for each in calls)
-            thread.join(LONG_S)
-            assert outcome[0][0]
 
 
 def test_one_turn_of_the_loop_reads_a_few_connections():

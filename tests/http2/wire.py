@@ -25,6 +25,7 @@ from service.http2.frames import (
 from service.http2.headers import encode_field
 from service.http2.messages import prefixed
 from service.http2.server import Server
+from tests.http2.echo import ROUTES, Unary
 
 PATIENCE_S = 20.0
 KNOWN = b"hello"
@@ -40,6 +41,10 @@ def running(routes, **settings):
         yield server
     finally:
         server.close()
+
+
+def connected(server, **options):
+    return grpc.insecure_channel(f"127.0.0.1:{server.port}", **options)
 
 
 def headers(path=UNARY, *fields, method=b"POST", kind=b"application/grpc"):
@@ -162,3 +167,15 @@ def in_frames(stream_id, body, *, whole=True):
     """DATA frames that end a call, or that do all but that."""
     pieces = [body[i : i + 16_000] for i in range(0, len(body), 16_000)]
     return b"".join(data(stream_id, p, end=whole and p is pieces[-1]) for p in pieces)
+
+
+class Held:
+    """A route whose calls are answered when the test says so."""
+
+    def __init__(self):
+        self.calls = []
+        self.routes = {**ROUTES, "/test.Echo/Held": Unary(self.calls.extend)}
+
+    def wait(self, count=1):
+        eventually(lambda: len(self.calls) >= count)
+        return self.calls

@@ -32,6 +32,19 @@ def infer(images, datatype="UINT8", *, raw=True, form=(28, 28), **rest):
     return request
 
 
+def broken(**changes):
+    """A request with other things in its one tensor."""
+    request = infer(BLANK)
+    for name, value in changes.items():
+        if name == "raw":
+            request.raw_input_contents[:] = value
+        elif name == "shape":
+            request.inputs[0].shape[:] = value
+        else:
+            setattr(request.inputs[0], name, value)
+    return request
+
+
 def tensors_of(response):
     """Its tensors by name, raw or typed."""
     raw, found = list(response.raw_output_contents), {}
