@@ -116,10 +116,7 @@ image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits
 		$(BIN)/pytest tests/deploy/test_container.py
 
 cluster-test: .venv/dev.stamp ## Apply deploy/ to a real control plane, built with Go (the first time long)
-	cd tests/cluster/programs && CGO_ENABLED=0 nice go build -trimpath -ldflags='-s -w' -o $(CLUSTER)/ tool \
-		&& cd "$$(go list -m -f '{{.Dir}}' sigs.k8s.io/kwok)/kustomize/stage" && for stage in pod/fast/pod-ready pod/fast/pod-delete \
-		node/fast/node-initialize node/heartbeat-with-lease/node-heartbeat-with-lease; do \
-		echo ---; cat $$stage.yaml; done > $(CLUSTER)/stages.yaml # what kwok plays
+	tests/cluster/build.sh $(CLUSTER)
 	CLUSTER_PROGRAMS=$(CLUSTER) $(BIN)/pytest tests/cluster $(ARGS)
 
 clean: ## Remove the environment and caches; runs/ and data/ stay

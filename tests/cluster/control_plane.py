@@ -1,6 +1,6 @@
 """Kubernetes' control plane as processes on loopback, with nodes and pods that kwok plays.
 
-The programs are those of ``make cluster-test``, in the folder that ``CLUSTER_PROGRAMS`` names.
+What it runs is what ``build.sh`` made, in the folder that ``CLUSTER_PROGRAMS`` names.
 Real: admission, validation, controllers and scheduling. Played: kubelets, so no container runs.
 """
 
@@ -10,7 +10,9 @@ import contextlib
 import json
 import secrets
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Self
 
 import yaml
 from cryptography.hazmat.primitives import serialization
@@ -21,6 +23,8 @@ from tests.deploy.conftest import tool
 
 PROGRAMS = ("server", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 ZONES = ("a", "a", "b")
+APPLY = ("apply", "--server-side", "--validate=strict", "--warnings-as-errors")
+Object = dict[str, Any]
 
 
 class ControlPlane:
@@ -31,22 +35,22 @@ class ControlPlane:
         programs: The folder with ``PROGRAMS``.
     """
 
-    def __init__(self, folder: Path, programs: Path):
+    def __init__(self, folder: Path, programs: Path) -> None:
         self.folder, self.programs = folder, programs
         self._stack = contextlib.ExitStack()
-        self._processes = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self._stack = stack
             self._start()
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _start(self):
+    def _start(self) -> None:
         etcd, peers, self.port = free_ports(3)
         token, kubeconfig = secrets.token_hex(16), self.folder / "kubeconfig"
         (self.folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
@@ -90,7 +94,7 @@ class ControlPlane:
         self.apply(*(_node(f"node-{number}", zone) for number, zone in enumerate(ZONES)))
         self._wait(self._nodes_are_ready)
 
-    def _write_kubeconfig(self, path, token):
+    def _write_kubeconfig(self, path: Path, token: str) -> None:
         certificate = self.folder / "certificates/apiserver.crt"
         self._wait(certificate.exists)
         cluster = {
@@ -107,7 +111,7 @@ class ControlPlane:
         }
         path.write_text(yaml.safe_dump(content))
 
-    def _run(self, program, *flags):
+    def _run(self, program: str, *flags: str) -> None:
         log = self._stack.enter_context((self.folder / f"{program}.log").open("wb"))
         process = subprocess.Popen(
             [self.programs / program, *flags], cwd=self.folder, stdout=log, stderr=log
@@ -116,8 +120,8 @@ class ControlPlane:
         self._stack.callback(process.wait)
         self._stack.callback(process.terminate)
 
-    def _wait(self, condition):
-        def met():
+    def _wait(self, condition: Callable[[], object]) -> None:
+        def met() -> object:
             for program, process in self._processes.items():
                 log = (self.folder / f"{program}.log").read_text(errors="replace")
                 assert process.poll() is None, f"{program} ended: {log[-3000:]}"
@@ -125,13 +129,15 @@ class ControlPlane:
 
         wait_until(met, timeout_s=120)
 
-    def _nodes_are_ready(self):
+    def _nodes_are_ready(self) -> bool:
         conditions = [node["status"].get("conditions", []) for node in self.get("nodes")]
         return len(conditions) == len(ZONES) and all(
             any(c["type"] == "Ready" and c["status"] == "True" for c in each) for each in conditions
         )
 
-    def kubectl(self, *arguments, stdin=None, check=True):
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Runs kubectl; with ``check`` an exit code other than 0 fails the test."""
         command = [tool("kubectl"), f"--kubeconfig={self.folder}/kubeconfig", *arguments]
         command.append(f"--cache-dir={self.folder}/kubectl")
@@ -139,25 +145,22 @@ class ControlPlane:
         assert not check or done.returncode == 0, f"{arguments}: {done.stderr}{done.stdout}"
         return done
 
-    def apply(self, *documents, check=True):
+    def apply(self, *documents: Object, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Server-side, with unknown fields and warnings taken for errors."""
         text = yaml.safe_dump_all(documents)
         return self.kubectl(*APPLY, "-f", "-", stdin=text, check=check)
 
-    def get(self, *what):
+    def get(self, *what: str) -> list[Object]:
         """Objects, as the API server has them."""
-        answer = json.loads(self.kubectl("get", *what, "--output=json").stdout)
-        return answer["items"] if answer["kind"] == "List" else [answer]
+        answer: Object = json.loads(self.kubectl("get", *what, "--output=json").stdout)
+        return list(answer["items"]) if answer["kind"] == "List" else [answer]
 
-    def roll_out(self, namespace, name="digits-serving"):
+    def roll_out(self, namespace: str, name: str = "digits-serving") -> None:
         """Waits until every pod is a ready one of the newest template."""
         self.kubectl("rollout", "status", "-n", namespace, f"deployment/{name}", "--timeout=180s")
 
 
-APPLY = ("apply", "--server-side", "--validate=strict", "--warnings-as-errors")
-
-
-def _node(name, zone):
+def _node(name: str, zone: str) -> Object:
     has = {"cpu": "64", "memory": "256Gi", "ephemeral-storage": "1Ti", "pods": "200"}
     labels = {"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": zone}
     return {
@@ -166,44 +169,3 @@ def _node(name, zone):
         "metadata": {"name": name, "labels": labels},
         "status": {"allocatable": has, "capacity": has},
     }
-
-
-def definition(schema, group, version, kind, plural):
-    """A CustomResourceDefinition of a JSON schema."""
-    served = {
-        "name": version, "served": True, "storage": True,
-        "schema": {"openAPIV3Schema": _structural(schema, schema.get("$defs", {}))},
-    }  # fmt: skip
-    approved = {"api-approved.kubernetes.io": "unapproved, a copy for tests"}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.{group}", "annotations": approved},
-        "spec": {
-            "group": group, "scope": "Namespaced", "versions": [served],
-            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
-        },
-    }  # fmt: skip
-
-
-def _structural(schema, named):
-    """The form that the API server takes: no references, no null, no constants."""
-    if "$ref" in schema:
-        return _structural(named[schema["$ref"].rpartition("/")[2]], named)
-    choices = [c for c in schema.get("anyOf", []) if c.get("type") != "null"]
-    if len(choices) == 1:
-        return _structural(choices[0], named)
-    if {c.get("type") for c in choices} == {"integer", "string"}:
-        return {"x-kubernetes-int-or-string": True}
-    if not schema:
-        return {"x-kubernetes-preserve-unknown-fields": True}
-    made = {k: v for k, v in schema.items() if k not in ("$defs", "const", "additionalProperties")}
-    if "const" in schema:
-        made["enum"] = [schema["const"]]
-    if "properties" in made:
-        made["properties"] = {k: _structural(v, named) for k, v in made["properties"].items()}
-    if "items" in made:
-        made["items"] = _structural(made["items"], named)
-    if isinstance(schema.get("additionalProperties"), dict):
-        made["additionalProperties"] = _structural(schema["additionalProperties"], named)
-    return made

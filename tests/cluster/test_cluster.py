@@ -5,24 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 
 pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
-from tests.cluster.control_plane import APPLY, PROGRAMS, ControlPlane, definition
+from tests.cluster.control_plane import APPLY, PROGRAMS, ControlPlane, Object
 from tests.conftest import wait_until
 from tests.deploy.conftest import COMPONENTS, DEPLOY, combinations, combined, rendered
-from tests.deploy.validators import schema_of
 
-CUSTOM = (
-    ("gateway.networking.k8s.io", "v1", "GRPCRoute", "grpcroutes"),
-    ("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors"),
-    ("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"),
-    ("cert-manager.io", "v1", "Certificate", "certificates"),
-    ("cert-manager.io", "v1", "Issuer", "issuers"),
-)
 # Where overlays/cpu is.
 HERE = ("-n", "digits")
 
@@ -30,7 +26,7 @@ pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")
-def bare_cluster(tmp_path_factory):
+def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     programs = Path(os.environ.get("CLUSTER_PROGRAMS", "/nowhere"))
     if not all((programs / name).exists() for name in PROGRAMS):
         pytest.skip("CLUSTER_PROGRAMS names no folder with Kubernetes' programs: make cluster-test")
@@ -39,7 +35,7 @@ def bare_cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster(bare_cluster):
+def cluster(bare_cluster: ControlPlane) -> ControlPlane:
     """With overlays/cpu, two pods of which are ready."""
     bare_cluster.kubectl(*APPLY, "-k", str(DEPLOY / "overlays/cpu"))
     wait_until(lambda: deployment(bare_cluster)["status"].get("readyReplicas") == 2, timeout_s=120)
@@ -48,26 +44,25 @@ def cluster(bare_cluster):
 
 
 @pytest.fixture(scope="module")
-def extended_cluster(bare_cluster):
-    """Knows the custom resources of every component."""
-    for group, version, kind, plural in CUSTOM:
-        bare_cluster.apply(definition(schema_of(kind), group, version, kind, plural))
-    names = [f"crd/{plural}.{group}" for group, _, _, plural in CUSTOM]
-    bare_cluster.kubectl("wait", "--for=condition=Established", "--timeout=120s", *names)
+def extended_cluster(bare_cluster: ControlPlane) -> ControlPlane:
+    """Knows the custom resources of every component, by the definitions of those who make them."""
+    definitions = ("-f", str(bare_cluster.programs / "definitions.yaml"))
+    bare_cluster.kubectl("apply", "--server-side", *definitions)
+    bare_cluster.kubectl("wait", "--for=condition=Established", "--timeout=120s", *definitions)
     return bare_cluster
 
 
-def deployment(cluster):
+def deployment(cluster: ControlPlane) -> Object:
     return cluster.get("deployment/digits-serving", *HERE)[0]
 
 
-def pods(cluster):
+def pods(cluster: ControlPlane) -> list[Object]:
     """Those that nobody has deleted."""
     found = cluster.get("pods", *HERE, "-l=app.kubernetes.io/name=digits-serving")
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 
-def lacking(wanted, has, path=""):
+def lacking(wanted: Any, has: Any, path: str = "") -> list[str]:
     """Fields of ``wanted`` that ``has`` lacks or has otherwise."""
     if isinstance(wanted, dict) and isinstance(has, dict):
         found = (lacking(value, has.get(key), f"{path}.{key}") for key, value in wanted.items())
@@ -80,8 +75,8 @@ def lacking(wanted, has, path=""):
 
 
 def test_every_combination_is_taken_as_it_is_written_and_its_pods_come_up(
-    extended_cluster, tmp_path
-):
+    extended_cluster: ControlPlane, tmp_path: Path
+) -> None:
     """Each in a namespace of its own, under Pod Security "restricted"."""
     namespaces = []
     for names in combinations():
@@ -106,7 +101,7 @@ def test_every_combination_is_taken_as_it_is_written_and_its_pods_come_up(
     extended_cluster.kubectl("delete", "namespace", "--wait=false", *namespaces)
 
 
-def test_what_is_unknown_or_has_rights_is_refused(cluster):
+def test_what_is_unknown_or_has_rights_is_refused(cluster: ControlPlane) -> None:
     """Or the test above could not fail."""
     wrong = json.loads(json.dumps(rendered("overlays/cpu").one("Deployment")))
     (container,) = wrong["spec"]["template"]["spec"]["containers"]
@@ -119,14 +114,14 @@ def test_what_is_unknown_or_has_rights_is_refused(cluster):
     assert 'violates PodSecurity "restricted' in refused.stderr
 
 
-def test_pods_are_on_different_nodes_and_have_no_token(cluster):
+def test_pods_are_on_different_nodes_and_have_no_token(cluster: ControlPlane) -> None:
     found = pods(cluster)
     assert len({pod["spec"]["nodeName"] for pod in found}) == len(found) == 2
     for pod in found:
         assert {volume["name"] for volume in pod["spec"]["volumes"]} == {"tmp"}
 
 
-def test_account_of_the_pods_may_do_nothing(cluster):
+def test_account_of_the_pods_may_do_nothing(cluster: ControlPlane) -> None:
     """It may ask who it is and what it may do, and read the API's addresses, as anybody may."""
     review = {
         "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
@@ -144,8 +139,8 @@ def test_account_of_the_pods_may_do_nothing(cluster):
     assert verbs == {"get"}
 
 
-def test_rollout_completes_and_so_does_a_rollback(cluster, tmp_path):
-    def settings():
+def test_rollout_completes_and_so_does_a_rollback(cluster: ControlPlane, tmp_path: Path) -> None:
+    def settings() -> set[str]:
         containers = [pod["spec"]["containers"][0] for pod in pods(cluster)]
         return {container["envFrom"][0]["configMapRef"]["name"] for container in containers}
 
@@ -164,13 +159,13 @@ def test_rollout_completes_and_so_does_a_rollback(cluster, tmp_path):
     wait_until(lambda: settings() == before, timeout_s=60)
 
 
-def test_budget_lets_one_pod_go_at_a_time(cluster):
+def test_budget_lets_one_pod_go_at_a_time(cluster: ControlPlane) -> None:
     """No node takes a pod for a while, so the first one can not be replaced."""
 
-    def allowed():
-        return cluster.get("pdb/digits-serving", *HERE)[0]["status"]["disruptionsAllowed"]
+    def allowed() -> int:
+        return int(cluster.get("pdb/digits-serving", *HERE)[0]["status"]["disruptionsAllowed"])
 
-    def evict(name):
+    def evict(name: str) -> CompletedProcess[str]:
         eviction = {
             "apiVersion": "policy/v1", "kind": "Eviction",
             "metadata": {"name": name, "namespace": "digits"},
@@ -191,13 +186,83 @@ def test_budget_lets_one_pod_go_at_a_time(cluster):
     cluster.roll_out("digits")
 
 
-def test_autoscaler_owns_the_number_of_pods(cluster):
+def autoscaler(cluster: ControlPlane) -> tuple[int, dict[str, str]]:
+    """The pods that it wants, and the reasons of its conditions."""
+    status = cluster.get("hpa/digits-serving", *HERE)[0]["status"]
+    return status["desiredReplicas"], {c["type"]: c["reason"] for c in status["conditions"]}
+
+
+def test_autoscaler_owns_the_number_of_pods(cluster: ControlPlane) -> None:
     """It made two of the one that a Deployment has by default; to apply again sets nothing back."""
-    (autoscaler,) = cluster.get("hpa/digits-serving", *HERE)
-    reasons = {c["type"]: c["reason"] for c in autoscaler["status"]["conditions"]}
-    assert autoscaler["status"]["desiredReplicas"] == 2
-    assert reasons["ScalingActive"] == "FailedGetResourceMetric"  # no metrics-server here
+    wanted, reasons = autoscaler(cluster)
+    assert wanted == 2
+    assert reasons["ScalingActive"] == "FailedGetResourceMetric"  # nobody measures yet
     cluster.kubectl("scale", *HERE, "deployment/digits-serving", "--replicas=5")
     cluster.kubectl(*APPLY, "-k", str(DEPLOY / "overlays/cpu"))
     assert deployment(cluster)["spec"]["replicas"] == 5
     cluster.roll_out("digits")
+    cluster.kubectl("scale", *HERE, "deployment/digits-serving", "--replicas=2")
+    cluster.roll_out("digits")
+
+
+@pytest.fixture
+def measured_cluster(cluster: ControlPlane) -> Iterator[ControlPlane]:
+    """Has the API of metrics-server, with the values that a test writes."""
+    metrics = {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": "pods.metrics.k8s.io",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in for tests"},
+        },
+        "spec": {
+            "group": "metrics.k8s.io", "scope": "Namespaced",
+            "names": {"kind": "PodMetrics", "plural": "pods", "singular": "pod"},
+            "versions": [{
+                "name": "v1beta1", "served": True, "storage": True,
+                "schema": {"openAPIV3Schema": {
+                    "type": "object", "x-kubernetes-preserve-unknown-fields": True,
+                }},
+            }],
+        },
+    }  # fmt: skip
+    cluster.apply(metrics)
+    name = "crd/pods.metrics.k8s.io"
+    cluster.kubectl("wait", "--for=condition=Established", "--timeout=120s", name)
+    yield cluster
+    cluster.kubectl("delete", name)
+
+
+def test_autoscaler_adds_pods_at_once_and_takes_them_away_late(
+    measured_cluster: ControlPlane,
+) -> None:
+    """Controller, target and policies are real; what the pods use of their CPU is told to it."""
+
+    def ready_under(load: int) -> int:
+        """Divides a load, in thousandths of a CPU, among the pods; how many are ready."""
+        found = pods(measured_cluster)
+        usage = {"cpu": f"{min(1000, load // len(found))}m", "memory": "100Mi"}
+        used = [
+            {
+                "apiVersion": "metrics.k8s.io/v1beta1", "kind": "PodMetrics",
+                "metadata": {k: pod["metadata"][k] for k in ("name", "namespace", "labels")},
+                "timestamp": datetime.now(UTC).isoformat(), "window": "1s",
+                "containers": [{"name": "digits-serving", "usage": usage}],
+            }
+            for pod in found
+        ]  # fmt: skip
+        measured_cluster.apply(*used)
+        return int(deployment(measured_cluster)["status"].get("readyReplicas", 0))
+
+    def held() -> bool:
+        ready_under(1000)
+        return autoscaler(measured_cluster)[1]["AbleToScale"] == "ScaleDownStabilized"
+
+    # Four at the target of 60 %; the two of now are full.
+    wait_until(lambda: ready_under(2400) == 4, timeout_s=120)
+    wait_until(held, timeout_s=120)
+    assert deployment(measured_cluster)["spec"]["replicas"] == 4
+    patience = {"spec": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}}}
+    measured_cluster.kubectl(
+        "patch", *HERE, "hpa/digits-serving", "--type=merge", f"--patch={json.dumps(patience)}"
+    )
+    wait_until(lambda: ready_under(1000) == 2, timeout_s=300)

@@ -8,13 +8,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import pytest
 import yaml
 
-from service.config import load_config
+from service.config import ServerConfig, load_config
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -24,53 +26,56 @@ EXAMPLES = sorted(path.name for path in (DEPLOY / "examples").iterdir() if path.
 ADDED_EXAMPLES = ("keda", "model-volume")
 
 
-def combinations():
+def combinations() -> Iterator[tuple[str, ...]]:
     """Every set of components."""
     counts = range(len(COMPONENTS) + 1)
     return itertools.chain(*(itertools.combinations(COMPONENTS, count) for count in counts))
 
 
-def tool(name):
+def tool(name: str) -> str:
     """A program that pip installs beside Python."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
         pytest.skip(f"{name} is not installed beside {sys.executable}: make test installs it")
-    return path
+    return str(path)
+
+
+Object = dict[str, Any]
 
 
 class Manifests:
     """The objects that one kustomization renders."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         self.text = text
-        self.objects = list(yaml.safe_load_all(text))
+        self.objects: list[Object] = list(yaml.safe_load_all(text))
 
-    def all(self, kind):
+    def all(self, kind: str) -> list[Object]:
         return [document for document in self.objects if document["kind"] == kind]
 
-    def one(self, kind):
+    def one(self, kind: str) -> Object:
         (only,) = self.all(kind)
         return only
 
     @property
-    def template(self):
-        return self.one("Deployment")["spec"]["template"]
+    def template(self) -> Object:
+        return dict(self.one("Deployment")["spec"]["template"])
 
     @property
-    def pod(self):
-        return self.template["spec"]
+    def pod(self) -> Object:
+        return dict(self.template["spec"])
 
     @property
-    def container(self):
+    def container(self) -> Object:
         (only,) = self.pod["containers"]
-        return only
+        return dict(only)
 
     @property
-    def ports(self):
+    def ports(self) -> dict[str, int]:
         return {port["name"]: port["containerPort"] for port in self.container["ports"]}
 
     @property
-    def config_map(self):
+    def config_map(self) -> Object:
         """The one that the pod takes its environment from."""
         (source,) = self.container["envFrom"]
         name = source["configMapRef"]["name"]
@@ -78,18 +83,18 @@ class Manifests:
         return found
 
     @property
-    def settings(self):
-        return self.config_map["data"]
+    def settings(self) -> dict[str, str]:
+        return dict(self.config_map["data"])
 
     @property
-    def config(self):
+    def config(self) -> ServerConfig:
         """What the server in the pod runs with."""
         return load_config([], image_variables() | self.settings)
 
 
-def kustomize(folder, kubectl=None):
+def kustomize(folder: Path, kubectl: str | None = None) -> Manifests:
     """Renders a folder; an error is a failure."""
-    command = [kubectl or tool("kubectl"), "kustomize", folder]
+    command = [kubectl or tool("kubectl"), "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # such as a warning of a deprecated field
@@ -97,18 +102,13 @@ def kustomize(folder, kubectl=None):
 
 
 @functools.cache
-def rendered(name):
+def rendered(name: str) -> Manifests:
     """A folder of deploy/, rendered once: treat it as read-only."""
     return kustomize(DEPLOY / name)
 
 
-def combined(folder, components, base="base", **more):
+def combined(folder: Path, components: Sequence[str], base: str = "base", **more: Any) -> Manifests:
     """Base, or an overlay, with components, as a user's own overlay has them."""
-    write_overlay(folder, components, base, **more)
-    return kustomize(folder)
-
-
-def write_overlay(folder, components, base="base", **more):
     folder.mkdir(parents=True, exist_ok=True)
     relative = Path(os.path.relpath(DEPLOY, folder))
     kustomization = {
@@ -120,22 +120,23 @@ def write_overlay(folder, components, base="base", **more):
         **more,
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return kustomize(folder)
 
 
 @pytest.fixture(scope="session")
-def with_component(tmp_path_factory):
+def with_component(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Manifests]:
     """Base with one component, or with an example that is one: each rendered once."""
     return functools.cache(lambda name: combined(tmp_path_factory.mktemp(name), [name]))
 
 
 @pytest.fixture(params=["base", "overlays/cpu", "examples/gpu", "examples/canary"])
-def manifests(request):
+def manifests(request: pytest.FixtureRequest) -> Manifests:
     """All that runs the server in a Deployment."""
     return rendered(request.param)
 
 
 @functools.cache
-def dockerfile():
+def dockerfile() -> list[tuple[str, str]]:
     """Every instruction as (name, arguments), without comments and line breaks."""
     text = (DEPLOY / "Dockerfile").read_text()
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
@@ -146,16 +147,16 @@ def dockerfile():
 
 
 @functools.cache
-def image():
+def image() -> dict[str, list[str]]:
     """The instructions of the last stage: name -> arguments of each."""
     last_from = max(i for i, (name, _) in enumerate(dockerfile()) if name == "FROM")
-    stage = {}
+    stage: dict[str, list[str]] = {}
     for name, arguments in dockerfile()[last_from:]:
         stage.setdefault(name, []).append(arguments)
     return stage
 
 
-def image_variables():
+def image_variables() -> dict[str, str]:
     """The environment that the image sets."""
     defaults = dict(a.split("=", 1) for name, a in dockerfile() if name == "ARG" and "=" in a)
     pairs = (pair.split("=", 1) for arguments in image()["ENV"] for pair in arguments.split())

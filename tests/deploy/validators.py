@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import kubernetes_validate
@@ -30,22 +31,22 @@ COMMITTED = Path(__file__).with_name("schemas")
 
 
 @functools.cache
-def _schema_file(kind):
+def _schema_file(kind: str) -> Path | None:
     elsewhere = os.environ.get("CRD_SCHEMAS")
     found = [*COMMITTED.glob(f"{kind}.json")]
     found += Path(elsewhere).glob(f"{kind}-*.json") if elsewhere else []
     return found[0] if found else None
 
 
-def schema_of(kind):
+def schema_of(kind: str) -> dict[str, Any]:
     """A custom resource's schema, or a skip."""
     path = _schema_file(kind)
     if path is None:
         pytest.skip(f"the schema of {kind} is not here: CRD_SCHEMAS names no folder that holds it")
-    return json.loads(path.read_text())
+    return dict(json.loads(path.read_text()))
 
 
-def validate(document, version):
+def validate(document: dict[str, Any], version: str) -> None:
     """Raises the validator's error if the object is not valid."""
     kind = document["kind"]
     if kind in CUSTOM.get(document["apiVersion"], ()):
