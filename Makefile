@@ -11,7 +11,7 @@ INPUTS := pyproject.toml requirements-dev.lock proto/pyproject.toml proto/hatch_
 
 .DEFAULT_GOAL := help
 .PHONY: help serve classify test test-all lint format train export bench peers soak fuzz lock audit \
-	manifests image image-test cluster-test clean
+	manifests image image-test cluster-test release clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -118,6 +118,16 @@ image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits
 cluster-test: .venv/dev.stamp ## Apply deploy/ to a real control plane, built with Go (the first time long)
 	tests/cluster/build.sh $(CLUSTER)
 	CLUSTER_PROGRAMS=$(CLUSTER) $(BIN)/pytest tests/cluster $(ARGS)
+
+# The version in service, and where it stands: everywhere but in what other projects' tools write.
+OLD = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+release: ## Set the version in every file that names it, and date the changelog (VERSION=0.2.0)
+	@echo '$(VERSION)' | grep -qxE '[0-9]+\.[0-9]+\.[0-9]+' \
+		|| { echo 'VERSION: expected a number such as 0.2.0, got "$(VERSION)"' >&2; exit 2; }
+	git grep -lFw -e '$(OLD)' -- . ':!*.lock' ':!*.mod' ':!*.sum' ':!CHANGELOG.md' ':!tests' \
+		| xargs sed -i 's/\b$(subst .,\.,$(OLD))\b/$(VERSION)/g'
+	sed -i "s/^## .*, unreleased$$/## $(VERSION), $$(date +%F)/" CHANGELOG.md
 
 clean: ## Remove the environment and caches; runs/ and data/ stay
 	rm -rf .venv .venv-checkov .venv-peers .fuzz .mypy_cache .pytest_cache .ruff_cache build dist
