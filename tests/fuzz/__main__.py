@@ -17,8 +17,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.calls import ClassifyRequests
 from tests.fuzz.sockets import SOCKET_TARGETS, fuzzed_server
-from tests.fuzz.targets import TARGETS, ClassifyRequests
+from tests.fuzz.targets import TARGETS
 from tests.fuzz.watch import FLAT_BYTES, GOLDEN_EVERY, Watch, growth, read_record
 
 FOUND = Path(".fuzz")

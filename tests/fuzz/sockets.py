@@ -21,7 +21,7 @@ from service.rpc.status import DETAILS_KEY, Status
 from tests.calls import scrape
 from tests.conftest import RunningServer, running_server
 from tests.fuzz import inputs
-from tests.fuzz.targets import ANSWER_TIMEOUT_S, MAX_IMAGES, ClassifyRequests, parse
+from tests.fuzz.calls import ANSWER_TIMEOUT_S, MAX_IMAGES, ClassifyRequests, parse
 
 FLAGS = (f"--max-images-per-request={MAX_IMAGES}", "--reload-interval-s=0")
 CALLS_IN_FLIGHT = 50

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.calls import TRANSPORTS
 from tests.fuzz import inputs
+from tests.fuzz.calls import ClassifyRequests
 from tests.fuzz.sockets import FLAGS, SOCKET_TARGETS, Connections
-from tests.fuzz.targets import TARGETS, ClassifyRequests
+from tests.fuzz.targets import TARGETS
 from tests.fuzz.watch import GOLDEN_EVERY, Watch, growth, read_record
 
 pytestmark = pytest.mark.full
