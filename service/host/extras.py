@@ -1,4 +1,4 @@
-"""Advice for missing optional dependencies."""
+"""Advice for optional dependencies that are missing or can not be loaded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ def not_installed(error: ImportError, extra: str) -> str:
     """Names the missing package and how to install it; no package index has this project.
 
     Args:
-        error: Of the import that failed.
+        error: Of the import that failed. Where a package is there and damaged, that is said.
         extra: The extra of the server's distribution that brings it.
     """
+    if not isinstance(error, ModuleNotFoundError):
+        return f"a package is installed and can not be loaded: {error}"
     return (
         f"{error.name} is not installed: pip install -e ./proto -e '.[{extra}]' in a clone, or "
         f"pip install 'FOLDER/digits_serving-VERSION-py3-none-any.whl[{extra}]' from a wheel"
