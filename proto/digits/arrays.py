@@ -14,11 +14,11 @@ FAINT = 16
 
 
 def is_array(thing: Any) -> bool:
-    """Recognises arrays, tensors, rows of tables, and lists of numbers."""
+    """Recognises arrays, tensors, rows of tables, and lists of numbers or of rows of an image."""
     if isinstance(thing, (list, tuple)):
         while isinstance(thing, (list, tuple)) and thing:
             thing = thing[0]
-        return isinstance(thing, (int, float))
+        return isinstance(thing, (int, float)) or getattr(thing, "shape", None) in ((), (SIDE,))
     return hasattr(thing, "__array__")
 
 
@@ -30,20 +30,26 @@ def raw_pixels(images: Any) -> npt.NDArray[np.uint8]:
             integers of 0 to 255, or floats of 0 to 1 or 0 to 255; light ink on a dark ground.
 
     Returns:
-        uint8[N, 28, 28]. A maximum from 1 to 15 is warned of.
+        uint8[N, 28, 28]. An image with a maximum of 1 to 15 is warned of.
 
     Raises:
         TypeError: If it holds no numbers.
-        ValueError: If it has another shape or range.
+        ValueError: If it has another shape or range, or numpy can not read it.
     """
     return _as_bytes(_shaped(_as_numpy(images)))
 
 
 def _as_numpy(images: Any) -> npt.NDArray[Any]:
-    if hasattr(images, "detach"):  # a torch tensor, perhaps on a GPU, of a type numpy lacks
-        images = images.detach().cpu()
-        images = (images.float() if images.is_floating_point() else images).numpy()
-    array = np.asarray(images)
+    try:
+        if hasattr(images, "detach"):  # a torch tensor, perhaps on a GPU, of a type numpy lacks
+            images = images.detach().cpu()
+            images = (images.float() if images.is_floating_point() else images).numpy(force=True)
+        array = np.asarray(images)
+    except Exception as error:  # whatever the library of the array raises
+        raise ValueError(
+            f"images: expected numbers in equally long rows, got a {type(images).__name__} that "
+            f"numpy can not read: {error}"
+        ) from error
     if array.dtype.kind not in "buif":
         raise TypeError(
             f"images: expected numbers, got dtype {array.dtype}; convert with .astype('uint8')"
@@ -79,11 +85,12 @@ def _as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         )
     if array.dtype.kind == "f":
         array = np.rint(array.astype(np.float32) * (255 if high <= 1 else 1))
-        high = array.max()
-    if 0 < high < FAINT:
+    largest = array.max(axis=(1, 2))
+    faint = largest[(largest > 0) & (largest < FAINT)]
+    if faint.size:
         warnings.warn(
-            f"images: expected pixels up to 255, got {high:g} at most; multiply 0 and 1 by 255, "
-            "0 to 15 by 17",
+            f"images: expected pixels up to 255, got {faint.max():g} at most in {faint.size} of "
+            f"{len(array)}; multiply 0 and 1 by 255, 0 to 15 by 17",
             stacklevel=2,
         )
     return array.astype(np.uint8)

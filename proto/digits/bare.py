@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from digits.images import PictureError
+from digits.formats import PictureError
 
 PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 # Source: PNG 1.2, section 4.1, and the transparency of 4.2.1.

@@ -8,8 +8,6 @@ from datetime import datetime
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 
 from digits.v1 import digits_pb2
 
@@ -17,6 +15,18 @@ Code = grpc.StatusCode
 # Source: gRFC A6. Whole milliseconds; whatever else is in it forbids a retry.
 PUSHBACK = "grpc-retry-pushback-ms"
 PUSHBACK_MS = re.compile("[0-9]{1,12}")
+# The call itself is wrong: no retry helps, whatever is said of when.
+PERMANENT = {
+    Code.INVALID_ARGUMENT,
+    Code.NOT_FOUND,
+    Code.ALREADY_EXISTS,
+    Code.PERMISSION_DENIED,
+    Code.UNAUTHENTICATED,
+    Code.FAILED_PRECONDITION,
+    Code.OUT_OF_RANGE,
+    Code.UNIMPLEMENTED,
+    Code.DATA_LOSS,
+}
 # What helps, by the code and a part of the message; the first that fits. gRPC's own messages say
 # what its sockets saw, not what is wrong with the call.
 HINTS = (
@@ -44,7 +54,7 @@ HINTS = (
     (
         Code.RESOURCE_EXHAUSTED,
         "larger than max",
-        "the request is larger than the server takes: lower request_images, or send smaller files",
+        "more than the server takes: lower request_images, or pip install pillow to shrink files",
     ),
 )
 # Parts of gRPC's own messages by which no connection was made.
@@ -87,7 +97,7 @@ class DigitError(RuntimeError):
         RESOURCE_EXHAUSTED is a full queue as well as a message that is too large for ever: only
         the server's hint when to come back tells them apart.
         """
-        if self.retry_after_s is None:
+        if self.retry_after_s is None or self.code in PERMANENT:
             return self.code is Code.UNAVAILABLE
         return math.isfinite(self.retry_after_s)
 
@@ -131,6 +141,10 @@ def item_error(error: digits_pb2.StreamError) -> DigitError:
 
 
 def _read_details(found: DigitError, serialised: bytes) -> None:
+    # Here, because they take longer to import than most of the client.
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
+    from google.rpc import error_details_pb2, status_pb2  # noqa: PLC0415
+
     bad_request = error_details_pb2.BadRequest()
     retry_info = error_details_pb2.RetryInfo()
     try:

@@ -9,28 +9,18 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from digits.bare import bare, orientation
-from digits.images import PictureError, levels
+from digits.bare import ORIENTATION, bare, orientation
+from digits.formats import FORMATS, PictureError, levels, unknown_file
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-# What is rejected by its name, and how its files begin.
-OTHERS = {
-    "GIF": re.compile(rb"GIF8"),
-    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
-    "AVIF": re.compile(rb".{4}ftypavi[fs]", re.DOTALL),
-    "HEIC": re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL),
-    "SVG": re.compile(rb"\s*<(\?xml|svg|!DOCTYPE svg)"),
-}
 # A photograph of 16 million pixels. Pillow's own guard warns of more than 89 million.
 MAX_PIXELS = 2**24
 # Nothing that is drawn is this long: each row costs memory of its own.
@@ -60,17 +50,6 @@ SAMPLE_SIDE = 128
 # Of its longer side, the part that is added around it.
 MARGIN = 10
 
-# By Exif's number for it: see ``bare.orientation``.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 
 @contextlib.contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
@@ -84,9 +63,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         with _reading():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        other = next((name for name, mark in OTHERS.items() if mark.match(data)), None)
-        got = f"{len(data)} bytes of {other or 'something else'}"
-        raise PictureError("a PNG, JPEG, WebP or BMP file", got) from None
+        raise unknown_file(data) from None
     with image:
         _check_cost(image, data)
         if exif:
@@ -179,6 +156,14 @@ def grey(image: Image.Image) -> npt.NDArray[Any]:
     return levels(np.asarray(image))
 
 
+def as_png(image: Image.Image) -> bytes:
+    """A file of the grey levels of an image; see ``grey``."""
+    file = io.BytesIO()
+    tones = np.rint(grey(image)).astype(np.uint8)
+    Image.fromarray(tones).save(file, "PNG", compress_level=1)  # the way to the server is short
+    return file.getvalue()
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Decodes an image and turns it upright.
 
@@ -189,11 +174,19 @@ def _upright(image: Image.Image) -> Image.Image:
         image.draft("L", (USEFUL_SIDE, USEFUL_SIDE))
     with _reading():
         image.load()
+    if 0 in image.size:
+        raise PictureError("at least one pixel", f"{image.width}x{image.height}")
     if image.mode == "P" and image.palette is None:
         raise PictureError(*DAMAGED)
-    turn = TURNS.get(orientation(_exif(image)))
+    turned = orientation(_exif(image))
     image = _shrunk(image)
-    return image if turn is None else image.transpose(turn)
+    if turned == 1:
+        return image
+    exif = Image.Exif()  # whose other tags may be anything: see bare.py
+    exif[ORIENTATION] = turned
+    image = image.copy()  # it may still be the caller's
+    image.info["exif"] = exif.tobytes()
+    return ImageOps.exif_transpose(image)
 
 
 def _exif(image: Image.Image) -> bytes:
@@ -230,7 +223,11 @@ def _plain(image: Image.Image) -> Image.Image:
         return image.convert("RGBA")
     if image.mode == "CMYK":
         image = image.convert("RGB")
-    return image.convert("L")
+    try:
+        return image.convert("L")
+    except ValueError:
+        expected = "an image of a mode that Pillow converts to L"
+        raise PictureError(expected, f"mode {image.mode}") from None
 
 
 def _on_paper(image: Image.Image) -> Image.Image:

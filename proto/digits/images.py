@@ -22,7 +22,9 @@ import numpy.typing as npt
 
 from digits import ink as inks
 from digits.form import SIDE, Pixels, box_of, formed, holes, is_formed
-from digits.ink import Grey, Ink, Part, Values
+from digits.formats import PictureError as PictureError  # noqa: PLC0414 - it is public here
+from digits.formats import levels
+from digits.ink import Grey, Ink, Part
 
 # Pictures are examined with at most so many pixels a side, those with shadows or lines in more;
 # ink that has fewer than the third number of them is looked at closer, so that each pixel of the
@@ -54,23 +56,6 @@ SECOND_PART = (0.3, 0.6)
 ASPECT = (1.7, 2.2)
 STROKE = (6.5, 9.0)
 CLARITY = (10.0, 5.0)
-
-
-class PictureError(ValueError):
-    """Something that is no picture, or none that is taken.
-
-    Attributes:
-        expected: What would have been.
-        got: What came.
-    """
-
-    def __init__(self, expected: str, got: str) -> None:
-        super().__init__(expected, got)  # what it is made from again by pickle
-        self.expected = expected
-        self.got = got
-
-    def __str__(self) -> str:
-        return f"picture: expected {self.expected}, got {self.got}"
 
 
 @dataclass(frozen=True)
@@ -256,37 +241,6 @@ def _in_form(ink: Ink, part: Part) -> Normalised:
     single = part.alone and part.second == 0
     alone = is_ready or several or (single and plausibility == 1)
     return Normalised(pixels, plausibility, part.whole, alone)
-
-
-def levels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Grey values [h, w] of any type as levels of 0 to 255, of uint8 or float32.
-
-    Values of more than 8 bits fill the bits that the largest of them needs: scanners write 10 or 12
-    bits into 16.
-
-    Raises:
-        PictureError: If there are none, they are no numbers, negative, not finite, or floats above
-            255.
-    """
-    if not array.size:
-        raise PictureError("at least one pixel", f"an array of shape {list(array.shape)}")
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind not in "iuf":
-        raise PictureError("numbers", f"dtype {array.dtype}")
-    low, high = float(array.min()), float(array.max())
-    if not low >= 0:  # NaN, too
-        raise PictureError("values of at least 0", f"{low:g}")
-    if array.dtype.kind == "f":
-        if high > 255:
-            raise PictureError("floats of 0 to 1 or 0 to 255", f"{high:g}")
-        most = 1 if high <= 1 else 255
-    else:
-        most = 2 ** max(8, int(array.max()).bit_length()) - 1
-    scaled: Values = array.astype(np.float32) * np.float32(255 / most)
-    return scaled
 
 
 def _plausibility(second: float, aspect: float, stroke: float, clarity: float) -> float:

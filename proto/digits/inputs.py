@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Number
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeGuard, TypeVar
 
 import numpy.typing as npt
 
 from digits.arrays import is_array, raw_pixels
+from digits.formats import PictureError
 from digits.v1 import digits_pb2
 
 if TYPE_CHECKING:
@@ -27,11 +29,10 @@ T = TypeVar("T")
 
 IMAGE_BYTES = 784
 # Files are decoded on the server one after another: many small requests keep more of it busy. The
-# second bound keeps a few photos under the pixels that a request may unfold to.
+# second bound keeps a few photos under the pixels that a request may unfold to, and is for one file
+# as well: a server takes so much whatever its settings, and larger ones are shrunk.
 MAX_FILES = 64
 MAX_FILE_BYTES = 2**20
-# Modes that PNG has; a PIL image of another one is sent in colours.
-PNG_MODES = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
 
 
 class ErrorsLast(Generic[T]):
@@ -78,7 +79,8 @@ def classify_requests(pictures: Pictures, images: int) -> Iterator[digits_pb2.Cl
 
     Raises:
         TypeError: If something is no picture, or an array holds no numbers.
-        ValueError: If an array has another shape or range; see ``raw_pixels``.
+        ValueError: If an array has another shape or range, see ``raw_pixels``; or if an image or a
+            large file can not be read.
         OSError: If a file can not be read.
     """
     held: list[bytes] = []
@@ -124,11 +126,13 @@ def _request(contents: list[bytes], *, raw: bool) -> digits_pb2.ClassifyRequest:
 def _contents(pictures: Pictures) -> Iterator[tuple[bool, bytes]]:
     """Each picture as bytes, and whether these are raw pixels."""
     if isinstance(pictures, (bytes, bytearray, memoryview)):
-        yield False, bytes(pictures)
+        yield False, _sendable(bytes(pictures), "images")
     elif isinstance(pictures, (str, Path)):
-        yield False, Path(pictures).read_bytes()
+        yield False, _sendable(Path(pictures).read_bytes(), str(pictures))
     elif _is_pil(pictures):
-        yield False, _as_png(pictures)
+        from digits import files  # noqa: PLC0415 - who has a PIL image has Pillow
+
+        yield False, files.as_png(pictures)
     elif is_array(pictures):
         pixels = memoryview(raw_pixels(pictures).tobytes())
         for start in range(0, len(pixels), IMAGE_BYTES):
@@ -139,24 +143,32 @@ def _contents(pictures: Pictures) -> Iterator[tuple[bool, bytes]]:
     else:
         got = type(pictures).__name__
         got += "; its read() gives bytes" if isinstance(pictures, io.IOBase) else ""
+        got += "; numpy.array(list(...)) takes numbers" if isinstance(pictures, Number) else ""
         raise TypeError(f"images: expected arrays, PIL images, paths or bytes, got {got}")
 
 
-def _is_pil(picture: Any) -> bool:
+def _is_pil(picture: Any) -> TypeGuard[PilImage]:
     """Whether it is a PIL image. Who has one has imported Pillow, which nobody else needs."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(picture, pillow.Image)
 
 
-def _as_png(picture: Any) -> bytes:
-    """A file of the picture, turned as its EXIF data says, which PNG files are not asked for."""
-    from PIL import ImageOps  # noqa: PLC0415 - as above
+def _sendable(data: bytes, name: str) -> bytes:
+    """A file, or in place of a large one what the server would make of it first.
 
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "I":
-        picture = picture.convert("I;16")
-    if picture.mode not in PNG_MODES:
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)  # the way to the server is short
-    return file.getvalue()
+    Without Pillow that is left to the server, which may take files of this size.
+
+    Raises:
+        PictureError: If a large file can not be read.
+    """
+    if len(data) <= MAX_FILE_BYTES:
+        return data
+    try:
+        from digits import files  # noqa: PLC0415 - Pillow is optional
+    except ImportError:
+        return data
+    try:
+        with files.opened(data) as image:
+            return files.as_png(image)
+    except PictureError as error:
+        raise PictureError(error.expected, error.got, name) from None

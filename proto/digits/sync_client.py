@@ -64,7 +64,8 @@ class DigitClient(BaseClient):
 
         Raises:
             TypeError: If something is none of these, or an array holds no numbers.
-            ValueError: If an array has another shape or range, or the deadline is not a time.
+            ValueError: If an array has another shape or range, a PIL image or a file of more than
+                1 MiB can not be read (``digits.images.PictureError``), or the deadline is no time.
             OSError: If a file can not be read.
             DigitError: If the server refused or could not be reached in time.
             ClientStateError: If the client is closed, or this process was forked from one that used

@@ -8,17 +8,20 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 from digits.cli.flags import CALL_ERRORS, add_connection_flags, connect, explained, printable
-from digits.cli.outcomes import Failure, Outcome, outcomes
+from digits.cli.outcomes import Answer, outcomes
 from digits.cli.output import JsonPrinter, Printer, TablePrinter
-from digits.cli.sources import STDIN, PicturesError, items_of
+from digits.cli.sources import STDIN, PicturesError, items_of, listed
 from digits.client import DigitClient, Progress, progress_bar
 
 # More pictures than this are drawn only when asked for.
 FEW = 4
+# What that needs: modules, and what installs them.
+DRAWING = {"PIL": "pillow", "cv2": "opencv-python-headless"}
 EPILOG = """\
 exit status:
   0  every picture was classified
-  1  a picture could not be read or was refused, or the server could not be asked
+  1  a picture could not be read or was refused, such as for its size or format (the others are
+     classified); or the server could not be asked
   2  misused
 """
 
@@ -67,15 +70,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _classify(client: DigitClient, arguments: argparse.Namespace) -> int:
-    items = items_of(arguments.files)
-    pictures = _drawn(arguments, len(items))
-    output: Printer = JsonPrinter()
+    items, passed_over = items_of(arguments.files)
+    if passed_over:
+        files = f"{passed_over.total()} passed over (by name no PNG, JPEG, WebP or BMP)"
+        _complain(f"{files}: {listed(passed_over)}")
+    output: Printer = JsonPrinter(passed_over)
     if not arguments.json:
+        pictures = _drawn(arguments, len(items))
         output = TablePrinter(items, lambda: client.get_model()[1]["labels"], pictures=pictures)
     failures = 0
     with _progress(len(items), told=sys.stdout.isatty() and not arguments.json) as progress:
         for outcome in outcomes(client, items):
-            failures += _print(outcome, output)
+            if isinstance(outcome, Answer):
+                output.row(outcome)
+            else:
+                failures += 1
+                output.failure(outcome)
+                _complain(f"{outcome.item.name}: {outcome.reason}")
             progress(1)
     output.end()
     return 1 if failures else 0
@@ -90,23 +101,19 @@ def _progress(pictures: int, *, told: bool) -> AbstractContextManager[Progress]:
 
 def _drawn(arguments: argparse.Namespace, pictures: int) -> bool:
     """True if a table of this many pictures draws them."""
-    has_pillow = find_spec("PIL") is not None
-    if arguments.pictures and not has_pillow:
-        raise PicturesError("--pictures: Pillow is not installed: pip install pillow")
+    missing = [name for module, name in DRAWING.items() if find_spec(module) is None]
+    if arguments.pictures and missing:
+        names = " ".join(missing)
+        raise PicturesError(f"--pictures: expected {names}, not installed: pip install {names}")
     if arguments.pictures is None:
-        return has_pillow and pictures <= FEW
+        return not missing and pictures <= FEW
     return bool(arguments.pictures)
 
 
-def _print(outcome: Outcome, output: Printer) -> bool:
-    """Prints one outcome; whether it is a failure."""
-    if isinstance(outcome, Failure):
-        print(printable(f"digits classify: {outcome.item.name}: {outcome.reason}"), file=sys.stderr)
-        return True
-    output.row(outcome.item, outcome.prediction, outcome.model)
-    return False
-
-
 def _failed(error: Exception) -> int:
-    print(f"digits classify: {explained(error)}", file=sys.stderr)
+    _complain(explained(error))
     return 1
+
+
+def _complain(text: str) -> None:
+    print(printable(f"digits classify: {text}"), file=sys.stderr)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TypeAlias
+
+import grpc
 
 from digits.cli.sources import Item
 from digits.client import DigitClient, DigitError, Model, Prediction
+from digits.formats import PictureError
+from digits.inputs import MAX_FILE_BYTES
 
 FIELD = re.compile(r"encoded\.files\[(\d+)\]")
+# Of a request that is larger than the server takes, in the words of every gRPC implementation.
+SIZES = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,6 @@ def outcomes(client: DigitClient, items: Sequence[Item]) -> Iterator[Outcome]:
 
     Raises:
         DigitError: For what has nothing to do with a picture.
-        OSError: Likewise.
     """
     start, stop = 0, len(items)
     while start < len(items):
@@ -52,8 +58,8 @@ def outcomes(client: DigitClient, items: Sequence[Item]) -> Iterator[Outcome]:
                     yield Answer(items[start], prediction, answer.model)
                     start += 1
             stop = len(items)
-        except (DigitError, OSError) as error:
-            found = _culprit(error, items[start:stop])
+        except (DigitError, OSError, PictureError) as error:
+            found = _culprit(error, items[start])
             if found is None:
                 raise
             index, reason = found
@@ -64,13 +70,34 @@ def outcomes(client: DigitClient, items: Sequence[Item]) -> Iterator[Outcome]:
                 start, stop = start + 1, len(items)
 
 
-def _culprit(error: DigitError | OSError, items: Sequence[Item]) -> tuple[int, str] | None:
-    """Which of the pictures that have no answer yet an error is about, and what it says of it."""
+def _culprit(error: DigitError | OSError | PictureError, first: Item) -> tuple[int, str] | None:
+    """Which of the pictures that have no answer yet an error is about, and what it says of it.
+
+    A file is read, and one above ``MAX_FILE_BYTES`` refused for its size, when all before it have
+    their answers: then it is the first of these.
+    """
     if isinstance(error, OSError):
-        named = (i for i, item in enumerate(items) if str(item.picture) == str(error.filename))
-        index = next(named, None) if error.filename is not None else None
-        return None if index is None else (index, error.strerror or str(error))
+        return 0, error.strerror or str(error)
+    if isinstance(error, PictureError):
+        return 0, f"expected {error.expected}, got {error.got}"
     for field, reason in error.violations.items():
         if match := FIELD.fullmatch(field):
             return int(match[1]), reason.removeprefix(f"{field}: ")
+    too_large = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not error.transient
+    if too_large and _size(first) > MAX_FILE_BYTES:
+        return 0, _size_reason(error)
     return None
+
+
+def _size(item: Item) -> int:
+    picture = item.picture
+    return len(picture) if isinstance(picture, bytes) else picture.stat().st_size
+
+
+def _size_reason(error: DigitError) -> str:
+    sizes = SIZES.search(error.message)
+    if sizes is None:
+        return str(error)
+    reason = f"expected a file of at most {int(sizes[2]):,} bytes, got {int(sizes[1]):,}"
+    hint = "; where Pillow is installed it is shrunk before it is sent: pip install pillow"
+    return reason + (hint if find_spec("PIL") is None else "")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from digits.cli.flags import printable
+from digits.cli.outcomes import Answer, Failure
 from digits.cli.sources import Item
-from digits.client import Model, Prediction
+from digits.client import Model
 
 # Both halves of a character, from the upper pixel and the lower one.
 HALVES = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
@@ -23,10 +24,13 @@ MAX_NAME = 40
 
 
 class Printer(Protocol):
-    """Takes answers as they come."""
+    """Takes answers as they come; standard error gets the failures as well."""
 
-    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
+    def row(self, answer: Answer) -> None:
         """One picture was classified."""
+
+    def failure(self, failure: Failure) -> None:
+        """One was not."""
 
     def end(self) -> None:
         """There are no more."""
@@ -51,8 +55,9 @@ class TablePrinter:
         self._pictures = pictures
         self._models: list[Model] = []
 
-    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
+    def row(self, answer: Answer) -> None:
         """See ``Printer.row``."""
+        item, prediction, model = answer.item, answer.prediction, answer.model
         if not self._models:
             self._begin(model)
         if model not in self._models:
@@ -68,6 +73,9 @@ class TablePrinter:
         if self._pictures:
             print("\n".join(f"  {line}" for line in _picture(item)))
         sys.stdout.flush()
+
+    def failure(self, failure: Failure) -> None:
+        """Has no line."""
 
     def _begin(self, model: Model) -> None:
         """Prints the head; a model of other things than digits has labels to be asked for."""
@@ -88,17 +96,24 @@ class TablePrinter:
 
 
 class JsonPrinter:
-    """One document: predictions, and the models that made them."""
+    """One document: predictions, the models that made them, and what has none.
 
-    def __init__(self) -> None:
+    Args:
+        passed_over: Files in folders that were not looked at, by their suffixes.
+    """
+
+    def __init__(self, passed_over: Mapping[str, int]) -> None:
+        self._passed_over = dict(passed_over)
         self._predictions: list[dict[str, Any]] = []
+        self._errors: list[dict[str, str]] = []
         self._models: list[Model] = []
 
-    def row(self, item: Item, prediction: Prediction, model: Model) -> None:
+    def row(self, answer: Answer) -> None:
         """See ``Printer.row``."""
+        prediction, model = answer.prediction, answer.model
         self._predictions.append(
             {
-                "file": item.name,
+                "file": answer.item.name,
                 "digit": prediction.digit,
                 "confidence": prediction.confidence,
                 "digit_score": prediction.digit_score,
@@ -109,10 +124,19 @@ class JsonPrinter:
         if model not in self._models:
             self._models.append(model)
 
+    def failure(self, failure: Failure) -> None:
+        """See ``Printer.failure``."""
+        self._errors.append({"file": failure.item.name, "error": failure.reason})
+
     def end(self) -> None:
         """See ``Printer.end``."""
-        models = [vars(model) for model in self._models]
-        print(json.dumps({"predictions": self._predictions, "models": models}, indent=2))
+        document = {
+            "predictions": self._predictions,
+            "errors": self._errors,
+            "passed_over": self._passed_over,
+            "models": [vars(model) for model in self._models],
+        }
+        print(json.dumps(document, indent=2))
 
 
 def _picture(item: Item) -> Iterator[str]:

@@ -8,15 +8,20 @@ const MIN_INTERVAL_MS = 100;
 const RETRY_MS = 2000;
 const TIMEOUT_MS = 10000;
 const UNSURE = 0.37; // a digit_score below it: see docs/images.md
+const LARGE_BYTES = 2 ** 20; // a larger file is sent with at most so many pixels a side
+const LARGE_SIDE = 1024;
 
 const element = (id) => document.getElementById(id);
+const main = document.querySelector("main");
 const drawing = element("drawing");
 const context = drawing.getContext("2d");
+const FORMATS = element("file").accept.split(","); // the server's
 const SIZE = drawing.width;
 
 // What is on the paper: strokes, each a list of points, or else a picture that somebody brought.
 let strokes = [];
-let picture = null; // {file, bitmap}: the file is sent as it is
+let picture = null; // {name, body, bitmap}: the bitmap is null where this browser can not read it
+let reading = null; // the file that is about to be the picture
 let changed = false;
 let asking = false;
 let timer = 0;
@@ -26,7 +31,7 @@ let timer = 0;
 function redraw() {
   context.fillStyle = "#000";
   context.fillRect(0, 0, SIZE, SIZE);
-  if (picture) {
+  if (picture?.bitmap) {
     const { width, height } = picture.bitmap;
     const scale = Math.min(SIZE / width, SIZE / height);
     const [w, h] = [width * scale, height * scale];
@@ -58,7 +63,7 @@ function update() {
 
 function clear() {
   strokes = [];
-  picture = null;
+  picture = reading = null;
   liftPen();
   update();
 }
@@ -70,7 +75,7 @@ function undo() {
 }
 
 function begin(point) {
-  picture = null;
+  picture = reading = null;
   strokes.push([point]);
   update();
 }
@@ -172,17 +177,33 @@ element("undo").addEventListener("click", undo);
 
 // --- pictures: chosen, dropped, pasted ---------------------------------------------------------
 
+// What is no picture to this browser is sent as well: the server says what is wrong with it.
 async function show(file) {
   if (!file) return;
-  try {
-    picture = { file, bitmap: await createImageBitmap(file) };
-  } catch {
-    clear();
-    return showProblem(`${file.name || "that"}: expected a picture, got something else`);
-  }
-  strokes = [];
-  liftPen();
+  clear();
+  reading = file;
+  showNoAnswer("reading the picture");
+  const bitmap = await createImageBitmap(file).catch(() => null);
+  const large = bitmap && file.size > LARGE_BYTES && FORMATS.includes(file.type);
+  const body = large ? await shrunk(bitmap) : file;
+  if (reading !== file) return; // something else was begun meanwhile
+  picture = { name: file.name || "that", body, bitmap };
   update();
+}
+
+function shrunk(bitmap) {
+  const scale = Math.min(1, LARGE_SIDE / Math.max(bitmap.width, bitmap.height));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, bitmap.width * scale);
+  canvas.height = Math.max(1, bitmap.height * scale);
+  const paper = canvas.getContext("2d");
+  paper.imageSmoothingQuality = "high";
+  paper.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return asPng(canvas);
+}
+
+function asPng(canvas) {
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
 }
 
 element("file").addEventListener("change", (event) => {
@@ -215,23 +236,27 @@ async function ask() {
   changed = false;
   let wait = MIN_INTERVAL_MS;
   try {
-    const body = picture?.file ?? (await new Promise((done) => drawing.toBlob(done, "image/png")));
+    const asked = picture;
+    const body = asked?.body ?? (await asPng(drawing));
+    // The server looks at the content; of a type other than an image's it would look at nothing.
+    const type = body.type.startsWith("image/") ? body.type : "image/unknown";
     const began = performance.now();
     const response = await fetch("v1/classify", {
       method: "POST",
-      headers: { "Content-Type": body.type || "application/octet-stream" },
+      headers: { "Content-Type": type },
       body,
       signal: AbortSignal.timeout(TIMEOUT_MS),
     });
     const answer = await response.json();
     const took = performance.now() - began;
-    if (isBlank()) return; // cleared meanwhile
+    if (isBlank() || asked !== picture) return; // cleared, or another one, meanwhile
     if (response.ok) {
       showAnswer(answer, took);
     } else {
       wait = showRefusal(response.status, answer.error);
     }
   } catch {
+    showNoAnswer("no answer yet");
     showProblem("The server does not answer; trying again.");
     wait = RETRY_MS;
     changed = !isBlank();
@@ -246,8 +271,9 @@ function showRefusal(status, error) {
   const passes = status === 429 || status === 503 || status === 504;
   if (passes) changed = true;
   if (status === 429) return error.retry_after_s * 1000;
-  if (!passes) showNoAnswer("no answer");
-  showProblem(passes ? `The server can not answer now: ${error.message}.` : error.message);
+  showNoAnswer(passes ? "no answer yet" : "no answer");
+  const named = error.message.replace(/^(encoded\.files\[0\]|body)/, picture?.name ?? "the drawing");
+  showProblem(passes ? `The server can not answer now: ${error.message}.` : named);
   return passes ? RETRY_MS : MIN_INTERVAL_MS;
 }
 
@@ -289,8 +315,9 @@ function showAnswer(answer, took) {
   const { model, timing } = answer;
   const unsure = prediction.digit_score < UNSURE;
   element("problem").hidden = true;
-  say(answer.labels[prediction.digit], unsure ? "unsure" : percentage(prediction.confidence));
-  element("answer").classList.toggle("unsure", unsure);
+  const sure = percentage(prediction.confidence);
+  say(answer.labels[prediction.digit], unsure ? "unsure: it may be no digit" : sure);
+  main.classList.toggle("unsure", unsure);
   showBars(prediction.probabilities, prediction.digit, answer.labels);
   showSeen(prediction.pixels);
   element("score").textContent = percentage(prediction.digit_score);
@@ -319,15 +346,15 @@ function showSeen(base64) {
 
 function showNothing() {
   changed = false;
-  element("problem").hidden = true;
   showNoAnswer("nothing drawn yet");
 }
 
 function showNoAnswer(why) {
-  element("answer").classList.remove("unsure");
+  main.classList.remove("unsure");
   say("–", why);
   showBars(Array(10).fill(0), -1);
   showSeen("");
+  element("problem").hidden = true;
   for (const id of ["score", "model", "queue", "inference", "round-trip"]) element(id).textContent = "–";
 }
 
