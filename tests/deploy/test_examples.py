@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.config import load_config
 from service.rpc.classify import SERVICE
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, RunningServer
 
 pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
@@ -19,7 +21,7 @@ from tests.deploy.conftest import DEPLOY, image_variables, rendered
 from tests.deploy.validators import NEWEST, validate
 
 
-def test_gpu_pod_asks_for_a_gpu_and_never_serves_on_the_cpu():
+def test_gpu_pod_asks_for_a_gpu_and_never_serves_on_the_cpu() -> None:
     gpu = rendered("examples/gpu")
     assert gpu.config.device == "cuda"
     assert gpu.container["resources"]["limits"]["nvidia.com/gpu"] == "1"
@@ -27,8 +29,8 @@ def test_gpu_pod_asks_for_a_gpu_and_never_serves_on_the_cpu():
 
 
 def test_metrics_of_kedas_query_are_in_a_live_scrape_and_have_its_namespace(
-    with_component, start_server
-):
+    with_component: Any, start_server: Callable[..., RunningServer]
+) -> None:
     manifests = with_component("keda")
     triggers = manifests.one("ScaledObject")["spec"]["triggers"]
     (query,) = [t["metadata"]["query"] for t in triggers if "query" in t["metadata"]]
@@ -41,7 +43,7 @@ def test_metrics_of_kedas_query_are_in_a_live_scrape_and_have_its_namespace(
     assert set(re.findall(r'namespace="(.*?)"', query)) == {namespace}
 
 
-def test_canary_is_beside_the_stable_pods_and_has_a_part_of_the_route(with_component):
+def test_canary_is_beside_the_stable_pods_and_has_a_part_of_the_route(with_component: Any) -> None:
     canary, stable = rendered("examples/canary"), with_component("gateway")
     labels = canary.template["metadata"]["labels"].items()
     selector = stable.one("Deployment")["spec"]["selector"]["matchLabels"]
@@ -56,7 +58,9 @@ def test_canary_is_beside_the_stable_pods_and_has_a_part_of_the_route(with_compo
     assert not canary.all("Namespace"), "deleting the canary would delete the stable pods"
 
 
-def test_model_volume_is_where_the_server_looks_and_the_loader_writes_to_it(with_component):
+def test_model_volume_is_where_the_server_looks_and_the_loader_writes_to_it(
+    with_component: Any,
+) -> None:
     manifests = with_component("model-volume")
     (mount,) = [m for m in manifests.container["volumeMounts"] if m["name"] == "models"]
     assert mount["mountPath"] == image_variables()["DIGITS_MODEL_REPOSITORY"]
@@ -70,7 +74,7 @@ def test_model_volume_is_where_the_server_looks_and_the_loader_writes_to_it(with
     assert container["image"] == manifests.container["image"]
 
 
-def test_kserves_runtime_is_at_one_with_the_server():
+def test_kserves_runtime_is_at_one_with_the_server() -> None:
     kserve = rendered("examples/kserve")
     (container,) = kserve.one("ServingRuntime")["spec"]["containers"]
     given = {each["name"]: each["value"] for each in container["env"]}

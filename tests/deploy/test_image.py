@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,34 +15,41 @@ from tests.conftest import ROOT
 from tests.deploy.conftest import DEPLOY, dockerfile, tool
 
 
-def test_dockerfile_passes_hadolint():
-    command = [tool("hadolint"), "--no-color", DEPLOY / "Dockerfile"]
+def test_dockerfile_passes_hadolint() -> None:
+    command: list[Any] = [tool("hadolint"), "--no-color", DEPLOY / "Dockerfile"]
     linted = subprocess.run(command, capture_output=True, text=True, check=False)
     assert linted.returncode == 0, linted.stdout
 
 
-def test_hadolint_finds_a_root_user_and_an_unpinned_package(tmp_path):
+def test_hadolint_finds_a_root_user_and_an_unpinned_package(tmp_path: Path) -> None:
     bad = tmp_path / "Dockerfile"
     bad.write_text("FROM python:latest\nUSER root\nRUN pip install numpy\n")
-    command = [tool("hadolint"), "--no-color", bad]
+    command: list[Any] = [tool("hadolint"), "--no-color", bad]
     linted = subprocess.run(command, capture_output=True, text=True, check=False)
     assert linted.returncode == 1
     for rule in ("DL3002", "DL3007", "DL3013"):
         assert rule in linted.stdout
 
 
-def test_dockerfile_passes_checkov():
+def test_dockerfile_passes_checkov() -> None:
     program = ROOT / ".venv-checkov/bin/checkov"
     if not program.exists():
         pytest.skip(f"{program} is not there: make manifests installs it")
     # CKV_DOCKER_7 takes the argument BASE_IMAGE for an image without a tag: its default has one.
-    command = [program, "-f", DEPLOY / "Dockerfile", "--framework", "dockerfile", "--quiet"]
+    command: list[Any] = [
+        program,
+        "-f",
+        DEPLOY / "Dockerfile",
+        "--framework",
+        "dockerfile",
+        "--quiet",
+    ]
     command += ["--compact", "--skip-download", "--skip-check", "CKV_DOCKER_7"]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
 
-def test_base_image_is_pinned_and_has_the_python_that_runs_the_tests():
+def test_base_image_is_pinned_and_has_the_python_that_runs_the_tests() -> None:
     (argument,) = [a for name, a in dockerfile() if name == "ARG" and a.startswith("BASE_IMAGE=")]
     pinned = re.fullmatch(r"BASE_IMAGE=python:(3\.\d+)\.\d+-slim-\w+@sha256:[0-9a-f]{64}", argument)
     assert pinned
@@ -48,14 +57,14 @@ def test_base_image_is_pinned_and_has_the_python_that_runs_the_tests():
         assert pinned[1] == f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def test_image_takes_in_what_serves_and_no_training():
+def test_image_takes_in_what_serves_and_no_training() -> None:
     """No COPY can bring in files that the build context leaves out."""
     allowed = re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     assert {"service", "proto", "models"} <= set(allowed)
     assert not {"training", "export"} & set(allowed)
 
 
-def test_copied_files_are_in_the_build_context():
+def test_copied_files_are_in_the_build_context() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = [line[1:] for line in lines if line.startswith("!")]
     copies = [arguments.split() for name, arguments in dockerfile() if name == "COPY"]
@@ -73,7 +82,7 @@ def test_copied_files_are_in_the_build_context():
         assert any(source == each or source.startswith(f"{each}/") for source in sources)
 
 
-def test_build_script_takes_the_engine_that_works(tmp_path):
+def test_build_script_takes_the_engine_that_works(tmp_path: Path) -> None:
     """docker without its daemon does not; of the others the first one builds."""
     called = tmp_path / "called"
     for name, body in {
@@ -95,7 +104,7 @@ def test_build_script_takes_the_engine_that_works(tmp_path):
     assert arguments[arguments.index("--timestamp") + 1] == "5"
 
 
-def test_build_script_without_an_engine_says_what_it_wants(tmp_path):
+def test_build_script_without_an_engine_says_what_it_wants(tmp_path: Path) -> None:
     for name in ("bash", "sed", "dirname", "git"):
         (tmp_path / name).symlink_to(f"/usr/bin/{name}")
     done = subprocess.run(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -39,11 +41,11 @@ PLATFORMS = [
 ]
 
 
-def path_of(lock):
+def path_of(lock: Any) -> Any:
     return ROOT / ("" if lock == "dev" else "deploy") / f"requirements-{lock}.lock"
 
 
-def entries(lock):
+def entries(lock: Any) -> Iterator[tuple[Any, list[Any]]]:
     """Each requirement of a lock with its hashes."""
     text = re.sub(r"^\s*#.*\n", "", path_of(lock).read_text(), flags=re.MULTILINE)
     for line in text.replace("\\\n", " ").splitlines():
@@ -51,7 +53,7 @@ def entries(lock):
         yield Requirement(requirement), [each.strip() for each in hashes]
 
 
-def asked_for(lock):
+def asked_for(lock: Any) -> list[Any]:
     """The requirements of both pyproject.toml, own distributions and extras resolved."""
     if lock == "build":
         both = SERVER["build-system"]["requires"] + CLIENT["build-system"]["requires"]
@@ -71,7 +73,7 @@ def asked_for(lock):
     return found
 
 
-def applies(requirement, platform):
+def applies(requirement: Any, platform: Any) -> Any:
     return requirement.marker is None or requirement.marker.evaluate(platform)
 
 
@@ -79,7 +81,7 @@ def applies(requirement, platform):
 @pytest.mark.parametrize(
     "platform", PLATFORMS, ids=lambda p: f"{p['python_version']}-{p['platform_machine']}"
 )
-def test_lock_satisfies_what_the_project_asks_for(lock, platform):
+def test_lock_satisfies_what_the_project_asks_for(lock: Any, platform: Any) -> None:
     pinned = {}
     for requirement, _ in entries(lock):
         if applies(requirement, platform):
@@ -98,14 +100,14 @@ def test_lock_satisfies_what_the_project_asks_for(lock, platform):
 
 
 @EACH_LOCK
-def test_own_distributions_are_built_here_and_not_locked(lock):
+def test_own_distributions_are_built_here_and_not_locked(lock: Any) -> None:
     assert not OWN.keys() & {
         canonicalize_name(requirement.name) for requirement, _ in entries(lock)
     }
 
 
 @OF_IMAGES
-def test_every_package_has_its_hashes_and_no_place_is_named(lock):
+def test_every_package_has_its_hashes_and_no_place_is_named(lock: Any) -> None:
     found = list(entries(lock))
     assert found
     for requirement, hashes in found:
@@ -117,20 +119,20 @@ def test_every_package_has_its_hashes_and_no_place_is_named(lock):
     assert not re.search(r"^\s*-(?!-hash=)", text, flags=re.MULTILINE)
 
 
-def test_image_takes_the_cpu_runtime_and_neither_torch_nor_cuda():
+def test_image_takes_the_cpu_runtime_and_neither_torch_nor_cuda() -> None:
     names = {requirement.name for requirement, _ in entries("cpu")}
     assert "onnxruntime" in names
     assert not [name for name in names if name.startswith(("torch", "nvidia", "onnxruntime-gpu"))]
 
 
-def test_cuda_lock_holds_the_gpu_wheel_alone():
+def test_cuda_lock_holds_the_gpu_wheel_alone() -> None:
     names = {requirement.name for requirement, _ in entries("cuda")}
     assert "onnxruntime-gpu" in names
     assert "onnxruntime" not in names
     assert any(name.startswith("nvidia-cudnn") for name in names)
 
 
-def test_image_installs_nothing_that_is_not_locked():
+def test_image_installs_nothing_that_is_not_locked() -> None:
     """Each pip command takes packages by hash, or none at all but the project itself."""
     dockerfile = (ROOT / "deploy/Dockerfile").read_text().replace("\\\n", " ")
     commands = re.findall(r"\bpip (?:--python \S+ )?(?:install|wheel) [^&\n]*", dockerfile)

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tomllib
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,8 @@ from service.host.addresses import is_loopback
 from service.rpc.classify import SERVICE
 from service.settings import FOREIGN_VARIABLES
 from service.watchdog import STALL_TIMEOUT_S
-from tests.conftest import ROOT
+from tests.conftest import ROOT, RunningServer
+from tests.deploy.conftest import Manifests
 
 pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
@@ -48,13 +51,13 @@ ROOTS = ["base", "overlays/cpu", *(f"examples/{e}" for e in EXAMPLES if e not in
 
 @pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("name", [*ROOTS, *COMPONENTS, *ADDED_EXAMPLES])
-def test_every_object_is_valid_for_kubernetes(with_component, name, version):
+def test_every_object_is_valid_for_kubernetes(with_component: Any, name: Any, version: Any) -> None:
     for document in (rendered(name) if name in ROOTS else with_component(name)).objects:
         validate(document, version)
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_misspelt_field_is_refused(version):
+def test_misspelt_field_is_refused(version: Any) -> None:
     deployment = copy.deepcopy(rendered("base").one("Deployment"))
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     container["readynessProbe"] = container.pop("readinessProbe")
@@ -69,7 +72,9 @@ def test_misspelt_field_is_refused(version):
         *(("tls", "Certificate"), ("tls", "Issuer"), ("keda", "ScaledObject")),
     ],
 )
-def test_unknown_field_of_a_custom_resource_is_refused(with_component, name, kind):
+def test_unknown_field_of_a_custom_resource_is_refused(
+    with_component: Any, name: Any, kind: Any
+) -> None:
     document = copy.deepcopy(with_component(name).all(kind)[0])
     document["spec"]["bogus"] = 1
     with pytest.raises(ERRORS, match="bogus"):
@@ -77,7 +82,7 @@ def test_unknown_field_of_a_custom_resource_is_refused(with_component, name, kin
 
 
 @pytest.mark.full
-def test_every_combination_renders_and_its_settings_are_accepted(tmp_path):
+def test_every_combination_renders_and_its_settings_are_accepted(tmp_path: Path) -> None:
     for names in combinations():
         manifests = combined(tmp_path / ("-".join(names) or "none"), names)
         load_config([], manifests.settings)
@@ -86,14 +91,14 @@ def test_every_combination_renders_and_its_settings_are_accepted(tmp_path):
 
 
 @pytest.mark.full
-def test_another_kustomize_renders_the_same():
+def test_another_kustomize_renders_the_same() -> None:
     """Every kubectl renders the manifests alike."""
     beside_python = Path(sys.executable).parent
     folders = [each for each in os.get_exec_path() if Path(each) != beside_python]
     kubectl = shutil.which("kubectl", path=os.pathsep.join(folders))
     if kubectl is None:
         pytest.skip("no other kubectl is on the PATH than the one beside Python")
-    command = [kubectl, "version", "--client", "--output=json"]
+    command: list[Any] = [kubectl, "version", "--client", "--output=json"]
     said = json.loads(subprocess.run(command, capture_output=True, check=False).stdout)
     version = said.get("kustomizeVersion", "v0.0")
     if int(version.lstrip("v").partition(".")[0]) < 5:
@@ -103,7 +108,9 @@ def test_another_kustomize_renders_the_same():
 
 
 @pytest.mark.parametrize("name", [*COMPONENTS, *ADDED_EXAMPLES])
-def test_component_lands_in_the_namespace_whatever_a_users_overlay_says(name, tmp_path):
+def test_component_lands_in_the_namespace_whatever_a_users_overlay_says(
+    name: Any, tmp_path: Path
+) -> None:
     """An overlay that forgets ``namespace`` would leave objects where nothing looks for them."""
     for namespace, more in (("digits", {}), ("elsewhere", {"namespace": "elsewhere"})):
         for each in combined(tmp_path / namespace, [name], **more).objects:
@@ -111,7 +118,7 @@ def test_component_lands_in_the_namespace_whatever_a_users_overlay_says(name, tm
                 assert each["metadata"].get("namespace") == namespace, each["metadata"]["name"]
 
 
-def test_every_selector_selects_the_pods(manifests):
+def test_every_selector_selects_the_pods(manifests: Manifests) -> None:
     """Services, the budget and the spreading go by labels, and a wrong one selects nothing."""
     labels = manifests.template["metadata"]["labels"].items()
     selectors = [each["spec"]["selector"] for each in manifests.all("Service")]
@@ -122,23 +129,23 @@ def test_every_selector_selects_the_pods(manifests):
     assert all(selector and selector.items() <= labels for selector in selectors)
 
 
-def checkov(tmp_path, text):
+def checkov(tmp_path: Path, text: Any) -> subprocess.CompletedProcess[str]:
     # An environment of its own: checkov pins versions that others need newer (make manifests).
     program = ROOT / ".venv-checkov/bin/checkov"
     if not program.exists():
         pytest.skip(f"{program} is not there: make manifests installs it")
     file = tmp_path / "rendered.yaml"
     file.write_text(text)
-    command = [program, "-f", file, "--config-file", DEPLOY / "checkov.yaml"]
+    command: list[Any] = [program, "-f", file, "--config-file", DEPLOY / "checkov.yaml"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_overlay_passes_checkov(tmp_path):
+def test_overlay_passes_checkov(tmp_path: Path) -> None:
     checked = checkov(tmp_path, rendered("overlays/cpu").text)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_checkov_finds_a_privileged_container(tmp_path):
+def test_checkov_finds_a_privileged_container(tmp_path: Path) -> None:
     text = rendered("overlays/cpu").text.replace(
         "allowPrivilegeEscalation: false", "privileged: true"
     )
@@ -147,25 +154,25 @@ def test_checkov_finds_a_privileged_container(tmp_path):
     assert "CKV_K8S_16" in checked.stdout
 
 
-def test_files_pass_yamllint():
-    command = [tool("yamllint"), "--strict", "-c", DEPLOY / ".yamllint", DEPLOY]
+def test_files_pass_yamllint() -> None:
+    command: list[Any] = [tool("yamllint"), "--strict", "-c", DEPLOY / ".yamllint", DEPLOY]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_oldest_and_newest_kubernetes_are_those_of_the_readme():
+def test_oldest_and_newest_kubernetes_are_those_of_the_readme() -> None:
     assert f"Kubernetes {OLDEST} to {NEWEST}" in (DEPLOY / "README.md").read_text()
 
 
 # The server
 
 
-def test_every_setting_is_known_to_the_server(manifests):
+def test_every_setting_is_known_to_the_server(manifests: Manifests) -> None:
     assert not manifests.settings.keys() & FOREIGN_VARIABLES
     load_config([], manifests.settings)
 
 
-def test_ports_are_the_servers(manifests):
+def test_ports_are_the_servers(manifests: Manifests) -> None:
     config = manifests.config
     assert manifests.ports == {"grpc": config.grpc_port, "http": config.http_port}
     assert image()["EXPOSE"] == [f"{config.grpc_port} {config.http_port}"]
@@ -174,7 +181,7 @@ def test_ports_are_the_servers(manifests):
         assert (port["port"], port["targetPort"]) == (config.grpc_port, "grpc")
 
 
-def test_probes_ask_for_services_that_the_server_knows(manifests):
+def test_probes_ask_for_services_that_the_server_knows(manifests: Manifests) -> None:
     startup, ready, live = (manifests.container[f"{name}Probe"] for name in PROBES)
     assert {p["grpc"]["port"] for p in (startup, ready, live)} == {manifests.config.grpc_port}
     assert startup["grpc"]["service"] == ready["grpc"]["service"] == SERVICE
@@ -182,16 +189,16 @@ def test_probes_ask_for_services_that_the_server_knows(manifests):
     assert live["periodSeconds"] * live["failureThreshold"] > STALL_TIMEOUT_S
 
 
-def test_server_listens_for_callers_from_elsewhere(manifests):
+def test_server_listens_for_callers_from_elsewhere(manifests: Manifests) -> None:
     assert not is_loopback(manifests.config.host)
 
 
-def test_pod_is_given_longer_than_the_drain_takes(manifests):
+def test_pod_is_given_longer_than_the_drain_takes(manifests: Manifests) -> None:
     grace = manifests.pod["terminationGracePeriodSeconds"]
     assert grace > manifests.config.drain_delay_s + manifests.config.grace_s
 
 
-def test_image_is_the_projects_version_and_runs_as_the_pods_user(manifests):
+def test_image_is_the_projects_version_and_runs_as_the_pods_user(manifests: Manifests) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert re.fullmatch(rf"digits-serving:{version}(-cuda)?", manifests.container["image"])
     identity = manifests.pod["securityContext"]
@@ -201,7 +208,7 @@ def test_image_is_the_projects_version_and_runs_as_the_pods_user(manifests):
 # Components
 
 
-def test_policy_names_this_servers_pods_and_ports(with_component):
+def test_policy_names_this_servers_pods_and_ports(with_component: Any) -> None:
     manifests = with_component("networkpolicy")
     policy = manifests.one("NetworkPolicy")["spec"]
     labels = manifests.template["metadata"]["labels"].items()
@@ -210,7 +217,7 @@ def test_policy_names_this_servers_pods_and_ports(with_component):
     assert ports == manifests.ports.keys()
 
 
-def test_route_leads_to_a_service_and_to_methods_that_exist(with_component):
+def test_route_leads_to_a_service_and_to_methods_that_exist(with_component: Any) -> None:
     manifests = with_component("gateway")
     ports = {s["metadata"]["name"]: s["spec"]["ports"][0]["port"] for s in manifests.all("Service")}
     known = {service.full_name for service in digits_pb2.DESCRIPTOR.services_by_name.values()}
@@ -220,7 +227,7 @@ def test_route_leads_to_a_service_and_to_methods_that_exist(with_component):
     assert ports[backend["name"]] == backend["port"]
 
 
-def test_tls_files_are_those_of_the_certificates_secret(with_component):
+def test_tls_files_are_those_of_the_certificates_secret(with_component: Any) -> None:
     manifests = with_component("tls")
     (mount,) = [m for m in manifests.container["volumeMounts"] if m["name"] == "tls"]
     # The names that cert-manager gives the keys of the secret.
@@ -235,7 +242,9 @@ def test_tls_files_are_those_of_the_certificates_secret(with_component):
         assert {name, f"{name}.{namespace}.svc"} <= set(served["dnsNames"])
 
 
-def test_probes_of_a_pod_with_tls_ask_pages_that_the_server_has(with_component, start_server):
+def test_probes_of_a_pod_with_tls_ask_pages_that_the_server_has(
+    with_component: Any, start_server: Callable[..., RunningServer]
+) -> None:
     """Readiness asks another page than liveness, which does not depend on the model."""
     container, server = with_component("tls").container, start_server()
     paths = [container[f"{name}Probe"]["httpGet"]["path"] for name in PROBES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import yaml
@@ -12,12 +13,12 @@ from tests.monitoring.prometheus import JOB
 
 
 @pytest.fixture
-def objects(with_component):
+def objects(with_component: Any) -> dict[tuple[Any, Any], Any]:
     rendered = with_component("monitoring").objects
     return {(each["kind"], each["metadata"]["name"]): each for each in rendered}
 
 
-def test_pods_are_scraped_at_a_port_that_they_have(objects):
+def test_pods_are_scraped_at_a_port_that_they_have(objects: dict[tuple[Any, Any], Any]) -> None:
     monitor = objects["PodMonitor", JOB]["spec"]
     template = objects["Deployment", JOB]["spec"]["template"]
     labels = monitor["selector"]["matchLabels"].items()
@@ -28,11 +29,11 @@ def test_pods_are_scraped_at_a_port_that_they_have(objects):
     assert endpoint["path"] == "/metrics"
 
 
-def test_rules_arrive_unchanged(objects):
+def test_rules_arrive_unchanged(objects: dict[tuple[Any, Any], Any]) -> None:
     assert objects["PrometheusRule", JOB]["spec"] == yaml.safe_load(RULES.read_text())
 
 
-def test_dashboard_arrives_unchanged(objects):
+def test_dashboard_arrives_unchanged(objects: dict[tuple[Any, Any], Any]) -> None:
     [board] = [
         each
         for (kind, _), each in objects.items()

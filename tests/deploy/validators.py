@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import kubernetes_validate
@@ -30,14 +31,14 @@ COMMITTED = Path(__file__).with_name("schemas")
 
 
 @functools.cache
-def _schema_file(kind):
+def _schema_file(kind: Any) -> Any:
     elsewhere = os.environ.get("CRD_SCHEMAS")
     found = [*COMMITTED.glob(f"{kind}.json")]
     found += Path(elsewhere).glob(f"{kind}-*.json") if elsewhere else []
     return found[0] if found else None
 
 
-def schema_of(kind):
+def schema_of(kind: Any) -> Any:
     """A custom resource's schema, or a skip."""
     path = _schema_file(kind)
     if path is None:
@@ -45,7 +46,7 @@ def schema_of(kind):
     return json.loads(path.read_text())
 
 
-def validate(document, version):
+def validate(document: Any, version: Any) -> None:
     """Raises the validator's error if the object is not valid."""
     kind = document["kind"]
     if kind in CUSTOM.get(document["apiVersion"], ()):
