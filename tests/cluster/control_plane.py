@@ -11,6 +11,7 @@ import json
 import secrets
 import subprocess
 from pathlib import Path
+from typing import Any, Self
 
 import yaml
 from cryptography.hazmat.primitives import serialization
@@ -31,22 +32,22 @@ class ControlPlane:
         programs: The folder with ``PROGRAMS``.
     """
 
-    def __init__(self, folder: Path, programs: Path):
+    def __init__(self, folder: Path, programs: Path) -> None:
         self.folder, self.programs = folder, programs
         self._stack = contextlib.ExitStack()
-        self._processes = {}
+        self._processes: dict[Any, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self._stack = stack
             self._start()
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _start(self):
+    def _start(self) -> None:
         etcd, peers, self.port = free_ports(3)
         token, kubeconfig = secrets.token_hex(16), self.folder / "kubeconfig"
         (self.folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
@@ -90,7 +91,7 @@ class ControlPlane:
         self.apply(*(_node(f"node-{number}", zone) for number, zone in enumerate(ZONES)))
         self._wait(self._nodes_are_ready)
 
-    def _write_kubeconfig(self, path, token):
+    def _write_kubeconfig(self, path: Any, token: str) -> None:
         certificate = self.folder / "certificates/apiserver.crt"
         self._wait(certificate.exists)
         cluster = {
@@ -107,7 +108,7 @@ class ControlPlane:
         }
         path.write_text(yaml.safe_dump(content))
 
-    def _run(self, program, *flags):
+    def _run(self, program: Any, *flags: str) -> None:
         log = self._stack.enter_context((self.folder / f"{program}.log").open("wb"))
         process = subprocess.Popen(
             [self.programs / program, *flags], cwd=self.folder, stdout=log, stderr=log
@@ -116,8 +117,8 @@ class ControlPlane:
         self._stack.callback(process.wait)
         self._stack.callback(process.terminate)
 
-    def _wait(self, condition):
-        def met():
+    def _wait(self, condition: Any) -> None:
+        def met() -> Any:
             for program, process in self._processes.items():
                 log = (self.folder / f"{program}.log").read_text(errors="replace")
                 assert process.poll() is None, f"{program} ended: {log[-3000:]}"
@@ -125,13 +126,15 @@ class ControlPlane:
 
         wait_until(met, timeout_s=120)
 
-    def _nodes_are_ready(self):
+    def _nodes_are_ready(self) -> Any:
         conditions = [node["status"].get("conditions", []) for node in self.get("nodes")]
         return len(conditions) == len(ZONES) and all(
             any(c["type"] == "Ready" and c["status"] == "True" for c in each) for each in conditions
         )
 
-    def kubectl(self, *arguments, stdin=None, check=True):
+    def kubectl(
+        self, *arguments: Any, stdin: Any = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Runs kubectl; with ``check`` an exit code other than 0 fails the test."""
         command = [tool("kubectl"), f"--kubeconfig={self.folder}/kubeconfig", *arguments]
         command.append(f"--cache-dir={self.folder}/kubectl")
@@ -139,17 +142,17 @@ class ControlPlane:
         assert not check or done.returncode == 0, f"{arguments}: {done.stderr}{done.stdout}"
         return done
 
-    def apply(self, *documents, check=True):
+    def apply(self, *documents: Any, check: bool = True) -> Any:
         """Server-side, with unknown fields and warnings taken for errors."""
         text = yaml.safe_dump_all(documents)
         return self.kubectl(*APPLY, "-f", "-", stdin=text, check=check)
 
-    def get(self, *what):
+    def get(self, *what: Any) -> Any:
         """Objects, as the API server has them."""
         answer = json.loads(self.kubectl("get", *what, "--output=json").stdout)
         return answer["items"] if answer["kind"] == "List" else [answer]
 
-    def roll_out(self, namespace, name="digits-serving"):
+    def roll_out(self, namespace: Any, name: str = "digits-serving") -> None:
         """Waits until every pod is a ready one of the newest template."""
         self.kubectl("rollout", "status", "-n", namespace, f"deployment/{name}", "--timeout=180s")
 
@@ -157,7 +160,7 @@ class ControlPlane:
 APPLY = ("apply", "--server-side", "--validate=strict", "--warnings-as-errors")
 
 
-def _node(name, zone):
+def _node(name: str, zone: Any) -> dict[str, Any]:
     has = {"cpu": "64", "memory": "256Gi", "ephemeral-storage": "1Ti", "pods": "200"}
     labels = {"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": zone}
     return {
@@ -168,7 +171,7 @@ def _node(name, zone):
     }
 
 
-def definition(schema, group, version, kind, plural):
+def definition(schema: Any, group: Any, version: Any, kind: Any, plural: Any) -> dict[str, Any]:
     """A CustomResourceDefinition of a JSON schema."""
     served = {
         "name": version, "served": True, "storage": True,
@@ -186,7 +189,7 @@ def definition(schema, group, version, kind, plural):
     }  # fmt: skip
 
 
-def _structural(schema, named):
+def _structural(schema: Any, named: Any) -> Any:
     """The form that the API server takes: no references, no null, no constants."""
     if "$ref" in schema:
         return _structural(named[schema["$ref"].rpartition("/")[2]], named)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")
-def bare_cluster(tmp_path_factory):
+def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     programs = Path(os.environ.get("CLUSTER_PROGRAMS", "/nowhere"))
     if not all((programs / name).exists() for name in PROGRAMS):
         pytest.skip("CLUSTER_PROGRAMS names no folder with Kubernetes' programs: make cluster-test")
@@ -39,7 +41,7 @@ def bare_cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster(bare_cluster):
+def cluster(bare_cluster: Any) -> Any:
     """With overlays/cpu, two pods of which are ready."""
     bare_cluster.kubectl(*APPLY, "-k", str(DEPLOY / "overlays/cpu"))
     wait_until(lambda: deployment(bare_cluster)["status"].get("readyReplicas") == 2, timeout_s=120)
@@ -48,7 +50,7 @@ def cluster(bare_cluster):
 
 
 @pytest.fixture(scope="module")
-def extended_cluster(bare_cluster):
+def extended_cluster(bare_cluster: Any) -> Any:
     """Knows the custom resources of every component."""
     for group, version, kind, plural in CUSTOM:
         bare_cluster.apply(definition(schema_of(kind), group, version, kind, plural))
@@ -57,17 +59,17 @@ def extended_cluster(bare_cluster):
     return bare_cluster
 
 
-def deployment(cluster):
+def deployment(cluster: Any) -> Any:
     return cluster.get("deployment/digits-serving", *HERE)[0]
 
 
-def pods(cluster):
+def pods(cluster: Any) -> list[Any]:
     """Those that nobody has deleted."""
     found = cluster.get("pods", *HERE, "-l=app.kubernetes.io/name=digits-serving")
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 
-def lacking(wanted, has, path=""):
+def lacking(wanted: Any, has: Any, path: str = "") -> list[Any] | list[str]:
     """Fields of ``wanted`` that ``has`` lacks or has otherwise."""
     if isinstance(wanted, dict) and isinstance(has, dict):
         found = (lacking(value, has.get(key), f"{path}.{key}") for key, value in wanted.items())
@@ -80,8 +82,8 @@ def lacking(wanted, has, path=""):
 
 
 def test_every_combination_is_taken_as_it_is_written_and_its_pods_come_up(
-    extended_cluster, tmp_path
-):
+    extended_cluster: Any, tmp_path: Path
+) -> None:
     """Each in a namespace of its own, under Pod Security "restricted"."""
     namespaces = []
     for names in combinations():
@@ -106,7 +108,7 @@ def test_every_combination_is_taken_as_it_is_written_and_its_pods_come_up(
     extended_cluster.kubectl("delete", "namespace", "--wait=false", *namespaces)
 
 
-def test_what_is_unknown_or_has_rights_is_refused(cluster):
+def test_what_is_unknown_or_has_rights_is_refused(cluster: Any) -> None:
     """Or the test above could not fail."""
     wrong = json.loads(json.dumps(rendered("overlays/cpu").one("Deployment")))
     (container,) = wrong["spec"]["template"]["spec"]["containers"]
@@ -119,14 +121,14 @@ def test_what_is_unknown_or_has_rights_is_refused(cluster):
     assert 'violates PodSecurity "restricted' in refused.stderr
 
 
-def test_pods_are_on_different_nodes_and_have_no_token(cluster):
+def test_pods_are_on_different_nodes_and_have_no_token(cluster: Any) -> None:
     found = pods(cluster)
     assert len({pod["spec"]["nodeName"] for pod in found}) == len(found) == 2
     for pod in found:
         assert {volume["name"] for volume in pod["spec"]["volumes"]} == {"tmp"}
 
 
-def test_account_of_the_pods_may_do_nothing(cluster):
+def test_account_of_the_pods_may_do_nothing(cluster: Any) -> None:
     """It may ask who it is and what it may do, and read the API's addresses, as anybody may."""
     review = {
         "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
@@ -144,8 +146,8 @@ def test_account_of_the_pods_may_do_nothing(cluster):
     assert verbs == {"get"}
 
 
-def test_rollout_completes_and_so_does_a_rollback(cluster, tmp_path):
-    def settings():
+def test_rollout_completes_and_so_does_a_rollback(cluster: Any, tmp_path: Path) -> None:
+    def settings() -> set[Any]:
         containers = [pod["spec"]["containers"][0] for pod in pods(cluster)]
         return {container["envFrom"][0]["configMapRef"]["name"] for container in containers}
 
@@ -164,13 +166,13 @@ def test_rollout_completes_and_so_does_a_rollback(cluster, tmp_path):
     wait_until(lambda: settings() == before, timeout_s=60)
 
 
-def test_budget_lets_one_pod_go_at_a_time(cluster):
+def test_budget_lets_one_pod_go_at_a_time(cluster: Any) -> None:
     """No node takes a pod for a while, so the first one can not be replaced."""
 
-    def allowed():
+    def allowed() -> Any:
         return cluster.get("pdb/digits-serving", *HERE)[0]["status"]["disruptionsAllowed"]
 
-    def evict(name):
+    def evict(name: str) -> Any:
         eviction = {
             "apiVersion": "policy/v1", "kind": "Eviction",
             "metadata": {"name": name, "namespace": "digits"},
@@ -191,7 +193,7 @@ def test_budget_lets_one_pod_go_at_a_time(cluster):
     cluster.roll_out("digits")
 
 
-def test_autoscaler_owns_the_number_of_pods(cluster):
+def test_autoscaler_owns_the_number_of_pods(cluster: Any) -> None:
     """It made two of the one that a Deployment has by default; to apply again sets nothing back."""
     (autoscaler,) = cluster.get("hpa/digits-serving", *HERE)
     reasons = {c["type"]: c["reason"] for c in autoscaler["status"]["conditions"]}
