@@ -56,6 +56,10 @@ class RunningServer:
     announced: dict[str, Any]
     log: Path
 
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
         self.process.send_signal(number)
         return self.process.wait(timeout_s)
@@ -73,7 +77,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = START_TIMEOUT_S) -> Any:
+def wait_until(condition: Callable[..., Any], timeout_s: float = START_TIMEOUT_S) -> Any:
     """Polls until the condition is true; its value."""
     give_up = time.monotonic() + timeout_s
     while not (value := condition()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 POLL_S = 0.001
 
@@ -40,7 +41,7 @@ def put_up(folder: Path) -> None:
 
     answer, passed = Engine.answer, 0
 
-    def when_open(engine, images):
+    def when_open(engine: Any, images: Any) -> Any:
         nonlocal passed
         while (folder / "closed").exists():
             if (folder / "passes").stat().st_size > passed:
@@ -49,4 +50,4 @@ def put_up(folder: Path) -> None:
             time.sleep(POLL_S)
         return answer(engine, images)
 
-    Engine.answer = when_open
+    Engine.answer = when_open  # type: ignore[assignment]

@@ -9,6 +9,7 @@ import functools
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,11 +21,11 @@ EXIF_ORIENTATION = 0x0112
 LETTERS = "abcdefhkmnprtuvwxyACDEFGHJKLMNPRTUVWXY"  # without those that are digits in some hand
 
 
-def png(image: Image.Image, **options) -> bytes:
+def png(image: Image.Image, **options: Any) -> bytes:
     return saved(image, "PNG", compress_level=1, **options)
 
 
-def saved(image: Image.Image, kind: str, **options) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -35,12 +36,14 @@ def enlarged(digit: np.ndarray, side: int = 280) -> Image.Image:
     return Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
 
 
-def on_paper(digit: np.ndarray, side: int = 280) -> Image.Image:
+def on_paper(digit: np.ndarray, side: int = 280) -> Any:
     """Black ink on white."""
     return ImageChops.invert(enlarged(digit, side))
 
 
-def coloured(digit: np.ndarray, ink=(30, 50, 160), paper=(250, 240, 200)) -> Image.Image:
+def coloured(
+    digit: np.ndarray, ink: Any = (30, 50, 160), paper: Any = (250, 240, 200)
+) -> Image.Image:
     return Image.composite(
         Image.new("RGB", (280, 280), ink), Image.new("RGB", (280, 280), paper), enlarged(digit)
     )
@@ -54,86 +57,87 @@ def ink_share(digit: np.ndarray) -> np.ndarray:
     return np.asarray(enlarged(digit), np.float64) / 255
 
 
-def unchanged(digit, rng):
+def unchanged(digit: Any, rng: Any) -> bytes:
     return png(Image.fromarray(digit))
 
 
-def dark_on_light_28(digit, rng):
+def dark_on_light_28(digit: Any, rng: Any) -> bytes:
     return png(Image.fromarray(255 - digit))
 
 
-def light_on_dark_280(digit, rng):
+def light_on_dark_280(digit: Any, rng: Any) -> bytes:
     return png(enlarged(digit))
 
 
-def dark_on_light_280(digit, rng):
+def dark_on_light_280(digit: Any, rng: Any) -> bytes:
     return png(on_paper(digit).convert("RGB"))
 
 
-def colours(digit, rng):
+def colours(digit: Any, rng: Any) -> bytes:
     return png(coloured(digit))
 
 
-def palette(digit, rng):
+def palette(digit: Any, rng: Any) -> bytes:
     return png(coloured(digit).quantize(16, dither=Image.Dither.NONE))
 
 
-def ink_on_nothing(digit, rng):
+def ink_on_nothing(digit: Any, rng: Any) -> bytes:
     cut_out = Image.new("RGBA", (280, 280), "black")
     cut_out.putalpha(enlarged(digit))
     return png(cut_out)
 
 
-def twelve_bits_in_sixteen(digit, rng):
+def twelve_bits_in_sixteen(digit: Any, rng: Any) -> bytes:
     return png(Image.fromarray((4095 * (1 - ink_share(digit))).astype(np.uint16)))
 
 
-def cmyk_jpeg(digit, rng):
+def cmyk_jpeg(digit: Any, rng: Any) -> bytes:
     return saved(coloured(digit).convert("CMYK"), "JPEG")
 
 
-def turned_by_exif(digit, rng):
+def turned_by_exif(digit: Any, rng: Any) -> bytes:
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6  # stored lying, to be turned clockwise
     lying = on_paper(digit).transpose(Image.Transpose.ROTATE_90)
     return saved(lying, "JPEG", exif=exif)
 
 
-def webp(digit, rng):
+def webp(digit: Any, rng: Any) -> bytes:
     return saved(coloured(digit), "WEBP", method=0)
 
 
-def bmp(digit, rng):
+def bmp(digit: Any, rng: Any) -> bytes:
     return saved(on_paper(digit).convert("RGB"), "BMP")
 
 
-def off_centre(digit, rng):
+def off_centre(digit: Any, rng: Any) -> bytes:
     canvas = Image.new("L", (640, 480), 255)
     canvas.paste(on_paper(digit), (int(rng.integers(0, 360)), int(rng.integers(0, 200))))
     return png(canvas)
 
 
-def small_in_a_large_canvas(digit, rng):
+def small_in_a_large_canvas(digit: Any, rng: Any) -> bytes:
     canvas = Image.new("L", (1000, 1000), 255)
-    canvas.paste(on_paper(digit, 56), tuple(int(n) for n in rng.integers(0, 944, 2)))
+    left, top = (int(n) for n in rng.integers(0, 944, 2))
+    canvas.paste(on_paper(digit, 56), (left, top))
     return png(canvas)
 
 
-def cropped_to_the_ink(digit, rng):
+def cropped_to_the_ink(digit: Any, rng: Any) -> bytes:
     image = enlarged(digit)
     box = image.point(lambda level: level > 40 and 255).getbbox()
     return png(ImageChops.invert(image.crop(box)))
 
 
-def thin_strokes(digit, rng):
+def thin_strokes(digit: Any, rng: Any) -> bytes:
     return png(on_paper(digit, 112).filter(ImageFilter.MaxFilter(5)))
 
 
-def thick_strokes(digit, rng):
+def thick_strokes(digit: Any, rng: Any) -> bytes:
     return png(on_paper(digit, 112).filter(ImageFilter.MinFilter(7)))
 
 
-def uneven_light(digit, rng):
+def uneven_light(digit: Any, rng: Any) -> bytes:
     y, x = np.mgrid[:280, :280] / 280 - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     paper = 200 + 80 * (np.cos(angle) * x + np.sin(angle) * y) - 80 * (x * x + y * y)
@@ -141,39 +145,39 @@ def uneven_light(digit, rng):
     return saved(as_grey(photo), "JPEG", quality=85)
 
 
-def rough_paper(digit, rng):
+def rough_paper(digit: Any, rng: Any) -> bytes:
     grain = np.asarray(as_grey(128 + rng.normal(0, 100, (70, 70))).resize((280, 280))) / 255 - 0.5
     return png(as_grey((210 + 40 * grain) * (1 - 0.7 * ink_share(digit))))
 
 
-def noise(digit, rng):
+def noise(digit: Any, rng: Any) -> bytes:
     return png(as_grey(30 + 180 * ink_share(digit) + rng.normal(0, 25, (280, 280))))
 
 
-def noise_28(digit, rng):
+def noise_28(digit: Any, rng: Any) -> bytes:
     return png(as_grey(20 + 0.8 * digit + rng.normal(0, 15, (28, 28))))
 
 
-def low_contrast(digit, rng):
+def low_contrast(digit: Any, rng: Any) -> bytes:
     return png(as_grey(120 - 50 * ink_share(digit)))
 
 
-def coarse_jpeg(digit, rng):
+def coarse_jpeg(digit: Any, rng: Any) -> bytes:
     return saved(on_paper(digit), "JPEG", quality=20)
 
 
-def coarse_small_jpeg(digit, rng):
+def coarse_small_jpeg(digit: Any, rng: Any) -> bytes:
     return saved(on_paper(digit, 56), "JPEG", quality=30)
 
 
-def framed(digit, rng):
+def framed(digit: Any, rng: Any) -> bytes:
     image = Image.new("L", (340, 340), 255)
     image.paste(on_paper(digit), (30, 30))
     ImageDraw.Draw(image).rectangle((0, 0, 339, 339), outline=60, width=6)
     return png(image)
 
 
-def specks(digit, rng):
+def specks(digit: Any, rng: Any) -> bytes:
     image = on_paper(digit)
     draw = ImageDraw.Draw(image)
     for x, y in rng.integers(0, 278, (12, 2)).tolist():
@@ -207,7 +211,7 @@ def character(text: str, font: Path, side: int = 200) -> bytes:
     return png(image)
 
 
-def letter(rng: np.random.Generator, fonts: Sequence[Path] | None = None) -> bytes:
+def letter(rng: Any, fonts: Any = None) -> bytes:
     """A letter, of fonts that training does not use unless others are given."""
     fonts = fonts or [f for f in bundled_fonts() if f.stem in HELD_OUT_FONTS]
     return character(LETTERS[rng.integers(len(LETTERS))], fonts[rng.integers(len(fonts))])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -94,7 +95,7 @@ class Report:
             files = [p.character(str(d), face, side) for side, face, d in drawn]
             sources[name] = files, [d for _, _, d in drawn]
         if importlib.util.find_spec("sklearn"):
-            from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+            from sklearn.datasets import load_digits
 
             data = load_digits()
             small = [Image.fromarray((255 - i * 15).astype(np.uint8)) for i in data.images]
@@ -143,12 +144,12 @@ class Report:
     def _accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
         return float((self._engine.run(images).argmax(axis=1) == labels).mean() * 100)
 
-    def _score(self, images: np.ndarray, plausibility: np.ndarray) -> np.ndarray:
+    def _score(self, images: np.ndarray, plausibility: np.ndarray) -> Any:
         probabilities, is_digit = self._engine.answer(images)
         return probabilities.max(axis=1) * is_digit * plausibility
 
 
-def _any(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _any(images: np.ndarray, rng: np.random.Generator) -> Any:
     return images[rng.integers(len(images))]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -45,13 +46,13 @@ def thin(digit: int, rng: np.random.Generator) -> Values:
     return np.asarray(image.crop(image.getbbox()), float) / 255
 
 
-def written(ink: Values, paper: Image.Image, rng: np.random.Generator, **place) -> Image.Image:
+def written(ink: Values, paper: Image.Image, rng: np.random.Generator, **place: Any) -> Image.Image:
     """The digit on the paper, by a pen of some darkness, near the middle or in the box given."""
     shares = _placed(ink, paper.size, rng, **place)
     return as_grey(np.asarray(paper, float) * (1 - rng.uniform(0.65, 0.9) * shares))
 
 
-def _placed(ink, size, rng, centre=None, shift=0.12):
+def _placed(ink: Any, size: Any, rng: Any, centre: Any = None, shift: float = 0.12) -> np.ndarray:
     height, width = ink.shape
     x, y = centre or (size[0] / 2, size[1] / 2)
     room = max(0.0, shift * min(size) - 0)
@@ -62,12 +63,12 @@ def _placed(ink, size, rng, centre=None, shift=0.12):
     return np.asarray(field)
 
 
-def _sheet(rng: np.random.Generator, low: float = 205) -> Image.Image:
-    size = tuple(int(side) for side in rng.integers(*SIDE, 2))
+def _sheet(rng: Any, low: Any = 205) -> Image.Image:
+    size = [int(side) for side in rng.integers(*SIDE, 2)]
     return Image.new("L", size, int(rng.uniform(low, 252)))
 
 
-def _lined(paper: Image.Image, rng: np.random.Generator, *, squared: bool) -> Image.Image:
+def _lined(paper: Image.Image, rng: Any, *, squared: bool) -> Image.Image:
     """Lines across all of it, printed lighter than ink, as a camera sees them: slightly turned."""
     width, height = paper.size
     big = Image.new("L", (2 * width, 2 * height), paper.getpixel((0, 0)))
@@ -84,35 +85,37 @@ def _lined(paper: Image.Image, rng: np.random.Generator, *, squared: bool) -> Im
     return big.crop((left, top, left + width, top + height))
 
 
-def ruled_paper(ink, rng):
+def ruled_paper(ink: Any, rng: Any) -> Image.Image:
     return written(ink, _lined(_sheet(rng), rng, squared=False), rng)
 
 
-def squared_paper(ink, rng):
+def squared_paper(ink: Any, rng: Any) -> Image.Image:
     return written(ink, _lined(_sheet(rng), rng, squared=True), rng)
 
 
-def _lit(image: Image.Image, across: Values, rng: np.random.Generator, softness) -> Image.Image:
+def _lit(
+    image: Image.Image, across: Values, rng: np.random.Generator, softness: Any
+) -> Image.Image:
     """In shadow where ``across`` (in pixels) is above 0."""
     dark = rng.uniform(0.35, 0.65)
     light = 1 - dark / (1 + np.exp(np.clip(-across / softness, -50, 50)))
     return as_grey(np.asarray(image, float) * light)
 
 
-def _across(image: Image.Image, distance: float, angle: float) -> Values:
+def _across(image: Image.Image, distance: float, angle: float) -> Any:
     """Pixels beyond a straight line that passes the middle at a distance."""
     y, x = np.mgrid[: image.height, : image.width]
     x, y = x - image.width / 2, y - image.height / 2
     return x * math.cos(angle) + y * math.sin(angle) - distance
 
 
-def shadow_soft(ink, rng):
+def shadow_soft(ink: Any, rng: Any) -> Image.Image:
     image = written(ink, _sheet(rng), rng)
     across = _across(image, rng.uniform(-60, 60), rng.uniform(0, 2 * math.pi))
     return _lit(image, across, rng, rng.uniform(8, 30))
 
 
-def shadow_beside(ink, rng):
+def shadow_beside(ink: Any, rng: Any) -> Image.Image:
     image = written(ink, _sheet(rng), rng, shift=0.03)
     beyond = math.hypot(*ink.shape) / 2 + 8
     angle = rng.integers(4) * math.pi / 2 + rng.uniform(-0.3, 0.3)
@@ -120,13 +123,13 @@ def shadow_beside(ink, rng):
     return _lit(image, _across(image, min(beyond, side / 2 - 8), angle), rng, rng.uniform(0.5, 2))
 
 
-def shadow_across(ink, rng):
+def shadow_across(ink: Any, rng: Any) -> Image.Image:
     image = written(ink, _sheet(rng), rng)
     across = _across(image, rng.uniform(-40, 40), rng.uniform(0, 2 * math.pi))
     return _lit(image, across, rng, rng.uniform(0.5, 2))
 
 
-def shadow_of_hand(ink, rng):
+def shadow_of_hand(ink: Any, rng: Any) -> Image.Image:
     """A palm and fingers, or a phone, that reach in from an edge."""
     image = written(ink, _sheet(rng), rng)
     shade = Image.new("L", image.size, 0)
@@ -142,14 +145,14 @@ def shadow_of_hand(ink, rng):
     return as_grey(np.asarray(image, float) * (1 - rng.uniform(0.3, 0.55) * soft))
 
 
-def _desk(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+def _desk(size: Any, rng: Any) -> Image.Image:
     """Dark or wooden, with some grain."""
     grain = as_grey(128 + rng.normal(0, 60, (size[1] // 2, max(2, size[0] // 40))))
-    grain = np.asarray(grain.resize(size, Image.Resampling.BICUBIC), float) - 128
-    return as_grey(rng.uniform(30, 140) + rng.uniform(0, 0.3) * grain)
+    fine = np.asarray(grain.resize(size, Image.Resampling.BICUBIC), float) - 128
+    return as_grey(rng.uniform(30, 140) + rng.uniform(0, 0.3) * fine)
 
 
-def _laid(card: Image.Image, desk: Image.Image, middle, angle) -> Image.Image:
+def _laid(card: Image.Image, desk: Image.Image, middle: Any, angle: Any) -> Image.Image:
     mask = Image.new("L", card.size, 255).rotate(angle, expand=True)
     card = card.rotate(angle, Image.Resampling.BICUBIC, expand=True)
     place = round(middle[0] - card.width / 2), round(middle[1] - card.height / 2)
@@ -157,14 +160,14 @@ def _laid(card: Image.Image, desk: Image.Image, middle, angle) -> Image.Image:
     return desk
 
 
-def sheet_on_desk(ink, rng):
+def sheet_on_desk(ink: Any, rng: Any) -> Image.Image:
     card = written(ink, _sheet(rng), rng, shift=0.05)
     size = tuple(round(side * rng.uniform(1.2, 1.7)) for side in card.size)
     middle = [side / 2 + rng.uniform(-0.04, 0.04) * side for side in size]
     return _laid(card, _desk(size, rng), middle, rng.uniform(-12, 12))
 
 
-def sticky_note(ink, rng):
+def sticky_note(ink: Any, rng: Any) -> Image.Image:
     """A pastel square on a wall or a board."""
     side = round(max(ink.shape) * rng.uniform(1.25, 1.7))
     card = written(ink, Image.new("L", (side, side), int(rng.uniform(190, 235))), rng, shift=0.02)
@@ -173,7 +176,7 @@ def sticky_note(ink, rng):
     return _laid(card, wall, [s / 2 for s in size], rng.uniform(-10, 10))
 
 
-def table_on_two_sides(ink, rng):
+def table_on_two_sides(ink: Any, rng: Any) -> Image.Image:
     card = written(ink, _sheet(rng), rng, shift=0.05)
     desk, corner = _desk(card.size, rng), rng.integers(4)
     shift = [side * rng.uniform(0.1, 0.2) for side in card.size]
@@ -182,7 +185,7 @@ def table_on_two_sides(ink, rng):
     return _laid(card, desk, (x, y), rng.uniform(-4, 4))
 
 
-def black_bars(ink, rng):
+def black_bars(ink: Any, rng: Any) -> Any:
     """A phone's screenshot of a picture."""
     card = written(ink, _sheet(rng), rng)
     bar = round(card.height * rng.uniform(0.1, 0.6))
@@ -192,7 +195,7 @@ def black_bars(ink, rng):
     return bars
 
 
-def badge(ink, rng):
+def badge(ink: Any, rng: Any) -> Image.Image:
     """A card with a coloured head, on dark cloth."""
     card = _sheet(rng)
     head = round(card.height * rng.uniform(0.12, 0.2))
@@ -207,7 +210,7 @@ def badge(ink, rng):
     return cloth
 
 
-def thin_black_frame(ink, rng):
+def thin_black_frame(ink: Any, rng: Any) -> Image.Image:
     image = written(ink, _sheet(rng), rng, shift=0.05)
     pen, inset = int(rng.integers(1, 5)), int(rng.choice([0, 0, 2, 8]))
     box = inset, inset, image.width - 1 - inset, image.height - 1 - inset
@@ -215,7 +218,7 @@ def thin_black_frame(ink, rng):
     return image
 
 
-def form_box(ink, rng, touching=False):
+def form_box(ink: Any, rng: Any, touching: bool = False) -> Image.Image:
     image = _sheet(rng)
     centre = image.width / 2, image.height / 2
     gap = rng.uniform(12, 34, 4)
@@ -232,7 +235,7 @@ def form_box(ink, rng, touching=False):
     return image
 
 
-def cell_borders_left_over(ink, rng):
+def cell_borders_left_over(ink: Any, rng: Any) -> Image.Image:
     image = written(ink, _sheet(rng), rng, shift=0.04)
     draw, (width, height) = ImageDraw.Draw(image), image.size
     grey, pen = int(rng.integers(0, 120)), int(rng.integers(2, 7))
@@ -246,7 +249,7 @@ def cell_borders_left_over(ink, rng):
     return image
 
 
-def whiteboard_glare(ink, rng):
+def whiteboard_glare(ink: Any, rng: Any) -> Image.Image:
     image = written(ink, _sheet(rng, 150), rng)
     y, x = np.mgrid[: image.height, : image.width]
     spot = [rng.uniform(0.1, 0.9) * side for side in image.size]
@@ -255,7 +258,7 @@ def whiteboard_glare(ink, rng):
     return as_grey(values + (255 - values) * rng.uniform(0.5, 0.9) * np.exp(-(distance**2)))
 
 
-def paint_window(ink, rng):
+def paint_window(ink: Any, rng: Any) -> Any:
     """A title bar, a tool bar with signs, and the canvas."""
     canvas = written(ink, _sheet(rng, 250), rng)
     bar = int(rng.integers(30, 70))
@@ -270,7 +273,7 @@ def paint_window(ink, rng):
     return window
 
 
-def binding_holes(ink, rng):
+def binding_holes(ink: Any, rng: Any) -> Image.Image:
     image = written(ink, _sheet(rng), rng, shift=0.03)
     draw, radius = ImageDraw.Draw(image), rng.uniform(5, 10)
     x = rng.uniform(12, 22)
@@ -280,7 +283,7 @@ def binding_holes(ink, rng):
     return image
 
 
-def circled(ink, rng):
+def circled(ink: Any, rng: Any) -> Image.Image:
     image = _sheet(rng)
     centre = image.width / 2, image.height / 2
     image = written(ink, image, rng, centre=centre, shift=0)
@@ -291,7 +294,7 @@ def circled(ink, rng):
     return image
 
 
-def underlined(ink, rng):
+def underlined(ink: Any, rng: Any) -> Image.Image:
     image = _sheet(rng)
     image = written(ink, image, rng, shift=0)
     y = (image.height + ink.shape[0]) / 2 + rng.uniform(6, 22)
@@ -302,13 +305,13 @@ def underlined(ink, rng):
     return image
 
 
-def transparent_trimmed(ink, rng):
+def transparent_trimmed(ink: Any, rng: Any) -> Any:
     image = Image.new("RGBA", ink.shape[::-1], tuple(int(c) for c in rng.integers(0, 90, 3)))
     image.putalpha(as_grey(255 * ink))
     return image.crop(image.getbbox())
 
 
-def clean_paper(ink, rng):
+def clean_paper(ink: Any, rng: Any) -> Image.Image:
     return written(ink, _sheet(rng), rng)
 
 

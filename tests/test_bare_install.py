@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import SAMPLES, run_outside
+from tests.conftest import SAMPLES, RunningServer, run_outside
 
 pytestmark = pytest.mark.full
 
@@ -48,7 +50,7 @@ print(json.dumps({
 """
 
 
-def run(command, **options):
+def run(command: Any, **options: Any) -> Any:
     """The output of a command."""
     done = run_outside(command, **options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -56,7 +58,9 @@ def run(command, **options):
 
 
 @pytest.mark.parametrize("versions", [OLDEST, NEWEST], ids=["oldest", "newest"])
-def test_client_in_a_clean_environment_calls_a_server(versions, wheels, start_server, tmp_path):
+def test_client_in_a_clean_environment_calls_a_server(
+    versions: Any, wheels: Path, start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv/bin/python"
     [wheel] = wheels.glob("digits_client-*.whl")

@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, RunningServer
 
 DEFAULT = "127.0.0.1:50051"
 INSTALL_TIMEOUT_S = 120
@@ -28,17 +29,17 @@ GRPC_GO_1_33 = {
 }
 
 
-def blocks(language, document="docs/clients.md"):
+def blocks(language: Any, document: str = "docs/clients.md") -> Any:
     text = (ROOT / document).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def shell_block(program):
+def shell_block(program: Any) -> Any:
     [block] = [block for block in blocks("sh") if block.startswith(f"{program} ")]
     return block
 
 
-def output_of(command, *, timeout_s=120, **options):
+def output_of(command: Any, *, timeout_s: Any = 120, **options: Any) -> Any:
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s, **options
     )
@@ -46,7 +47,7 @@ def output_of(command, *, timeout_s=120, **options):
     return done.stdout
 
 
-def test_example_of_the_readme_runs_from_any_folder(server, tmp_path):
+def test_example_of_the_readme_runs_from_any_folder(server: RunningServer, tmp_path: Path) -> None:
     [code] = blocks("python", "README.md")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code.replace(DEFAULT, server.address)],
@@ -55,7 +56,7 @@ def test_example_of_the_readme_runs_from_any_folder(server, tmp_path):
     assert done.stdout.startswith("[1, 7] ")
 
 
-def test_python_examples(server):
+def test_python_examples(server: RunningServer) -> None:
     classified, asked = (
         output_of([sys.executable, "-W", "error::DeprecationWarning", "-c", code]).splitlines()
         for code in (block.replace(DEFAULT, server.address) for block in blocks("python"))
@@ -68,7 +69,7 @@ def test_python_examples(server):
 
 
 @pytest.fixture(scope="module")
-def node_modules(tmp_path_factory):
+def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the example needs, or a skip."""
     if shutil.which("npm") is None:
         pytest.skip("node and npm are not installed")
@@ -88,14 +89,14 @@ def node_modules(tmp_path_factory):
 
 
 @pytest.mark.full
-def test_node_example(server, node_modules):
+def test_node_example(server: RunningServer, node_modules: Path) -> None:
     [code] = blocks("js")
     environment = {"NODE_PATH": str(node_modules), "PATH": "/usr/local/bin:/usr/bin:/bin"}
     lines = output_of(["node", "-e", code.replace(DEFAULT, server.address)], env=environment)
     assert [line.split()[0] for line in lines.splitlines()] == ["7", "3"]
 
 
-def test_buf_curl_example(server):
+def test_buf_curl_example(server: RunningServer) -> None:
     tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     if shutil.which("buf", path=tools) is None:
         pytest.skip("buf is not installed")
@@ -106,7 +107,7 @@ def test_buf_curl_example(server):
 
 
 @pytest.mark.full
-def test_grpcurl_example(server):
+def test_grpcurl_example(server: RunningServer) -> None:
     if shutil.which("grpcurl") is None:
         pytest.skip("grpcurl is not installed")
     script = shell_block("grpcurl").replace(DEFAULT, server.address)
@@ -115,7 +116,7 @@ def test_grpcurl_example(server):
 
 
 @pytest.fixture(scope="module")
-def go_workspace(tmp_path_factory):
+def go_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GOPATH with the generated code of the example, or a skip."""
     missing = [tool for tool in GO_TOOLS if shutil.which(tool) is None]
     if missing or not DEBIAN_GO.is_dir():
@@ -129,7 +130,7 @@ def go_workspace(tmp_path_factory):
 
 
 @pytest.mark.full
-def test_go_example(server, go_workspace):
+def test_go_example(server: RunningServer, go_workspace: Path) -> None:
     [code] = blocks("go")
     for new, old in GRPC_GO_1_33.items():
         assert new in code
@@ -144,7 +145,7 @@ def test_go_example(server, go_workspace):
     assert output_of([program]).split()[0] == "7"
 
 
-def test_command_line_examples(server):
+def test_command_line_examples(server: RunningServer) -> None:
     ours = rf"{sys.executable} -m digits \1 --address {server.address}"
     script = re.sub(r"^digits (\w+)", ours, shell_block("digits"), flags=re.MULTILINE)
     printed = output_of(["bash", "-e"], input=script)

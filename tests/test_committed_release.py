@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,26 +20,26 @@ from training.data import hold_out, load_split
 
 
 @pytest.fixture(scope="module")
-def release():
+def release() -> Any:
     [folder] = releases(COMMITTED)
     return load_artifact(folder)
 
 
-def test_one_release_is_committed_and_passes_every_check(release):
+def test_one_release_is_committed_and_passes_every_check(release: Any) -> None:
     assert set(release.variants) == set(PRECISIONS)
     checks = list(verify(COMMITTED / release.version))
     assert [check.name for check in checks if not check.passed] == []
     assert len(checks) > 20
 
 
-def test_it_is_accurate_and_says_how_it_was_made(release):
+def test_it_is_accurate_and_says_how_it_was_made(release: Any) -> None:
     for variant in release.variants.values():
         assert variant.accuracy["accuracy"] >= 0.995
         assert variant.accuracy["images"] == 10_000
     assert "dirty" not in release.manifest["source_commit"]
 
 
-def test_its_accuracy_is_that_of_the_test_images(release, full_data):
+def test_its_accuracy_is_that_of_the_test_images(release: Any, full_data: Path) -> None:
     test = load_split("mnist", "test", full_data)
     for variant in release.variants.values():
         answers = run_session(serving_session(variant.model), test.images.numpy())
@@ -45,7 +48,7 @@ def test_its_accuracy_is_that_of_the_test_images(release, full_data):
         assert abs(correct - variant.accuracy["correct"]) <= 2
 
 
-def test_its_drift_reference_is_of_its_validation_images(release, full_data):
+def test_its_drift_reference_is_of_its_validation_images(release: Any, full_data: Path) -> None:
     train = load_split("mnist", "train", full_data)
     _, held_out = hold_out(train, release.manifest["training"]["config"]["validation"])
     for variant in release.variants.values():
@@ -57,17 +60,17 @@ def test_its_drift_reference_is_of_its_validation_images(release, full_data):
             assert moved <= 5, name
 
 
-def test_model_card_has_its_figures(release):
+def test_model_card_has_its_figures(release: Any) -> None:
     assert card_markdown(release) in (ROOT / "docs/model-card.md").read_text()
 
 
-def test_readme_has_its_accuracy_and_hash(release):
+def test_readme_has_its_accuracy_and_hash(release: Any) -> None:
     readme, variant = (ROOT / "README.md").read_text(), release.variants["int8"]
     assert f"reads {variant.accuracy['accuracy']:.2%}".replace("%", " %") in readme
     assert f"model digits/{release.version} int8 {variant.sha256[:12]} on" in readme
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_documented_gate_is_its_own(release, precision):
+def test_documented_gate_is_its_own(release: Any, precision: Any) -> None:
     reports = read_reports((COMMITTED / release.version / PARITY).read_bytes())
     assert gate_markdown(reports[precision]) in (ROOT / "docs/gate.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_tests_files_and_links_in_a_document_exist(document):
+def test_tests_files_and_links_in_a_document_exist(document: Any) -> None:
     text = document.read_text()
     missing = []
     for name, chosen in TEST.findall(text):

@@ -6,16 +6,19 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from digits.cli.main import main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, RunningServer
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def split(block):
+def split(block: Any) -> tuple[list[Any], str]:
     """A block's commands of ours, each in words, and the rest of it."""
     lines = block.replace("\\\n", " ").splitlines()
     ours = [shlex.split(line) for line in lines if line.startswith("digits ")]
@@ -23,7 +26,9 @@ def split(block):
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_commands_work_as_they_stand(start_server, tmp_path, monkeypatch):
+def test_commands_work_as_they_stand(
+    start_server: Callable[..., RunningServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     address, started, asked = "", 0, 0

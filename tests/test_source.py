@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -13,16 +15,17 @@ PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "sh
 EVALUATORS = {"eval", "exec", "compile", "__import__"}
 
 
-def sources():
+def sources() -> list[Any]:
     return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def offences(source):
+def offences(source: Any) -> list[Any]:
     """Lines that could run code from data: evaluators, picklers, loads that unpickle, shells."""
-    return [node.lineno for node in ast.walk(ast.parse(source)) if _is_offence(node)]
+    nodes: Iterator[Any] = ast.walk(ast.parse(source))
+    return [node.lineno for node in nodes if _is_offence(node)]
 
 
-def _is_offence(node):
+def _is_offence(node: Any) -> Any:
     if isinstance(node, ast.Import):
         return any(alias.name.split(".")[0] in PICKLERS for alias in node.names)
     if isinstance(node, ast.ImportFrom):
@@ -44,7 +47,7 @@ def _is_offence(node):
     return "shell" in keywords and not _is(keywords["shell"], False)
 
 
-def _is(value, wanted):
+def _is(value: Any, wanted: Any) -> Any:
     return isinstance(value, ast.Constant) and value.value is wanted
 
 
@@ -66,16 +69,16 @@ def _is(value, wanted):
         "subprocess.run(line, shell=True)",
     ],
 )
-def test_offence_is_found(source):
+def test_offence_is_found(source: str) -> None:
     assert offences(f"\n{source}\n") == [2]
 
 
-def test_source_runs_no_code_from_data():
+def test_source_runs_no_code_from_data() -> None:
     found = {str(p.relative_to(ROOT)): offences(p.read_text()) for p in sources()}
     assert len(found) > 50
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 
-def test_checkpoints_are_loaded():
+def test_checkpoints_are_loaded() -> None:
     """Else the rule about ``torch.load`` would be about nothing."""
     assert any("torch.load(" in path.read_text() for path in sources())

@@ -10,6 +10,7 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.conftest import ROOT, SAMPLES, run_outside, serving_entry
 SEVEN = SAMPLES / "7.png"
 
 
-def test_distributions_have_one_version():
+def test_distributions_have_one_version() -> None:
     server, client = (
         tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
         for folder in (".", "proto")
@@ -27,14 +28,14 @@ def test_distributions_have_one_version():
     assert server["dependencies"] == [f"digits-client=={client['version']}"]
 
 
-def top_level(wheel):
+def top_level(wheel: Any) -> set[Any]:
     with zipfile.ZipFile(wheel) as archive:
         names = {name.partition("/")[0] for name in archive.namelist()}
     return {name for name in names if not name.endswith(".dist-info")}
 
 
 @pytest.mark.full
-def test_each_wheel_holds_its_packages_and_nothing_else(wheels):
+def test_each_wheel_holds_its_packages_and_nothing_else(wheels: Path) -> None:
     [client], [server] = wheels.glob("digits_client-*.whl"), wheels.glob("digits_serving-*.whl")
     assert top_level(client) == {"digits"}
     assert top_level(server) == {"service", "training", "export"}
@@ -48,7 +49,7 @@ def test_each_wheel_holds_its_packages_and_nothing_else(wheels):
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(tmp_path: Path) -> Path:
     """A virtual environment with this one's packages, but for the project's own."""
     packages = tmp_path / "packages"
     packages.mkdir()
@@ -61,14 +62,16 @@ def environment(tmp_path):
     return tmp_path / "venv/bin"
 
 
-def install(environment, wheels, requirement):
+def install(environment: Any, wheels: Any, requirement: Any) -> None:
     pip = [sys.executable, "-m", "pip", "--python", environment / "python", "install"]
     done = run_outside([*pip, "--no-index", "--find-links", wheels, requirement])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.full
-def test_wheels_serve_and_call_from_any_folder(wheels, environment, tmp_path):
+def test_wheels_serve_and_call_from_any_folder(
+    wheels: Path, environment: Path, tmp_path: Path
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     digits = environment / "digits"

@@ -6,18 +6,19 @@ same names as digits.oip.
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
 
 
-def infer(client, images, datatype, **rest):
+def infer(client: Any, images: np.ndarray, datatype: Any, **rest: Any) -> Any:
     tensor = triton.InferInput("image", images.shape, datatype)
     tensor.set_data_from_numpy(images)
     return client.infer("digits", [tensor], **rest)
 
 
-def refusal(call):
+def refusal(call: Any) -> list[Any] | None:
     try:
         call()
     except triton.InferenceServerException as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import results, tables
@@ -21,11 +23,11 @@ RESULT = results.Result(
 )
 
 
-def test_documents_are_what_the_committed_results_say():
+def test_documents_are_what_the_committed_results_say() -> None:
     assert tables.main(["--check"]) == 0
 
 
-def test_table_tells_the_cpu_the_range_of_rounds_and_what_was_missed():
+def test_table_tells_the_cpu_the_range_of_rounds_and_what_was_missed() -> None:
     text = tables.table("2-cores-no-vnni", RESULT)
     assert "2 cores of a CPU, without VNNI" in text
     row = "| rate, of the limit | ≥ 0.65 | 0.6 (0.5 to 0.7), missed | calls per s 1,234 |"
@@ -33,7 +35,7 @@ def test_table_tells_the_cpu_the_range_of_rounds_and_what_was_missed():
     assert "| start |  | 0.25 s |  |" in text
 
 
-def test_headlines_have_a_column_for_each_run():
+def test_headlines_have_a_column_for_each_run() -> None:
     text = tables.headlines({"2-cores-vnni": RESULT, "2-cores-no-vnni": RESULT})
     head, _, *rows = text.splitlines()
     assert head == "| figure | 2-cores-vnni | 2-cores-no-vnni |"
@@ -41,8 +43,8 @@ def test_headlines_have_a_column_for_each_run():
 
 
 def test_document_that_is_behind_is_renewed_and_the_check_fails_before(
-    tmp_path, monkeypatch, capsys
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     document = tmp_path / "performance.md"
     document.write_text(f"before\n{tables.BEGIN}old\n{tables.END}\nafter\n")
     monkeypatch.setattr(tables, "PAGES", {document: tables.tables})
@@ -56,6 +58,6 @@ def test_document_that_is_behind_is_renewed_and_the_check_fails_before(
     assert document.read_text().endswith("<!-- end of results -->\nafter\n")
 
 
-def test_document_without_a_place_for_tables_is_refused():
+def test_document_without_a_place_for_tables_is_refused() -> None:
     with pytest.raises(ValueError, match="expected <!-- results -->"):
         tables.updated("no comments", "")

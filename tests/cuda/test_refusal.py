@@ -11,6 +11,7 @@ import urllib.request
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the project and onnxruntime-gpu, without the CUDA libraries."""
     folder = tmp_path_factory.mktemp("gpu") / "venv"
     venv.create(folder, with_pip=True)
@@ -44,12 +45,12 @@ def python(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def python_with_both(python):
+def python_with_both(python: Path) -> Path:
     install(python, wheel("cpu"))
     return python
 
 
-def wheel(extra):
+def wheel(extra: Any) -> Any:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (found,) = (
         each for each in project["optional-dependencies"][extra] if each.startswith("onnxruntime")
@@ -57,12 +58,12 @@ def wheel(extra):
     return found.replace("[cuda,cudnn]", "")
 
 
-def install(python, *requirements):
+def install(python: Any, *requirements: Any) -> None:
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*command, *requirements], check=True)
 
 
-def serve(python, device, folder):
+def serve(python: Any, device: Any, folder: Path) -> Any:
     command = [python.with_name("digits"), "serve", "--grpc-port=0", "--http-port=0"]
     command += [f"--model-repository={REPOSITORY}", "--log-format=json", f"--device={device}"]
     # Nothing of this checkout must be imported in place of what is installed.
@@ -77,7 +78,7 @@ def serve(python, device, folder):
         process.wait(30)
 
 
-def outcome(process, log):
+def outcome(process: Any, log: Any) -> Outcome | None:
     exit_code = process.poll()  # first: what it said before it exited is then complete
     for line in log.read_text().splitlines():
         with contextlib.suppress(ValueError):
@@ -87,7 +88,7 @@ def outcome(process, log):
     return None if exit_code is None else Outcome(exit_code, log.read_text())
 
 
-def providers_told(entry):
+def providers_told(entry: Any) -> Any:
     """As an answer and as /metrics name them."""
     with DigitClient(entry["grpc"]) as client:
         model, _ = client.get_model()
@@ -97,7 +98,7 @@ def providers_told(entry):
     return frozenset((model.execution_provider, metric))
 
 
-def assert_refused_by_cuda_and_served_by_auto(python, cause, folder: Path):
+def assert_refused_by_cuda_and_served_by_auto(python: Any, cause: Any, folder: Path) -> None:
     refused = serve(python, "cuda", folder)
     assert refused.exit_code == 1
     assert cause in refused.said
@@ -107,9 +108,9 @@ def assert_refused_by_cuda_and_served_by_auto(python, cause, folder: Path):
     assert served.providers == {"CPUExecutionProvider"}
 
 
-def test_gpu_wheel_without_a_driver(python, tmp_path):
+def test_gpu_wheel_without_a_driver(python: Path, tmp_path: Path) -> None:
     assert_refused_by_cuda_and_served_by_auto(python, NO_DRIVER, tmp_path)
 
 
-def test_both_wheels(python_with_both, tmp_path):
+def test_both_wheels(python_with_both: Path, tmp_path: Path) -> None:
     assert_refused_by_cuda_and_served_by_auto(python_with_both, BOTH, tmp_path)

@@ -18,7 +18,9 @@ import tarfile
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -55,7 +57,7 @@ RESTRICTED = (
 )
 
 
-def podman(*arguments, check=True, stdin=None, timeout_s=None):
+def podman(*arguments: Any, check: bool = True, stdin: Any = None, timeout_s: Any = None) -> Any:
     done = subprocess.run(
         ["podman", *arguments], input=stdin, capture_output=True, check=False, timeout=timeout_s
     )
@@ -66,23 +68,23 @@ def podman(*arguments, check=True, stdin=None, timeout_s=None):
 class Container:
     """A container that runs the image."""
 
-    def __init__(self, name, port):
+    def __init__(self, name: str, port: Any) -> None:
         self.name, self.port = name, port
 
     @property
-    def address(self):
+    def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def state(self, field):
+    def state(self, field: Any) -> Any:
         return podman("inspect", self.name, "--format", f"{{{{.State.{field}}}}}")
 
-    def logs(self):
+    def logs(self) -> Any:
         done = subprocess.run(
             ["podman", "logs", self.name], capture_output=True, text=True, check=False
         )
         return done.stdout + done.stderr
 
-    def health(self, service):
+    def health(self, service: Any) -> Any:
         with grpc.insecure_channel(self.address) as channel:
             request = health_pb2.HealthCheckRequest(service=service)
             try:
@@ -90,31 +92,31 @@ class Container:
             except grpc.RpcError:
                 return None
 
-    def wait_for_serving(self):
-        def serving():
+    def wait_for_serving(self) -> None:
+        def serving() -> Any:
             assert self.state("Running") == "true", self.logs()
             return self.health(SERVICE) == health_pb2.HealthCheckResponse.SERVING
 
         wait_until(serving, timeout_s=120)
 
-    def announced(self):
+    def announced(self) -> Any:
         entries = [json.loads(line) for line in self.logs().splitlines() if line.startswith("{")]
         (entry,) = [entry for entry in entries if entry["message"] == "SERVING"]
         return entry
 
-    def exit_code(self):
+    def exit_code(self) -> int:
         return int(podman("wait", self.name, timeout_s=60))
 
-    def signal(self, number):
+    def signal(self, number: Any) -> None:
         podman("kill", f"--signal={number.value}", self.name)
 
 
 @pytest.fixture
-def start():
+def start() -> Iterator[Callable[..., Container]]:
     """Starts the image under the pod's restrictions; removed at the end."""
     names = []
 
-    def run(*flags, command=()):
+    def run(*flags: str, command: Any = ()) -> Container:
         grpc_port, http_port = free_ports(2)
         name = f"digits-{uuid.uuid4().hex[:8]}"
         names.append(name)
@@ -131,18 +133,18 @@ def start():
 
 
 @pytest.fixture
-def served(start):
+def served(start: Callable[..., Container]) -> Container:
     container = start()
     container.wait_for_serving()
     return container
 
 
 @contextlib.contextmanager
-def load(address, images, callers=8):
+def load(address: str, images: np.ndarray, callers: int = 8) -> Iterator[tuple[Any, Any]]:
     """Callers that do not rest until the block ends; yields what went wrong."""
     ended, errors, answered = threading.Event(), [], [0] * callers
 
-    def call(caller):
+    def call(caller: Any) -> None:
         with DigitClient(address, timeout_s=30) as client:
             while not ended.is_set():
                 try:
@@ -163,7 +165,9 @@ def load(address, images, callers=8):
             thread.join()
 
 
-def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(served):
+def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(
+    served: Container,
+) -> None:
     status = podman("exec", served.name, "cat", "/proc/1/status")
     fields = dict(re.findall(r"^(\w+):\s*(.+)$", status, flags=re.MULTILINE))
     assert int(fields["CapEff"], 16) == 0
@@ -172,7 +176,15 @@ def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(served
     assert fields["Uid"].split()[0] == "65532"
     refused = "import sys; open(sys.argv[1], 'w')"
     for path in ("/probe", "/models/digits/probe", "/opt/digits/probe"):
-        command = ["podman", "exec", served.name, "/opt/digits/bin/python", "-c", refused, path]
+        command: list[Any] = [
+            "podman",
+            "exec",
+            served.name,
+            "/opt/digits/bin/python",
+            "-c",
+            refused,
+            path,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "Read-only file system" in done.stderr
     assert served.announced()["inference"].startswith("1 x 1 thread")
@@ -180,17 +192,19 @@ def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(served
 
 
 @pytest.mark.parametrize(("service", "code"), [(SERVICE, 0), ("", 0), ("digits.v1.Other", 3)])
-def test_probe_client_of_kubernetes_gets_its_answer(served, service, code):
+def test_probe_client_of_kubernetes_gets_its_answer(
+    served: Container, service: Any, code: int
+) -> None:
     """grpc_health_probe, in Go as the kubelet: 3 is an error's code, here NOT_FOUND."""
     probe = Path(os.environ.get("CLUSTER_PROGRAMS", "/nowhere"), "grpc-health-probe")
     if not probe.exists():
         pytest.skip("CLUSTER_PROGRAMS names no folder with grpc-health-probe: make cluster-test")
-    command = [probe, f"-addr={served.address}", f"-service={service}"]
+    command: list[Any] = [probe, f"-addr={served.address}", f"-service={service}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
 
 
-def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served):
+def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served: Container) -> None:
     names = ("torch", "pip", "training", "export")
     modules = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     assert podman("exec", served.name, "/opt/digits/bin/python", "-c", modules) == "[]"
@@ -198,13 +212,13 @@ def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served):
         assert not podman("exec", served.name, "/bin/sh", "-c", f"command -v {compiler} || true")
 
 
-def test_image_adds_320_mb_to_its_base_at_most(served):
+def test_image_adds_320_mb_to_its_base_at_most(served: Container) -> None:
     """Unpacked. The last stage copies two folders and runs nothing."""
     sizes = podman("exec", served.name, "du", "-sb", "/opt/digits", "/models")
     assert sum(int(line.split()[0]) for line in sizes.splitlines()) <= 320e6, sizes
 
 
-def test_server_imports_everything_that_it_may_need(served):
+def test_server_imports_everything_that_it_may_need(served: Container) -> None:
     """The Dockerfile takes away nothing of that: tracing, signatures and every format work."""
     program = """if True:
         import importlib, pkgutil, digits.client, digits.files, onnxruntime, service
@@ -215,12 +229,22 @@ def test_server_imports_everything_that_it_may_need(served):
         service.telemetry.tracing.Tracing("http://127.0.0.1:1")
         print([name for name in ("zlib", "jpg", "webp") if not features.check(name)])
     """
-    command = ["exec", served.name, "/opt/digits/bin/python", "-W", "error", "-c", program]
+    command: list[Any] = [
+        "exec",
+        served.name,
+        "/opt/digits/bin/python",
+        "-W",
+        "error",
+        "-c",
+        program,
+    ]
     assert podman(*command) == "[]"
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "BMP"])
-def test_image_files_of_every_format_are_read(served, sample, format_):
+def test_image_files_of_every_format_are_read(
+    served: Container, sample: dict[str, np.ndarray], format_: str
+) -> None:
     file = io.BytesIO()
     Image.fromarray(sample["images"][0]).save(file, format_)
     with DigitClient(served.address) as client:
@@ -228,7 +252,9 @@ def test_image_files_of_every_format_are_read(served, sample, format_):
 
 
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
-def test_load_survives_within_512_mib_and_sigterm_drains(start, sample, transport):
+def test_load_survives_within_512_mib_and_sigterm_drains(
+    start: Callable[..., Container], sample: dict[str, np.ndarray], transport: str
+) -> None:
     container = start(f"--env=DIGITS_TRANSPORT={transport}", "--env=DIGITS_DRAIN_DELAY_S=1")
     container.wait_for_serving()
     with load(container.address, sample["images"]) as (errors, answered):
@@ -241,20 +267,24 @@ def test_load_survives_within_512_mib_and_sigterm_drains(start, sample, transpor
     assert container.state("OOMKilled") == "false"
 
 
-def test_sigterm_during_the_load_of_a_model_ends_the_process(start):
+def test_sigterm_during_the_load_of_a_model_ends_the_process(
+    start: Callable[..., Container],
+) -> None:
     """As PID 1 a process that has no handler ignores it: the handler comes before all else."""
     container = start()
     status = Path("/proc", container.state("Pid"), "status")
     caught = re.compile(r"^SigCgt:\s*(\w+)$", re.MULTILINE)
     terminate = 1 << (signal.SIGTERM - 1)
-    wait_until(lambda: int(caught.search(status.read_text())[1], 16) & terminate)
+    wait_until(lambda: int(caught.findall(status.read_text())[0], 16) & terminate)
     container.signal(signal.SIGTERM)
     began = time.monotonic()
     assert container.exit_code() == 0, container.logs()
     assert time.monotonic() - began < 10
 
 
-def test_model_from_a_mounted_volume_serves_and_a_damaged_one_does_not(start, tmp_path):
+def test_model_from_a_mounted_volume_serves_and_a_damaged_one_does_not(
+    start: Callable[..., Container], tmp_path: Path
+) -> None:
     version = in_serving_order(COMMITTED)[0]
     good, bad = tmp_path / "good", tmp_path / "bad"
     for folder in (good, bad):
@@ -270,7 +300,7 @@ def test_model_from_a_mounted_volume_serves_and_a_damaged_one_does_not(start, tm
     assert FP32 in refused.logs()
 
 
-def archive(version, name, cut=None):
+def archive(version: Any, name: Any, cut: Any = None) -> Any:
     """A version as NEXT, in the form in which ``kubectl cp`` sends it.
 
     Args:
@@ -292,8 +322,8 @@ def archive(version, name, cut=None):
 
 @pytest.mark.parametrize("way", ["copied in two goes", "renamed", "linked"])
 def test_version_that_comes_onto_the_volume_serves_and_no_call_is_lost(
-    start, tmp_path, sample, way
-):
+    start: Callable[..., Container], tmp_path: Path, sample: dict[str, np.ndarray], way: str
+) -> None:
     """examples/model-volume: pods read the volume, the loader of the README writes to it."""
     component = combined(tmp_path / "overlay", ["model-volume"])
     (mount,) = [m for m in component.container["volumeMounts"] if m["name"] == "models"]
@@ -329,13 +359,15 @@ def test_version_that_comes_onto_the_volume_serves_and_no_call_is_lost(
     assert not errors
 
 
-def test_cuda_without_a_gpu_ends_with_the_cause(start):
+def test_cuda_without_a_gpu_ends_with_the_cause(start: Callable[..., Container]) -> None:
     container = start("--env=DIGITS_DEVICE=cuda")
     assert container.exit_code() == 1
     assert "cuda" in container.logs().lower()
 
 
-def test_rendered_deployment_serves_and_drains(tmp_path, sample):
+def test_rendered_deployment_serves_and_drains(
+    tmp_path: Path, sample: dict[str, np.ndarray]
+) -> None:
     """overlays/cpu as it is, on the host's network and other ports."""
     grpc_port, http_port = free_ports(2)
     name = f"digits-{uuid.uuid4().hex[:8]}"
@@ -370,7 +402,7 @@ def test_rendered_deployment_serves_and_drains(tmp_path, sample):
         with load(container.address, sample["images"], callers=2) as (errors, _):
             # As the kubelet does it; a signal alone would be followed by a restart.
             grace = pod["terminationGracePeriodSeconds"]
-            command = ["podman", "stop", f"--time={grace}", container_name]
+            command: list[Any] = ["podman", "stop", f"--time={grace}", container_name]
             stopping = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             # Serves on for the drain delay: a balancer has that long to notice.
             wait_until(lambda: container.health(SERVICE) != health_pb2.HealthCheckResponse.SERVING)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import Any
 
 import grpc
 import pytest
@@ -11,11 +13,11 @@ from digits.v1 import digits_pb2_grpc
 
 
 @pytest.fixture
-def serve():
+def serve() -> Iterator[Callable[..., Any]]:
     """Serves a servicer until the test ends; returns the address, at one given the server."""
     servers = []
 
-    def start(servicer, address=None):
+    def start(servicer: Any, address: Any = None) -> Any:
         server = grpc.server(futures.ThreadPoolExecutor(8))
         digits_pb2_grpc.add_DigitClassifierServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port(address or "127.0.0.1:0")

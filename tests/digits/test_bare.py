@@ -8,6 +8,9 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,6 +21,7 @@ from digits.bare import bare, orientation
 from digits.files import MAX_DECODED_BYTES, grey, opened
 from digits.images import PictureError, examine, examine_grey
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from tests.conftest import RunningServer
 from tests.memory import MIB, PeakMemory
 from tests.presentations import saved
 from tests.releases import check_answers
@@ -26,7 +30,7 @@ OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 BIG = 4096  # a side, of the most pixels that are taken
 
 
-def exif_of(tags, size):
+def exif_of(tags: Any, size: Any) -> bytes:
     """A block of Exif whose tags each claim nearly all of it."""
     claimed = size - 32 - 12 * tags
     entries = b"".join(struct.pack("<HHII", 0x9000 + n, 1, claimed, 8) for n in range(tags))
@@ -34,27 +38,27 @@ def exif_of(tags, size):
     return b"Exif\0\0" + block.ljust(size, b"\0")
 
 
-def chunk(kind, body):
+def chunk(kind: Any, body: Any) -> Any:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def with_chunks(data, *chunks):
+def with_chunks(data: Any, *chunks: Any) -> Any:
     """A PNG with more behind its header, which is 33 bytes with the signature."""
     return data[:33] + b"".join(chunks) + data[33:]
 
 
-def with_segments(data, *segments):
+def with_segments(data: Any, *segments: Any) -> Any:
     """A JPEG with more before its first header: pairs of a marker and a body."""
     more = [struct.pack(">BBH", 255, marker, len(body) + 2) + body for marker, body in segments]
     return data[:2] + b"".join(more) + data[2:]
 
 
-def picture(kind, **options):
+def picture(kind: Any, **options: Any) -> bytes:
     tones = np.arange(64 * 48, dtype=np.uint8).reshape(64, 48)
     return saved(Image.fromarray(tones), kind, **options)
 
 
-def test_nothing_but_the_picture_of_a_png_is_kept():
+def test_nothing_but_the_picture_of_a_png_is_kept() -> None:
     plain = picture("PNG")
     body = b"key\0\0" + zlib.compress(bytes(9999))
     full = with_chunks(plain, chunk(b"zTXt", body), chunk(b"eXIf", b"MM"), chunk(b"iCCP", body))
@@ -62,7 +66,7 @@ def test_nothing_but_the_picture_of_a_png_is_kept():
     assert bare(plain[:50]) == (plain[:50], b"")
 
 
-def test_nothing_but_the_picture_of_a_jpeg_is_kept():
+def test_nothing_but_the_picture_of_a_jpeg_is_kept() -> None:
     plain = picture("JPEG")
     exif = exif_of(3, 500)
     full = with_segments(
@@ -74,7 +78,7 @@ def test_nothing_but_the_picture_of_a_jpeg_is_kept():
         assert len(bare(plain[:end])[0]) <= end
 
 
-def test_colours_of_adobe_are_kept():
+def test_colours_of_adobe_are_kept() -> None:
     """Its segment says that a CMYK picture is stored inverted."""
     ink = Image.new("CMYK", (40, 40), (0, 0, 0, 200))
     with opened(saved(ink, "JPEG")) as image:
@@ -82,7 +86,7 @@ def test_colours_of_adobe_are_kept():
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_orientation_is_found_wherever_it_is(order):
+def test_orientation_is_found_wherever_it_is(order: str) -> None:
     head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 20)
     tags = [struct.pack(f"{order}HHIHH", tag, 3, 1, tag % 9, 0) for tag in (0x0100, 0x0112)]
     block = head.ljust(20, b"\0") + struct.pack(f"{order}H", 2) + b"".join(tags)
@@ -92,7 +96,7 @@ def test_orientation_is_found_wherever_it_is(order):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
-def test_large_picture_is_seen_like_a_small_one(mode, sample):
+def test_large_picture_is_seen_like_a_small_one(mode: str, sample: dict[str, np.ndarray]) -> None:
     """It is shrunk in strips; the last of them and of its pixels are parts."""
     seven = np.zeros((28, 28), np.uint8)
     seven[:] = sample["images"][0]
@@ -109,7 +113,7 @@ def test_large_picture_is_seen_like_a_small_one(mode, sample):
     assert np.abs(difference).mean() < 8
 
 
-def run_lengths(side):
+def run_lengths(side: Any) -> bytes:
     """A BMP of a few bytes that skips over all of its pixels."""
     skips = b"\0\2\xff\xff" * 200 + b"\0\1"
     size = 54 + 1024 + len(skips)
@@ -121,11 +125,11 @@ def run_lengths(side):
     )
 
 
-def blank(mode, size=(BIG, BIG)):
+def blank(mode: Any, size: Any = (BIG, BIG)) -> Any:
     return Image.new(mode, size)
 
 
-def excess():
+def excess() -> Any:
     """Data of a PNG that go on for 256 MiB."""
     packer = zlib.compressobj(9)
     parts = [packer.compress(bytes(2**24)) for _ in range(16)]
@@ -178,7 +182,7 @@ DECODE = """if True:
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_what_one_file_takes_is_bounded(bomb, tmp_path):
+def test_what_one_file_takes_is_bounded(bomb: str, tmp_path: Path) -> None:
     make, expected = BOMBS[bomb]
     small = tmp_path / "small"
     small.write_bytes(picture("PNG"))
@@ -194,7 +198,7 @@ def test_what_one_file_takes_is_bounded(bomb, tmp_path):
     assert not done.stderr  # no warning of Pillow's on what is no part of the picture
 
 
-def test_bombs_leave_a_server_within_its_memory(start_server):
+def test_bombs_leave_a_server_within_its_memory(start_server: Callable[..., RunningServer]) -> None:
     """Sent at once, and through the server itself; what is taken and what is not."""
     from digits.client import DigitClient, DigitError
 
@@ -214,7 +218,9 @@ def test_bombs_leave_a_server_within_its_memory(start_server):
     assert b"arning" not in server.log.read_bytes()
 
 
-def test_pictures_that_wait_are_answered_and_hold_the_exit_no_longer_than_that(start_server):
+def test_pictures_that_wait_are_answered_and_hold_the_exit_no_longer_than_that(
+    start_server: Callable[..., RunningServer],
+) -> None:
     """Two callers fill the lane with the dearest files; a third has run lengths."""
     server = start_server("--grace-s=60")
     dear = saved(blank("RGBA"), "PNG")
@@ -230,7 +236,7 @@ def test_pictures_that_wait_are_answered_and_hold_the_exit_no_longer_than_that(s
         assert {calls[0].code(), calls[2].code()} <= {OK, UNAVAILABLE}
 
 
-def test_indices_without_a_palette_are_damaged():
+def test_indices_without_a_palette_are_damaged() -> None:
     data = saved(Image.new("P", (40, 40)), "PNG")
     start = data.index(b"PLTE") - 4
     end = start + 12 + int.from_bytes(data[start : start + 4], "big")
@@ -239,7 +245,7 @@ def test_indices_without_a_palette_are_damaged():
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 10])
-def test_beginning_of_a_file_is_no_file(length):
+def test_beginning_of_a_file_is_no_file(length: int) -> None:
     for kind in ("PNG", "JPEG"):
         with pytest.raises(PictureError):
             examine(picture(kind)[:length])

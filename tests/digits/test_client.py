@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,12 +16,14 @@ import pytest
 from digits.client import AsyncDigitClient, DigitClient, DigitError
 from digits.inputs import one_request
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, RunningServer
 
 FILES = [SAMPLES / f"{digit}.png" for digit in range(10)]
 
 
-def test_arrays_in_typed_predictions_out(server, sample):
+def test_arrays_in_typed_predictions_out(
+    server: RunningServer, sample: dict[str, np.ndarray]
+) -> None:
     images = sample["images"][:20]
     with DigitClient(server.address) as client:
         answer = client.classify(images)
@@ -34,30 +38,34 @@ def test_arrays_in_typed_predictions_out(server, sample):
     assert answer.batch_images >= 1
 
 
-def test_one_image_and_flat_images_are_understood(server, sample):
+def test_one_image_and_flat_images_are_understood(
+    server: RunningServer, sample: dict[str, np.ndarray]
+) -> None:
     with DigitClient(server.address) as client:
         one = client.classify(sample["images"][0])
         flat = client.classify(sample["images"][:1].reshape(1, 784))
     assert one.digits == flat.digits == [int(sample["labels"][0])]
 
 
-def test_files_by_path_and_by_content(server):
+def test_files_by_path_and_by_content(server: RunningServer) -> None:
     with DigitClient(server.address) as client:
         answer = client.classify_files([*FILES[:5], *[path.read_bytes() for path in FILES[5:]]])
     assert answer.digits == list(range(10))
 
 
-def test_model_comes_with_its_manifest(server):
+def test_model_comes_with_its_manifest(server: RunningServer) -> None:
     with DigitClient(server.address) as client:
         model, manifest = client.get_model()
     assert str(manifest["version"]) == model.version
     assert manifest["variants"][model.precision]["accuracy"]["accuracy"] >= 0.995
 
 
-def test_async_client_answers_the_same(server, sample):
+def test_async_client_answers_the_same(
+    server: RunningServer, sample: dict[str, np.ndarray]
+) -> None:
     images = sample["images"][:30]
 
-    async def ask():
+    async def ask() -> tuple[Any, Any, Any, Any]:
         async with AsyncDigitClient(server.address) as client:
             together = await client.classify(images)
             singles = await asyncio.gather(*(client.classify(image) for image in images))
@@ -83,12 +91,14 @@ def test_async_client_answers_the_same(server, sample):
         (np.uint8(3), ValueError, r"got \[\]"),
     ],
 )
-def test_array_of_another_kind_is_refused_before_it_is_sent(images, error, message):
+def test_array_of_another_kind_is_refused_before_it_is_sent(
+    images: Any, error: Any, message: str
+) -> None:
     with pytest.raises(error, match=message):
         one_request(images)
 
 
-def test_error_carries_code_violations_and_message(server):
+def test_error_carries_code_violations_and_message(server: RunningServer) -> None:
     with DigitClient(server.address) as client, pytest.raises(DigitError) as caught:
         client.classify_files([FILES[0], b"nonsense"])
     error = caught.value
@@ -97,7 +107,7 @@ def test_error_carries_code_violations_and_message(server):
     assert error.retry_after_s is None
 
 
-def test_server_that_is_not_there_is_unavailable_within_the_deadline():
+def test_server_that_is_not_there_is_unavailable_within_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     began = time.monotonic()
@@ -113,12 +123,12 @@ PUSHBACK = (("grpc-retry-pushback-ms", "700"),)
 class Reluctant(digits_pb2_grpc.DigitClassifierServiceServicer):
     """Refuses the first calls with a passing reason, then answers."""
 
-    def __init__(self, code, refusals, metadata=()):
+    def __init__(self, code: Any, refusals: Any, metadata: Any = ()) -> None:
         self.code, self.refusals, self.metadata = code, refusals, metadata
-        self.times = []
+        self.times: list[Any] = []
         self.lock = threading.Lock()
 
-    def Classify(self, request, context):
+    def Classify(self, request: Any, context: Any) -> Any:
         with self.lock:
             self.times.append(time.monotonic())
             refuse = len(self.times) <= self.refusals
@@ -129,8 +139,8 @@ class Reluctant(digits_pb2_grpc.DigitClassifierServiceServicer):
 
 
 @pytest.fixture
-def reluctant(serve):
-    def start(*arguments, **options):
+def reluctant(serve: Callable[..., Any]) -> Callable[..., tuple[Reluctant, Any]]:
+    def start(*arguments: Any, **options: Any) -> tuple[Reluctant, Any]:
         servicer = Reluctant(*arguments, **options)
         return servicer, serve(servicer)
 
@@ -144,21 +154,25 @@ def reluctant(serve):
         (grpc.StatusCode.RESOURCE_EXHAUSTED, (("grpc-retry-pushback-ms", "5"),)),
     ],
 )
-def test_transient_errors_are_retried(reluctant, code, metadata):
+def test_transient_errors_are_retried(
+    reluctant: Callable[..., tuple[Reluctant, Any]], code: grpc.StatusCode, metadata: Any
+) -> None:
     servicer, address = reluctant(code, 3, metadata)
     with DigitClient(address) as client:
         assert client.classify(np.zeros((28, 28), np.uint8)).digits == [5]
     assert len(servicer.times) == 4
 
 
-def test_refusals_that_go_on_end_after_five_attempts(reluctant):
+def test_refusals_that_go_on_end_after_five_attempts(
+    reluctant: Callable[..., tuple[Reluctant, Any]],
+) -> None:
     servicer, address = reluctant(grpc.StatusCode.UNAVAILABLE, 100)
     with DigitClient(address) as client, pytest.raises(DigitError, match="not now"):
         client.classify(np.zeros((28, 28), np.uint8))
     assert len(servicer.times) == 5
 
 
-def test_large_calls_are_retried_too(reluctant):
+def test_large_calls_are_retried_too(reluctant: Callable[..., tuple[Reluctant, Any]]) -> None:
     servicer, address = reluctant(grpc.StatusCode.UNAVAILABLE, 2)
     with DigitClient(address) as client:
         assert client.classify(np.zeros((256, 28, 28), np.uint8)).digits == [5]
@@ -166,12 +180,14 @@ def test_large_calls_are_retried_too(reluctant):
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e12, "5"])
-def test_deadline_that_is_no_time_is_refused(timeout_s):
+def test_deadline_that_is_no_time_is_refused(timeout_s: Any) -> None:
     with DigitClient() as client, pytest.raises(ValueError, match="timeout_s: expected"):
         client.classify(np.zeros((28, 28), np.uint8), timeout_s=timeout_s)
 
 
-def test_details_that_are_not_ours_leave_the_error_readable(reluctant):
+def test_details_that_are_not_ours_leave_the_error_readable(
+    reluctant: Callable[..., tuple[Reluctant, Any]],
+) -> None:
     _, address = reluctant(
         grpc.StatusCode.INVALID_ARGUMENT, 1, metadata=(("grpc-status-details-bin", b"\xff"),)
     )
@@ -179,12 +195,14 @@ def test_details_that_are_not_ours_leave_the_error_readable(reluctant):
         client.classify(np.zeros((28, 28), np.uint8))
 
 
-def test_one_path_in_place_of_a_list_is_refused():
+def test_one_path_in_place_of_a_list_is_refused() -> None:
     with DigitClient() as client, pytest.raises(TypeError, match="expected a sequence"):
         client.classify_files("seven.png")
 
 
-def test_retry_waits_as_long_as_the_server_asks(reluctant):
+def test_retry_waits_as_long_as_the_server_asks(
+    reluctant: Callable[..., tuple[Reluctant, Any]],
+) -> None:
     servicer, address = reluctant(grpc.StatusCode.RESOURCE_EXHAUSTED, 1, metadata=PUSHBACK)
     with DigitClient(address) as client:
         client.classify(np.zeros((28, 28), np.uint8))
@@ -192,14 +210,14 @@ def test_retry_waits_as_long_as_the_server_asks(reluctant):
     assert second - first >= 0.69
 
 
-def test_other_errors_are_not_retried(reluctant):
+def test_other_errors_are_not_retried(reluctant: Callable[..., tuple[Reluctant, Any]]) -> None:
     servicer, address = reluctant(grpc.StatusCode.INVALID_ARGUMENT, 1)
     with DigitClient(address) as client, pytest.raises(DigitError, match="not now"):
         client.classify(np.zeros((28, 28), np.uint8))
     assert len(servicer.times) == 1
 
 
-def test_client_loads_nothing_of_the_server():
+def test_client_loads_nothing_of_the_server() -> None:
     heavy = ("onnxruntime", "PIL", "prometheus_client", "service", "torch")
     code = f"import sys, digits.client;print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

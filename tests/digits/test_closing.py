@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from tests.digits.faults import (
 )
 
 
-def test_call_after_close_says_so():
+def test_call_after_close_says_so() -> None:
     client = DigitClient("127.0.0.1:1")
     client.close()
     client.close()
@@ -25,8 +27,8 @@ def test_call_after_close_says_so():
         next(client.classify_stream([IMAGE]))
 
 
-def test_asynchronous_call_after_close_says_so():
-    async def ask():
+def test_asynchronous_call_after_close_says_so() -> None:
+    async def ask() -> None:
         client = AsyncDigitClient("127.0.0.1:1")
         await client.close()
         with pytest.raises(ClientStateError, match=r"^the client is closed$"):
@@ -37,19 +39,21 @@ def test_asynchronous_call_after_close_says_so():
     asyncio.run(ask())
 
 
-async def forever():
+async def forever() -> AsyncIterator[Any]:
     while True:
         yield IMAGE
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("images", [IMAGE, np.zeros((10, 28, 28), np.uint8)], ids=["one", "many"])
-def test_call_during_which_the_client_is_closed_says_so(serve, images):
+def test_call_during_which_the_client_is_closed_says_so(
+    serve: Callable[..., Any], images: Any
+) -> None:
     servicer = Servicer(waits=True)
     client = DigitClient(serve(servicer), timeout_s=60, request_images=3)
     raised = []
 
-    def call():
+    def call() -> None:
         # Of many requests some may not have begun.
         with pytest.raises(
             ClientStateError, match=r"the client (was closed during|is clos)"
@@ -74,11 +78,13 @@ ASYNC_CALLS = {
 
 
 @pytest.mark.parametrize("call", ASYNC_CALLS)
-def test_closing_the_asynchronous_client_cancels_nobodys_task(serve, call):
+def test_closing_the_asynchronous_client_cancels_nobodys_task(
+    serve: Callable[..., Any], call: str
+) -> None:
     servicer = Servicer(waits=True)
     address = serve(servicer)
 
-    async def ask():
+    async def ask() -> None:
         client = AsyncDigitClient(address, timeout_s=60, request_images=3)
         task = asyncio.ensure_future(ASYNC_CALLS[call](client))
         assert await asyncio.to_thread(servicer.called.wait, 60)
@@ -92,11 +98,13 @@ def test_closing_the_asynchronous_client_cancels_nobodys_task(serve, call):
 
 
 @pytest.mark.parametrize("call", ASYNC_CALLS)
-def test_task_that_is_cancelled_ends_cancelled_and_so_does_its_call(serve, call):
+def test_task_that_is_cancelled_ends_cancelled_and_so_does_its_call(
+    serve: Callable[..., Any], call: str
+) -> None:
     servicer = Servicer(waits=True)
     address = serve(servicer)
 
-    async def ask():
+    async def ask() -> None:
         async with AsyncDigitClient(address, timeout_s=60, request_images=3) as client:
             task = asyncio.ensure_future(ASYNC_CALLS[call](client))
             assert await asyncio.to_thread(servicer.called.wait, 60)
@@ -110,16 +118,18 @@ def test_task_that_is_cancelled_ends_cancelled_and_so_does_its_call(serve, call)
     asyncio.run(ask())
 
 
-def test_sequence_that_waits_for_something_cancelled_cancels_not_its_reader(serve):
+def test_sequence_that_waits_for_something_cancelled_cancels_not_its_reader(
+    serve: Callable[..., Any],
+) -> None:
     address = serve(Servicer())
 
-    async def broken():
+    async def broken() -> AsyncIterator[Any]:
         yield IMAGE
         task = asyncio.ensure_future(asyncio.sleep(60))
         task.cancel()
         await task
 
-    async def ask():
+    async def ask() -> None:
         async with AsyncDigitClient(address) as client:
             answers = client.classify_stream(broken())
             assert (await anext(answers)).message == "never"
@@ -129,23 +139,25 @@ def test_sequence_that_waits_for_something_cancelled_cancels_not_its_reader(serv
     asyncio.run(ask())
 
 
-def test_asynchronous_client_may_be_made_outside_its_loop_and_used_on_one_alone(serve):
+def test_asynchronous_client_may_be_made_outside_its_loop_and_used_on_one_alone(
+    serve: Callable[..., Any],
+) -> None:
     address = serve(Servicer())
     client = AsyncDigitClient(address)
 
-    async def ask():
+    async def ask() -> Any:
         return (await client.classify(IMAGE)).digits
 
-    async def close():
+    async def close() -> None:
         await client.close()
 
-    async def ask_all():
-        assert await asyncio.gather(ask(), ask()) == [[5], [5]]
+    async def ask_all() -> None:
+        assert list(await asyncio.gather(ask(), ask())) == [[5], [5]]
         await asyncio.to_thread(fail_elsewhere)
         assert await ask() == [5]
         await client.close()
 
-    def fail_elsewhere():
+    def fail_elsewhere() -> None:
         for misuse in (ask, close):
             with pytest.raises(ClientStateError, match="used on another event loop"):
                 asyncio.run(misuse())

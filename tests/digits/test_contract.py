@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,36 +20,36 @@ CONTRACT = Path(__file__).with_name("contract.binpb")
 
 
 @pytest.fixture
-def schema(tmp_path):
+def schema(tmp_path: Path) -> Path:
     """The schema as it is, to be changed."""
     shutil.copy(ROOT / "buf.yaml", tmp_path)
     shutil.copytree(ROOT / "proto", tmp_path / "proto")
     return tmp_path
 
 
-def broken(folder):
+def broken(folder: Path) -> Any:
     """What breaks callers, one line for each."""
     buf = shutil.which("buf", path=sysconfig.get_path("scripts"))
     if buf is None:
         pytest.skip("buf is not installed: make test installs it")
-    command = [buf, "breaking", folder, "--against", CONTRACT]
+    command: list[Any] = [buf, "breaking", folder, "--against", CONTRACT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in {0, 100}, done.stderr
     return done.stdout.splitlines()
 
 
-def change(schema, old, new):
+def change(schema: Any, old: Any, new: Any) -> None:
     path = schema / "proto/digits/v1/digits.proto"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
 
 
-def test_callers_of_the_first_release_are_understood(schema):
+def test_callers_of_the_first_release_are_understood(schema: Path) -> None:
     assert broken(schema) == []
 
 
-def test_new_field_breaks_nobody(schema):
+def test_new_field_breaks_nobody(schema: Path) -> None:
     change(schema, "bytes pixels = 1;", "bytes pixels = 1;\n    bytes further = 99;")
     assert broken(schema) == []
 
@@ -61,6 +62,6 @@ def test_new_field_breaks_nobody(schema):
         pytest.param("rpc GetModel(", "rpc TellModel(", id="method"),
     ],
 )
-def test_change_that_breaks_callers_is_found(schema, old, new):
+def test_change_that_breaks_callers_is_found(schema: Path, old: str, new: str) -> None:
     change(schema, old, new)
     assert broken(schema)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from tests.digits.faults import (
     Servicer,
@@ -70,7 +72,7 @@ print(child(new))
 """
 
 
-def test_forked_process_works_or_says_at_once_why_not(serve):
+def test_forked_process_works_or_says_at_once_why_not(serve: Callable[..., Any]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORKING, serve(Servicer())],
         capture_output=True, text=True, timeout=60, check=True,

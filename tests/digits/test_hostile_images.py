@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,28 +21,28 @@ from digits.images import PictureError, normalise
 from service.serving.pictures import Pictures
 from service.serving.request import InvalidInputError
 from tests import presentations as p
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, RunningServer
 
 
-def huge(kind, **options):
+def huge(kind: Any, **options: Any) -> Any:
     """30,000 x 20,000 pixels in a few kilobytes."""
     return p.saved(Image.new("1" if kind == "PNG" else "L", (30_000, 20_000)), kind, **options)
 
 
-def saved_twice(side, **options):
+def saved_twice(side: Any, **options: Any) -> Any:
     """A JPEG that says it has a further picture (MPO), as some cameras and phones write them."""
     picture = Image.new("L", (side, side), 99)
     return p.saved(picture, "MPO", save_all=True, append_images=[picture], **options)
 
 
-def many_scans(data, scans):
+def many_scans(data: Any, scans: Any) -> Any:
     """A progressive JPEG whose first picture's last scan comes again and again."""
     end = data.index(b"\xff\xd9")
     last = data.rindex(b"\xff\xda", 0, end)
     return data[:last] + data[last:end] * scans + data[end:]
 
 
-def many_chunks(data, chunks):
+def many_chunks(data: Any, chunks: Any) -> Any:
     """A PNG with empty chunks of text behind its header, which is 33 bytes with the signature."""
     empty = bytes(4) + b"tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
     return data[:33] + empty * chunks + data[33:]
@@ -68,7 +70,9 @@ def many_chunks(data, chunks):
         (p.png(Image.new("L", (90, 90)))[:-40], "expected a readable image file, got a damaged"),
     ],
 )
-def test_hostile_file_is_refused_by_its_place(server, file, expected):
+def test_hostile_file_is_refused_by_its_place(
+    server: RunningServer, file: Any, expected: str
+) -> None:
     good = (SAMPLES / "7.png").read_bytes()
     with DigitClient(server.address) as client:
         with pytest.raises(DigitError) as caught:
@@ -79,7 +83,7 @@ def test_hostile_file_is_refused_by_its_place(server, file, expected):
     assert list(caught.value.violations) == ["encoded.files[1]"]
 
 
-def test_pillows_settings_are_the_processs():
+def test_pillows_settings_are_the_processs() -> None:
     """Whoever uses the client may have other pictures to read."""
     script = (
         "from PIL import Image, PngImagePlugin\n"
@@ -97,7 +101,9 @@ def test_pillows_settings_are_the_processs():
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("limit", [100, 2**28, None])
-def test_own_bound_of_pixels_holds_under_any_setting_of_pillow(monkeypatch, limit):
+def test_own_bound_of_pixels_holds_under_any_setting_of_pillow(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(PictureError, match="expected an image of at most 16,777,216 pixels, got"):
         normalise(huge("PNG"))
@@ -114,15 +120,17 @@ STEPS = {
 }
 
 
-def failing(error):
-    def fail(*_, **__):
+def failing(error: Any) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     return fail
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_lack_of_memory_is_not_the_fault_of_the_file(monkeypatch, sample, step):
+def test_lack_of_memory_is_not_the_fault_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, sample: dict[str, np.ndarray], step: str
+) -> None:
     turned = p.turned_by_exif(sample["images"][0], None)
     with monkeypatch.context() as patched:
         patched.setattr(STEPS[step], failing(MemoryError))
@@ -130,7 +138,9 @@ def test_lack_of_memory_is_not_the_fault_of_the_file(monkeypatch, sample, step):
             normalise(turned)
 
 
-def test_lack_of_memory_that_a_decoder_met_is_not_the_fault_of_the_file(monkeypatch):
+def test_lack_of_memory_that_a_decoder_met_is_not_the_fault_of_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Pillow gives decoders a number to say so, and makes this of it."""
     error = ImageFile._get_oserror(-9, encoder=False)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", failing(error))
@@ -139,21 +149,23 @@ def test_lack_of_memory_that_a_decoder_met_is_not_the_fault_of_the_file(monkeypa
 
 
 @pytest.mark.parametrize("step", ["digits.files._upright", "PIL.Image.Image.convert"])
-def test_bug_is_not_the_fault_of_the_file(monkeypatch, step):
+def test_bug_is_not_the_fault_of_the_file(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(step, failing(TypeError("a bug of ours")))
         with pytest.raises(TypeError, match="a bug of ours"):
             normalise(SEVEN)
 
 
-def test_lack_of_memory_for_an_array_of_colours_is_not_its_fault(monkeypatch):
+def test_lack_of_memory_for_an_array_of_colours_is_not_its_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("digits.files.Image.fromarray", failing(MemoryError))
         with pytest.raises(MemoryError):
             normalise(np.zeros((9, 9, 3), np.uint8))
 
 
-def test_pixels_of_a_request_are_bounded_together():
+def test_pixels_of_a_request_are_bounded_together() -> None:
     file = p.saved(Image.new("1", (4096, 4096)), "PNG")  # 2 kilobytes
     work = Pictures([file] * 5)
     for index in range(4):
@@ -162,13 +174,13 @@ def test_pixels_of_a_request_are_bounded_together():
         work.do(4)
 
 
-def test_jpeg_of_several_pictures_is_decoded_small_like_any_other():
+def test_jpeg_of_several_pictures_is_decoded_small_like_any_other() -> None:
     with opened(saved_twice(2400)) as image:
         assert image.format == "JPEG"
         assert grey(image).shape == (600, 600)
 
 
-def test_image_that_claims_more_pixels_than_allowed_takes_no_memory():
+def test_image_that_claims_more_pixels_than_allowed_takes_no_memory() -> None:
     """In a process of its own, which may have little more memory than it starts with."""
     script = (
         "import resource, sys\n"
@@ -185,13 +197,13 @@ def test_image_that_claims_more_pixels_than_allowed_takes_no_memory():
     assert b"at most 16,777,216 pixels, got more" in done.stdout
 
 
-def test_photo_of_24_megapixels_is_read():
+def test_photo_of_24_megapixels_is_read() -> None:
     photo = Image.new("L", (6000, 4000), 230)
     ImageDraw.Draw(photo).line((3000, 1000, 3000, 3000), fill=20, width=300)
     assert normalise(p.saved(photo, "JPEG"))[8:20, 13:15].min() > 200
 
 
-def test_damaged_exif_is_no_reason_to_refuse(sample):
+def test_damaged_exif_is_no_reason_to_refuse(sample: dict[str, np.ndarray]) -> None:
     good = p.turned_by_exif(sample["images"][0], None)
     place = good.index(b"Exif\0\0") + 6
     damaged = good[:place] + b"\xff" * 16 + good[place + 16 :]

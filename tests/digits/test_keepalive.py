@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 
 from digits import channel
 from digits.channel import CHANNEL_OPTIONS, KEEPALIVE_S
 from digits.client import AsyncDigitClient, DigitClient
 from service.http2.flood import PER_SECOND
+from tests.conftest import RunningServer
 
 # Times of the client are a twentieth of its real ones.
 FASTER = 20
@@ -23,29 +27,29 @@ DEADLINE_S = 50
 class Relay:
     """Carries bytes between callers and a server, until told to stop; it closes nothing then."""
 
-    def __init__(self, address):
+    def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._target = host, int(port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.sockets = []
-        self._stopped = set()
+        self.sockets: list[Any] = []
+        self._stopped: set[Any] = set()
         self._thread(self._accept)
 
     @property
-    def connections(self):
+    def connections(self) -> int:
         return len(self.sockets) // 2
 
-    def stop(self):
+    def stop(self) -> None:
         """Forgets the connections that there are, as a firewall does; carries new ones."""
         self._stopped.update(self.sockets)
 
-    def close(self):
+    def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         for each in (self._listener, *self.sockets):
             each.close()
 
-    def _accept(self):
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):  # closed
             while True:
                 caller, _ = self._listener.accept()
@@ -54,25 +58,25 @@ class Relay:
                 self._thread(self._carry, caller, server)
                 self._thread(self._carry, server, caller)
 
-    def _carry(self, source, target):
+    def _carry(self, source: Any, target: Any) -> None:
         with contextlib.suppress(OSError):
             while chunk := source.recv(65_536):
                 if source not in self._stopped:
                     target.sendall(chunk)
 
-    def _thread(self, work, *arguments):
+    def _thread(self, work: Any, *arguments: Any) -> None:
         threading.Thread(target=work, args=arguments, daemon=True).start()
 
 
 @pytest.fixture
-def relay(server):
+def relay(server: RunningServer) -> Iterator[Relay]:
     carrying = Relay(server.address)
     yield carrying
     carrying.close()
 
 
 @pytest.fixture
-def impatient(monkeypatch):
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     faster = [
         (name, value // FASTER if "keepalive" in name or "ping" in name else value)
         for name, value in CHANNEL_OPTIONS
@@ -81,7 +85,9 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_call_on_a_dead_connection_is_answered_over_another(relay, sample):
+def test_call_on_a_dead_connection_is_answered_over_another(
+    relay: Relay, sample: dict[str, np.ndarray]
+) -> None:
     with DigitClient(relay.address, timeout_s=DEADLINE_S) as client:
         client.classify(sample["images"][0])
         assert relay.connections == 1
@@ -92,8 +98,10 @@ def test_call_on_a_dead_connection_is_answered_over_another(relay, sample):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_call_of_the_asynchronous_client_is_too(relay, sample):
-    async def ask():
+def test_call_of_the_asynchronous_client_is_too(
+    relay: Relay, sample: dict[str, np.ndarray]
+) -> None:
+    async def ask() -> Any:
         async with AsyncDigitClient(relay.address, timeout_s=DEADLINE_S) as client:
             await client.classify(sample["images"][0])
             relay.stop()
@@ -103,5 +111,5 @@ def test_call_of_the_asynchronous_client_is_too(relay, sample):
     assert relay.connections >= 2
 
 
-def test_pings_are_far_from_what_servers_take_for_a_flood():
+def test_pings_are_far_from_what_servers_take_for_a_flood() -> None:
     assert 1 / KEEPALIVE_S * 2 <= PER_SECOND

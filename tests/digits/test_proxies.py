@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from digits.client import DigitError
@@ -13,7 +16,7 @@ from tests.digits.faults import (
 
 
 @pytest.fixture
-def proxy(monkeypatch):
+def proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of a machine with a proxy, which is down."""
     for name in ("grpc_proxy", "https_proxy", "no_grpc_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -23,14 +26,14 @@ def proxy(monkeypatch):
 @CLIENTS
 @pytest.mark.usefixtures("proxy")
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "localhost:{}", "dns:///localhost:{}"])
-def test_loopback_is_not_proxied(serve, classify, form):
+def test_loopback_is_not_proxied(serve: Callable[..., Any], classify: Any, form: str) -> None:
     address = form.format(serve(Servicer()).rpartition(":")[2])
     assert classify(address).digits == [5]
 
 
 @CLIENTS
 @pytest.mark.usefixtures("proxy")
-def test_error_names_the_proxy_without_its_credentials(classify):
+def test_error_names_the_proxy_without_its_credentials(classify: Any) -> None:
     with pytest.raises(DigitError) as caught:
         classify("digits.example:50051")
     assert "(digits.example:50051 through proxy http://127.0.0.1:1: " in str(caught.value)
@@ -52,7 +55,9 @@ def test_error_names_the_proxy_without_its_credentials(classify):
         ("unix:/run/socket", "", False),
     ],
 )
-def test_no_proxy_is_read_as_grpc_reads_it(monkeypatch, address, no_proxy, proxied):
+def test_no_proxy_is_read_as_grpc_reads_it(
+    monkeypatch: pytest.MonkeyPatch, address: str, no_proxy: str, proxied: bool
+) -> None:
     monkeypatch.setenv("no_proxy", no_proxy)
     assert proxy_of(address) == ("http://127.0.0.1:1" if proxied else None)
 
@@ -72,5 +77,5 @@ def test_no_proxy_is_read_as_grpc_reads_it(monkeypatch, address, no_proxy, proxi
         ("10.0.0.1:1", False),
     ],
 )
-def test_loopback_is_told_from_the_address(address, loopback):
+def test_loopback_is_told_from_the_address(address: str, loopback: bool) -> None:
     assert is_loopback(address) is loopback

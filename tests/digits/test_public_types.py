@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc
 import numpy as np
@@ -25,12 +26,13 @@ from digits.client import (
     Tls,
 )
 from digits.images import Normalised, PictureError
+from tests.conftest import RunningServer
 
 MODEL = Model("digits", "6", "ab" * 32, "int8", "CPUExecutionProvider")
 PREDICTION = Prediction(7, 0.99, np.linspace(0, 1, 10, dtype=np.float32), 0.9)
 
 
-def error_of_everything():
+def error_of_everything() -> DigitError:
     error = DigitError(grpc.StatusCode.INVALID_ARGUMENT, "pixels: expected more", "here:50051")
     error.violations = {"pixels": "expected more"}
     error.retry_after_s, error.offset = 0.25, 256
@@ -57,17 +59,17 @@ AGAIN = {
 }
 
 
-def told(thing):
+def told(thing: Any) -> tuple[Any, str, dict[Any, str]]:
     return type(thing), str(thing), {name: repr(value) for name, value in vars(thing).items()}
 
 
 @pytest.mark.parametrize("again", AGAIN)
 @pytest.mark.parametrize("thing", THINGS, ids=lambda thing: type(thing).__name__)
-def test_results_and_errors_survive(thing, again):
+def test_results_and_errors_survive(thing: Any, again: str) -> None:
     assert told(AGAIN[again](thing)) == told(thing)
 
 
-def test_no_public_type_is_forgotten():
+def test_no_public_type_is_forgotten() -> None:
     values = [getattr(digits.client, name) for name in digits.client.__all__]
     values += [each for each in vars(digits.images).values() if isinstance(each, type)]
     public = {each for each in values if isinstance(each, type)}
@@ -78,17 +80,19 @@ def test_no_public_type_is_forgotten():
 
 @pytest.mark.parametrize("again", AGAIN)
 @pytest.mark.parametrize("kind", [DigitClient, AsyncDigitClient])
-def test_clients_say_that_they_can_not_be_copied(kind, again):
+def test_clients_say_that_they_can_not_be_copied(kind: Any, again: str) -> None:
     with pytest.raises(TypeError, match="can not be pickled or copied: make one in each process"):
         AGAIN[again](kind())
 
 
-def refused(address):
+def refused(address: str) -> None:
     with DigitClient(address) as client:
         client.classify(b"nonsense")
 
 
-def test_error_of_a_call_in_a_worker_process_reaches_who_waits_for_it(server):
+def test_error_of_a_call_in_a_worker_process_reaches_who_waits_for_it(
+    server: RunningServer,
+) -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         future = pool.submit(refused, server.address)

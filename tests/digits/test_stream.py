@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -13,19 +15,20 @@ import pytest
 from digits.client import AsyncDigitClient, DigitClient, DigitError
 from digits.resume import MAX_UNANSWERED
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from tests.conftest import RunningServer
 
 
-def blocking(address, batches, patience_s=10, **options):
+def blocking(address: str, batches: Any, patience_s: Any = 10, **options: Any) -> list[Any]:
     with DigitClient(address, timeout_s=patience_s) as client:
         return list(client.classify_stream(batches, **options))
 
 
-def asynchronous(address, batches, patience_s=10, **options):
-    async def source():
+def asynchronous(address: str, batches: Any, patience_s: Any = 10, **options: Any) -> Any:
+    async def source() -> AsyncIterator[Any]:
         for images in batches:
             yield images
 
-    async def collect():
+    async def collect() -> list[Any]:
         async with AsyncDigitClient(address, timeout_s=patience_s) as client:
             return [answer async for answer in client.classify_stream(source(), **options)]
 
@@ -36,7 +39,9 @@ CLIENTS = pytest.mark.parametrize("stream", [blocking, asynchronous])
 
 
 @CLIENTS
-def test_answers_come_in_order_and_a_bad_item_is_answered_in_its_place(server, sample, stream):
+def test_answers_come_in_order_and_a_bad_item_is_answered_in_its_place(
+    server: RunningServer, sample: dict[str, np.ndarray], stream: Any
+) -> None:
     images = sample["images"]
     batches = [images[:3], images[:0], *(images[i] for i in range(60))]
     answers = stream(server.address, batches)
@@ -54,12 +59,14 @@ class Mortal(digits_pb2_grpc.DigitClassifierServiceServicer):
     stream, or in the place of an item.
     """
 
-    def __init__(self, death, *, deaths, answered=2, in_place=False):
+    def __init__(
+        self, death: Any, *, deaths: Any, answered: int = 2, in_place: bool = False
+    ) -> None:
         self.death, self.deaths, self.answered, self.in_place = death, deaths, answered, in_place
         self.streams = 0
-        self.received = []
+        self.received: list[Any] = []
 
-    def ClassifyStream(self, requests, context):
+    def ClassifyStream(self, requests: Any, context: Any) -> Iterator[Any]:
         self.streams += 1
         dies = self.streams <= self.deaths
         for number, item in enumerate(requests):
@@ -80,15 +87,15 @@ class Mortal(digits_pb2_grpc.DigitClassifierServiceServicer):
 
 
 @pytest.fixture
-def mortal(serve):
-    def start(*arguments, **options):
+def mortal(serve: Callable[..., Any]) -> Callable[..., tuple[Mortal, Any]]:
+    def start(*arguments: Any, **options: Any) -> tuple[Mortal, Any]:
         servicer = Mortal(*arguments, **options)
         return servicer, serve(servicer)
 
     return start
 
 
-def batches_of(sizes):
+def batches_of(sizes: Any) -> list[np.ndarray]:
     return [np.zeros((size, 28, 28), np.uint8) for size in sizes]
 
 
@@ -100,8 +107,8 @@ UNAVAILABLE, EXHAUSTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_E
     ("death", "in_place"), [(UNAVAILABLE, False), (UNAVAILABLE, True), (EXHAUSTED, True)]
 )
 def test_stream_is_resumed_where_it_ended_and_each_item_answered_once(
-    mortal, stream, death, in_place
-):
+    mortal: Callable[..., tuple[Mortal, Any]], stream: Any, death: Any, in_place: bool
+) -> None:
     servicer, address = mortal(death, deaths=3, in_place=in_place)
     answers = stream(address, batches_of(range(1, 10)))
     assert [answer.digits for answer in answers] == [[size] for size in range(1, 10)]
@@ -109,14 +116,16 @@ def test_stream_is_resumed_where_it_ended_and_each_item_answered_once(
     assert len(servicer.received) > 9  # what had no answer was sent again
 
 
-def test_unanswered_items_are_sent_again_while_the_caller_has_nothing_new(mortal):
+def test_unanswered_items_are_sent_again_while_the_caller_has_nothing_new(
+    mortal: Callable[..., tuple[Mortal, Any]],
+) -> None:
     """The sending thread of the dead stream still waits inside the caller's sequence."""
     _, address = mortal(UNAVAILABLE, deaths=1, answered=1)
-    items = queue.SimpleQueue()
+    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for images in batches_of([1, 2]):
         items.put(images)
 
-    def source():
+    def source() -> Iterator[Any]:
         while (images := items.get()) is not None:
             yield images
 
@@ -129,19 +138,21 @@ def test_unanswered_items_are_sent_again_while_the_caller_has_nothing_new(mortal
         assert [answer.digits for answer in answers] == [[3], [4]]
 
 
-def test_async_sequence_goes_on_after_the_stream_that_waited_for_it_ended(mortal):
+def test_async_sequence_goes_on_after_the_stream_that_waited_for_it_ended(
+    mortal: Callable[..., tuple[Mortal, Any]],
+) -> None:
     """Cancelling that stream cancels who waits for the caller's sequence."""
     _, address = mortal(UNAVAILABLE, deaths=1, answered=1, in_place=True)
     resumed = asyncio.Event()
 
-    async def source():
+    async def source() -> AsyncIterator[Any]:
         for images in batches_of([1, 2]):
             yield images
         await resumed.wait()
         for images in batches_of([3, 4]):
             yield images
 
-    async def collect():
+    async def collect() -> list[Any]:
         digits = []
         async with AsyncDigitClient(address) as client:
             async for answer in client.classify_stream(source()):
@@ -154,10 +165,12 @@ def test_async_sequence_goes_on_after_the_stream_that_waited_for_it_ended(mortal
 
 
 @CLIENTS
-def test_error_of_the_callers_sequence_reaches_the_caller(mortal, stream):
+def test_error_of_the_callers_sequence_reaches_the_caller(
+    mortal: Callable[..., tuple[Mortal, Any]], stream: Any
+) -> None:
     _, address = mortal(UNAVAILABLE, deaths=0)
 
-    def broken():
+    def broken() -> Iterator[Any]:
         yield from batches_of([1, 2])
         raise KeyError("the disk is gone")
 
@@ -168,7 +181,9 @@ def test_error_of_the_callers_sequence_reaches_the_caller(mortal, stream):
 
 
 @CLIENTS
-def test_nothing_but_refusals_ends_in_the_refusal(mortal, stream):
+def test_nothing_but_refusals_ends_in_the_refusal(
+    mortal: Callable[..., tuple[Mortal, Any]], stream: Any
+) -> None:
     servicer, address = mortal(UNAVAILABLE, deaths=1000, answered=0)
     began = time.monotonic()
     with pytest.raises(DigitError, match="UNAVAILABLE: the server is shutting down"):
@@ -178,7 +193,9 @@ def test_nothing_but_refusals_ends_in_the_refusal(mortal, stream):
 
 
 @CLIENTS
-def test_other_errors_end_the_stream_at_once(mortal, stream):
+def test_other_errors_end_the_stream_at_once(
+    mortal: Callable[..., tuple[Mortal, Any]], stream: Any
+) -> None:
     servicer, address = mortal(grpc.StatusCode.INTERNAL, deaths=1000, answered=0)
     with pytest.raises(DigitError, match="INTERNAL: the server"):
         stream(address, batches_of([1]))
@@ -186,7 +203,9 @@ def test_other_errors_end_the_stream_at_once(mortal, stream):
 
 
 @CLIENTS
-def test_deadline_holds_for_the_whole_stream(mortal, stream):
+def test_deadline_holds_for_the_whole_stream(
+    mortal: Callable[..., tuple[Mortal, Any]], stream: Any
+) -> None:
     _, address = mortal(UNAVAILABLE, deaths=1000, answered=0)
     began = time.monotonic()
     with pytest.raises(DigitError):
@@ -194,10 +213,12 @@ def test_deadline_holds_for_the_whole_stream(mortal, stream):
     assert time.monotonic() - began < 10
 
 
-def test_client_sends_a_bounded_number_of_items_ahead(server, sample):
+def test_client_sends_a_bounded_number_of_items_ahead(
+    server: RunningServer, sample: dict[str, np.ndarray]
+) -> None:
     taken = 0
 
-    def source():
+    def source() -> Iterator[Any]:
         nonlocal taken
         for number in range(10_000):
             taken += 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,17 +37,17 @@ CONFIG = TrainingConfig(epochs=12, batch_size=50, ema_decay=0.9, validation=0)
 class Silent:
     """A reporter that shows nothing."""
 
-    def stage(self, text):
+    def stage(self, text: str) -> None:
         pass
 
-    def check(self, check):
+    def check(self, check: Any) -> None:
         pass
 
 
 class Caught(Exception):  # noqa: N818 - it is no error
     """The gate found something."""
 
-    def __init__(self, check):
+    def __init__(self, check: Any) -> None:
         super().__init__(f"{check.group}: {check.name}: {check.figure}, {check.bound}")
         self.check = check
 
@@ -52,12 +55,12 @@ class Caught(Exception):  # noqa: N818 - it is no error
 class UntilCaught(Silent):
     """A reporter that ends the gate at the first failed check."""
 
-    def check(self, check):
+    def check(self, check: Any) -> None:
         if not check.passed:
             raise Caught(check)
 
 
-def altered(model, ending, change):
+def altered(model: Any, ending: Any, change: Any) -> bytes:
     """The model with one stored tensor changed in place, in its own type."""
     proto = onnx.load_from_string(model)
     [tensor] = [t for t in proto.graph.initializer if t.name.endswith(ending)]
@@ -67,17 +70,17 @@ def altered(model, ending, change):
 
 
 @pytest.fixture(autouse=True)
-def _same_speed(monkeypatch):
+def _same_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a model is slower than another is not measured beside other work."""
     monkeypatch.setattr(judge, "images_per_s", lambda models, _: [1000.0] * len(models))
 
 
 @pytest.fixture(scope="session")
-def split(sample):
+def split(sample: dict[str, np.ndarray]) -> Split:
     return Split(torch.from_numpy(sample["images"]), torch.from_numpy(sample["labels"]))
 
 
-def trained(config, split):
+def trained(config: Any, split: Any) -> Checkpoint:
     nothing = Split(split.images[:0], split.labels[:0])
     trainer = Trainer(config, split, nothing, Console(file=io.StringIO()))
     model = trainer.run()
@@ -99,48 +102,48 @@ def trained(config, split):
     )
 
 
-def correct(checkpoint, split):
+def correct(checkpoint: Any, split: Any) -> Any:
     """Images that the trained model gets right."""
     return evaluate(predict_logits(checkpoint.model, split.images), split.labels)["correct"]
 
 
 @pytest.fixture(scope="session")
-def sets(split):
+def sets(split: Split) -> Sets:
     return Sets({"mnist": split}, {"mnist": split})
 
 
 @pytest.fixture(scope="session")
-def checkpoint(split):
+def checkpoint(split: Split) -> Checkpoint:
     return trained(CONFIG, split)
 
 
 @pytest.fixture(scope="session")
-def model(checkpoint):
+def model(checkpoint: Checkpoint) -> Any:
     return export_model(checkpoint.model, name="digits", labels=LABELS)
 
 
 @pytest.fixture(scope="session")
-def int8_model(model, split):
+def int8_model(model: Any, split: Split) -> Any:
     return quantize_model(model, split.images.numpy())
 
 
 @pytest.fixture(scope="session")
-def references(checkpoint, split):
+def references(checkpoint: Checkpoint, split: Split) -> Any:
     return make_references(checkpoint.model, split, split)
 
 
 @pytest.fixture(scope="session")
-def made(checkpoint, sets):
+def made(checkpoint: Checkpoint, sets: Sets) -> Any:
     """What ``make export`` would write."""
     return make_release(checkpoint, sets, precision="best", reporter=Silent())
 
 
 @pytest.fixture
-def gate(checkpoint, model, references, split):
+def gate(checkpoint: Checkpoint, model: Any, references: Any, split: Split) -> Callable[..., Any]:
     """The fp32 gate, with anything exchanged."""
     answers = predict_logits(checkpoint.model, split.images)
 
-    def run(examined=model, **changed):
+    def run(examined: Any = model, **changed: Any) -> Any:
         arguments = {
             "labels": LABELS,
             "again": examined,
@@ -155,10 +158,10 @@ def gate(checkpoint, model, references, split):
 
 
 @pytest.fixture
-def int8_gate(model, int8_model, references, split):
+def int8_gate(model: Any, int8_model: Any, references: Any, split: Split) -> Callable[..., Any]:
     """The int8 gate, with anything exchanged."""
 
-    def run(examined=int8_model, **changed):
+    def run(examined: Any = int8_model, **changed: Any) -> Any:
         arguments = {
             "labels": LABELS,
             "again": examined,
@@ -174,7 +177,7 @@ def int8_gate(model, int8_model, references, split):
 
 
 @pytest.fixture
-def repository(made, tmp_path):
+def repository(made: Any, tmp_path: Path) -> Path:
     """Two releases of the same models, judged fit to serve."""
     path = tmp_path / "digits"
     for _ in range(2):
@@ -183,6 +186,6 @@ def repository(made, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def keys(tmp_path_factory):
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PEM files of a private key, its public key, and another public key."""
     return write_keys(tmp_path_factory.mktemp("keys"))

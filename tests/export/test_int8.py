@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -14,11 +18,13 @@ from export.create import make_release
 from export.quantize import is_quantizable, quantize_model
 from export.sessions import run_session, serving_session
 from tests.export.conftest import Caught, Silent, UntilCaught, altered, trained
+from training.checkpoint import Checkpoint
 from training.config import make_config
 from training.data import Split
+from training.sets import Sets
 
 
-def test_gate_passes_int8_and_lists_what_changed(int8_gate):
+def test_gate_passes_int8_and_lists_what_changed(int8_gate: Callable[..., Any]) -> None:
     report = int8_gate()
     assert report.failed == []
     names = {(check.group, check.name) for check in report.checks}
@@ -28,7 +34,7 @@ def test_gate_passes_int8_and_lists_what_changed(int8_gate):
     assert ("structure", "made again in a fresh process, sha256") in names
 
 
-def test_all_convolutions_run_on_integers(int8_model, tmp_path):
+def test_all_convolutions_run_on_integers(int8_model: Any, tmp_path: Path) -> None:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -40,14 +46,14 @@ def test_all_convolutions_run_on_integers(int8_model, tmp_path):
     assert "Conv" not in operators
 
 
-def test_scales_are_fixed_in_the_file(int8_model):
+def test_scales_are_fixed_in_the_file(int8_model: Any) -> None:
     """Scales that are computed at run time would tie an answer to its batch-mates."""
     operators = {node.op_type for node in onnx.load_from_string(int8_model).graph.node}
     assert "DynamicQuantizeLinear" not in operators
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
 
 
-def test_weights_use_seven_bits(int8_model):
+def test_weights_use_seven_bits(int8_model: Any) -> None:
     """Eight would overflow the 16-bit sums of CPUs without VNNI."""
     stored = onnx.load_from_string(int8_model).graph.initializer
     weights = [t for t in stored if t.name.endswith("weight_quantized")]
@@ -55,7 +61,9 @@ def test_weights_use_seven_bits(int8_model):
     assert max(int(np.abs(numpy_helper.to_array(t)).max()) for t in weights) <= 64
 
 
-def test_calibration_images_decide_the_scales_but_that_of_the_pixels(model, int8_model, split):
+def test_calibration_images_decide_the_scales_but_that_of_the_pixels(
+    model: Any, int8_model: Any, split: Split
+) -> None:
     """The first convolution takes them as they are, also where none is white."""
     dim = quantize_model(model, split.images.numpy() // 4)
     assert dim != int8_model
@@ -65,7 +73,7 @@ def test_calibration_images_decide_the_scales_but_that_of_the_pixels(model, int8
         assert operators.count("QuantizeLinear") < operators.count("DequantizeLinear")
 
 
-def swapped(values):
+def swapped(values: Any) -> Any:
     values[[0, 1]] = values[[1, 0]]
     return values
 
@@ -84,15 +92,19 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_gate_catches_a_wrong_int8_model(mutation, int8_model, int8_gate):
+def test_gate_catches_a_wrong_int8_model(
+    mutation: str, int8_model: Any, int8_gate: Callable[..., Any]
+) -> None:
     mutant = altered(int8_model, *MUTATIONS[mutation])
     assert mutant != int8_model
     with pytest.raises(Caught, match=r"weights|images"):
         int8_gate(mutant, reporter=UntilCaught())
 
 
-def test_gate_catches_int8_of_another_model(checkpoint, split, int8_gate, model, int8_model):
-    def brighter(values):
+def test_gate_catches_int8_of_another_model(
+    checkpoint: Checkpoint, split: Split, int8_gate: Callable[..., Any], model: Any, int8_model: Any
+) -> None:
+    def brighter(values: Any) -> Any:
         return values * np.float32(1.01)
 
     other = altered(model, "network.1.convolution.weight", brighter)
@@ -100,12 +112,14 @@ def test_gate_catches_int8_of_another_model(checkpoint, split, int8_gate, model,
         int8_gate(int8_model, fp32=other, reporter=UntilCaught())
 
 
-def test_gate_catches_a_layer_left_in_float(model, int8_gate):
+def test_gate_catches_a_layer_left_in_float(model: Any, int8_gate: Callable[..., Any]) -> None:
     with pytest.raises(Caught, match="left in float32"):
         int8_gate(model, reporter=UntilCaught())
 
 
-def test_validation_images_decide_and_test_images_are_reported(int8_gate, model, references, split):
+def test_validation_images_decide_and_test_images_are_reported(
+    int8_gate: Callable[..., Any], model: Any, references: Any, split: Split
+) -> None:
     ties = next(each.images for each in references if each.name == "near ties")
     labels = run_session(serving_session(model), ties).decisions
     near = Split(torch.from_numpy(ties), torch.from_numpy(labels))  # int8 decides some otherwise
@@ -115,7 +129,7 @@ def test_validation_images_decide_and_test_images_are_reported(int8_gate, model,
     assert int8_gate(test=wrong).failed == []
 
 
-def test_int8_is_in_the_release_when_it_passes(made, model, int8_model):
+def test_int8_is_in_the_release_when_it_passes(made: Any, model: Any, int8_model: Any) -> None:
     assert [variant.precision for variant in made.variants] == ["fp32", "int8"]
     assert [variant.model for variant in made.variants] == [model, int8_model]
     assert made.left_out == ""
@@ -124,14 +138,16 @@ def test_int8_is_in_the_release_when_it_passes(made, model, int8_model):
     assert made.variants[1].accuracy != made.variants[0].accuracy  # measured, not copied
 
 
-def test_golden_digits_hold_the_answers_of_each_variant(made):
+def test_golden_digits_hold_the_answers_of_each_variant(made: Any) -> None:
     for variant in made.variants:
         outputs = run_session(serving_session(variant.model), made.golden.images)
         expected = made.golden.probabilities[variant.precision]
         np.testing.assert_array_equal(expected, outputs.probabilities)
 
 
-def test_network_without_convolutions_stays_fp32_and_says_why(split, sets, monkeypatch):
+def test_network_without_convolutions_stays_fp32_and_says_why(
+    split: Split, sets: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(create, "in_fresh_process", lambda function, *given: function(*given))
     config = make_config("classic", {"arch": "mlp", "epochs": 3, "validation": 0})
     checkpoint = trained(config, split)
@@ -146,16 +162,16 @@ def test_network_without_convolutions_stays_fp32_and_says_why(split, sets, monke
 
 
 def test_failing_int8_is_left_out_with_its_reason_unless_it_was_asked_for(
-    checkpoint, sets, references, monkeypatch
-):
-    def broken(model, images):
+    checkpoint: Checkpoint, sets: Sets, references: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: Any, images: np.ndarray) -> bytes:
         return altered(quantize_model(model, images), "head.weight", np.zeros_like)
 
     monkeypatch.setattr(create, "quantize_model", broken)
     monkeypatch.setattr(create, "make_references", lambda *_: references)
     monkeypatch.setattr(create, "in_fresh_process", lambda function, *given: function(*given))
 
-    def make(precision):
+    def make(precision: str) -> Any:
         return make_release(checkpoint, sets, precision=precision, reporter=Silent())
 
     made = make("best")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from export.sessions import run_session, serving_session
 from service.artifact.format import load_artifact
 from service.artifact.reference import observe
+from training.data import Split
 
 
-def test_export_counts_what_drift_is_measured_against(repository, made, split):
+def test_export_counts_what_drift_is_measured_against(
+    repository: Path, made: Any, split: Split
+) -> None:
     found = load_artifact(repository / "1")
     for variant in made.variants:
         answered = run_session(serving_session(variant.model), split.images.numpy())

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,15 +22,17 @@ from tests.conftest import ROOT, wait_until
 MODELS, FILES = {"model.fp32.onnx": b"model"}, {PARITY: b"{}"}
 
 
-def test_releases_count_up(tmp_path):
+def test_releases_count_up(tmp_path: Path) -> None:
     assert next_release(tmp_path / "new") == 1
     for name in ("1", "9", "x", ".export-1"):
         (tmp_path / name).mkdir()
     assert next_release(tmp_path) == 10
 
 
-def test_failing_write_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full_disk(path, data):
+def test_failing_write_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(path: Any, data: Any) -> None:
         if path.name == MANIFEST:
             raise OSError(28, "No space left on device")
         path.write_bytes(data)
@@ -53,7 +57,7 @@ while True:
 
 
 @pytest.mark.full
-def test_kill_at_any_moment_leaves_whole_releases(tmp_path):
+def test_kill_at_any_moment_leaves_whole_releases(tmp_path: Path) -> None:
     """Killed mid-write twenty times: every release is complete, and the next writer cleans up."""
     repository, generator = tmp_path / "digits", random.Random(0)
     for _ in range(20):
@@ -74,7 +78,7 @@ def test_kill_at_any_moment_leaves_whole_releases(tmp_path):
     assert not list(repository.glob(f"{TEMPORARY}*"))
 
 
-def test_two_writers_at_once_get_two_numbers(tmp_path):
+def test_two_writers_at_once_get_two_numbers(tmp_path: Path) -> None:
     code = WRITER.replace("while True:", "for _ in range(20):")
     command = [sys.executable, "-c", code, str(tmp_path / "digits")]
     writers = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
@@ -83,7 +87,7 @@ def test_two_writers_at_once_get_two_numbers(tmp_path):
     assert numbers == Counter(range(1, 41))
 
 
-def test_promotion_is_one_file_that_latest_removes(tmp_path):
+def test_promotion_is_one_file_that_latest_removes(tmp_path: Path) -> None:
     promote(tmp_path, 1)
     assert (tmp_path / PROMOTED).read_text() == "1\n"
     promote(tmp_path, None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -25,6 +27,7 @@ from tests.conftest import REPOSITORY
 from tests.fuzz import inputs
 from tests.fuzz.target import Target
 
+M = TypeVar("M", bound=Message)
 MAX_IMAGES = 4
 ANSWER_TIMEOUT_S = 20
 MAX_MESSAGE_CHARACTERS = 500
@@ -54,14 +57,14 @@ class RecordedCall:
         return True
 
     @staticmethod
-    def respond_all(answers):
+    def respond_all(answers: Any) -> list[Any]:
         return [call.respond(message) for call, message in answers]
 
     def send(self, message: bytes) -> bool:
         self.answers.append(message)
         return True
 
-    def end(self, code=0, message="", trailers=()):
+    def end(self, code: int = 0, message: str = "", trailers: Any = ()) -> bool:
         if code:
             [found] = [each for each in StatusCode if each.value[0] == code]
             self.answers.append(Status(found, message, dict(trailers).get(DETAILS_KEY)))
@@ -69,7 +72,7 @@ class RecordedCall:
         return True
 
     @staticmethod
-    def end_all(calls, code, message="", trailers=()):
+    def end_all(calls: Any, code: Any, message: str = "", trailers: Any = ()) -> list[Any]:
         return [call.end(code, message, trailers) for call in calls]
 
     def pause(self) -> None:
@@ -93,7 +96,7 @@ class _Complaints(logging.Handler):
 class ClassifyRequests(Target):
     """The hot path with a real model: what the generated class reads decides what is expected."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         version = in_serving_order(REPOSITORY)[0]
         self.model = load_model(
@@ -110,10 +113,10 @@ class ClassifyRequests(Target):
         self.complaints = _Complaints()
         logging.getLogger("service").addHandler(self.complaints)
 
-    def seeds(self):
+    def seeds(self) -> Any:
         return inputs.requests()
 
-    def run(self, data):
+    def run(self, data: Any) -> None:
         answer = self.answer(data)
         assert isinstance(answer, bytes) or answer.details
         self.check(answer, parse(digits_pb2.ClassifyRequest, data))
@@ -121,7 +124,7 @@ class ClassifyRequests(Target):
     def answer(self, request: bytes) -> bytes | Status:
         """What the hot path says to a serialised request."""
         call = RecordedCall(request)
-        self.classify.receive([call])
+        self.classify.receive([call])  # type: ignore[list-item]
         return self.answer_of(call)
 
     def answer_of(self, call: RecordedCall) -> bytes | Status:
@@ -154,11 +157,11 @@ class ClassifyRequests(Target):
         assert 1 <= len(response.predictions) == count <= MAX_IMAGES
         return np.array([p.probabilities for p in response.predictions], np.float32)
 
-    def close(self):
+    def close(self) -> None:
         assert self.gate.stop(ANSWER_TIMEOUT_S)
         logging.getLogger("service").removeHandler(self.complaints)
 
-    def check_golden(self):
+    def check_golden(self) -> None:
         golden = self.model.artifact.golden
         for first in range(0, len(golden.images) - MAX_IMAGES, MAX_IMAGES):
             some = slice(first, first + MAX_IMAGES)
@@ -168,7 +171,7 @@ class ClassifyRequests(Target):
             assert [p.digit for p in response.predictions] == golden.labels[some].tolist()
 
 
-def parse(kind: type[Message], data: bytes) -> Message | None:
+def parse(kind: type[M], data: bytes) -> M | None:
     """The message, or None if it is malformed."""
     try:
         return kind.FromString(data)
@@ -176,7 +179,7 @@ def parse(kind: type[Message], data: bytes) -> Message | None:
         return None
 
 
-def expected_images(request: Message | None) -> np.ndarray | None:
+def expected_images(request: Any) -> np.ndarray | None:
     """The images uint8[N, 28, 28] of a request; none if it is a bad one; None if it holds files."""
     if request is not None and request.WhichOneof("input") == "encoded":
         return None
@@ -190,19 +193,20 @@ def expected_images(request: Message | None) -> np.ndarray | None:
 class StreamRequests(ClassifyRequests):
     """Items of ClassifyStream."""
 
-    def seeds(self):
+    def seeds(self) -> list[Any]:
         return [*inputs.stream_requests(), *inputs.requests()]
 
-    def run(self, data):
+    def run(self, data: Any) -> None:
         item = parse(digits_pb2.ClassifyStreamRequest, data)
         edge = StreamEdge(
             self.gate, self.recorder, max_streams=1, max_ahead_bytes=2**20, idle_s=0.0
         )
         call = RecordedCall(b"")
-        stream = edge.open(call)
+        stream = edge.open(call)  # type: ignore[arg-type]
         stream.message(data)
         stream.half_closed()
         answer = self.answer_of(call)
+        assert isinstance(answer, bytes)
         response = digits_pb2.ClassifyStreamResponse.FromString(answer)
         if response.WhichOneof("result") == "response":
             self.check(response.response.SerializeToString(), item and item.request)
@@ -214,9 +218,9 @@ class StreamRequests(ClassifyRequests):
 class ImageFiles(ClassifyRequests):
     """Image files. The first byte says whether a PNG's checksums are put right."""
 
-    def seeds(self):
+    def seeds(self) -> list[Any]:
         return [flag + file for flag in (b"\0", b"\1") for file in inputs.image_files()]
 
-    def run(self, data):
+    def run(self, data: Any) -> None:
         file = inputs.repair_png(data[1:]) if data[:1] > b"\x7f" else data[1:]
         super().run(inputs.request(files=(file,)))

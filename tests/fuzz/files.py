@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 from service.artifact.errors import ArtifactError, KeyFileError
 from service.artifact.format import MANIFEST, PARITY, SIGNATURE, load_artifact
@@ -23,7 +26,7 @@ from tests.releases import FP32, INT8
 class Artifacts(Target):
     """Every file of an artifact, with right hashes. The first byte says which one."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.artifact = inputs.served_artifact()
         source = REPOSITORY / self.artifact.version
@@ -37,7 +40,7 @@ class Artifacts(Target):
             self._signature, self._key, self._promoted,
         )  # fmt: skip
 
-    def seeds(self):
+    def seeds(self) -> list[bytes]:
         artifact = self.artifact
         contents = [
             self.good[MANIFEST], b"\x42\x02\x10\x14", self.good[GOLDEN],
@@ -48,14 +51,14 @@ class Artifacts(Target):
 
     max_bytes = 32_768
 
-    def run(self, data):
+    def run(self, data: Any) -> None:
         if not data:
             return
         kind = self.kinds[data[0] % len(self.kinds)]
         with contextlib.suppress(ArtifactError, KeyFileError):
             kind(data[1:])
 
-    def check_golden(self):
+    def check_golden(self) -> None:
         self._write()
         assert load_artifact(self.version).manifest == self.artifact.manifest
 
@@ -79,7 +82,7 @@ class Artifacts(Target):
         found = load_artifact(self.version).golden
         found.check(expected.probabilities["fp32"], expected.is_digit["fp32"], "fp32")
 
-    def _member(self, name: str):
+    def _member(self, name: str) -> Callable[..., None]:
         def run(data: bytes) -> None:
             buffer = io.BytesIO()
             with zipfile.ZipFile(buffer, "w") as archive:
@@ -119,24 +122,24 @@ class Models(Target):
 
     max_bytes = 110_000
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.artifacts = Artifacts(folder)
 
-    def seeds(self):
+    def seeds(self) -> list[Any]:
         return [self.artifacts.good[FP32]]
 
-    def run(self, data):
+    def run(self, data: Any) -> None:
         manifest = inputs.manifest_with(self.artifacts.artifact, model=data)
         self.artifacts._write(model=data, manifest=manifest)
         with contextlib.suppress(ArtifactError):
             self._load()
 
-    def check_golden(self):
+    def check_golden(self) -> None:
         self.artifacts._write()
         self._load()
 
-    def _load(self):
+    def _load(self) -> None:
         load_model(
             self.artifacts.version, "digits", device="cpu", intra_op_threads=1, max_batch_size=1
         )
@@ -145,7 +148,7 @@ class Models(Target):
 class Config(Target):
     """Flags, one a line, then an empty line, then the environment."""
 
-    def seeds(self):
+    def seeds(self) -> list[bytes]:
         file = b"DIGITS_GRPC_PORT=0\nDIGITS_LOG_FORMAT=json\nDIGITS_INSTANCES=2\n"
         return [
             b"--grpc-port=1\n--no-reflection\n--drain-delay-s\n1.5\n\n" + file,
@@ -153,7 +156,7 @@ class Config(Target):
             b"--transport=grpcio\n--reflection=false\n--device\ncpu\n\n",
         ]
 
-    def run(self, data):
+    def run(self, data: Any) -> None:
         # No operating system passes a NUL in an argument or a variable.
         flags, _, file = data.replace(b"\0", b"").partition(b"\n\n")
         arguments = flags.decode("utf-8", "surrogateescape").split("\n")
@@ -162,7 +165,7 @@ class Config(Target):
         with contextlib.suppress(ConfigError):
             check_bounds(load_config(arguments, environ))
 
-    def check_golden(self):
+    def check_golden(self) -> None:
         assert load_config(["--grpc-port=7"], {"DIGITS_INSTANCES": "2"}).grpc_port == 7
 
 

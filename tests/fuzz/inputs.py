@@ -158,7 +158,8 @@ def npy_members(artifact: Artifact) -> dict[str, bytes]:
     """The members of its golden.npz, as .npy files."""
     golden, members = artifact.golden, {}
     answers = {PROBABILITIES.format(name): each for name, each in golden.probabilities.items()}
-    for name, array in {"images": golden.images, "labels": golden.labels, **answers}.items():
+    arrays: dict[str, np.ndarray] = {"images": golden.images, "labels": golden.labels, **answers}
+    for name, array in arrays.items():
         buffer = io.BytesIO()
         np.save(buffer, array)
         members[f"{name}.npy"] = buffer.getvalue()

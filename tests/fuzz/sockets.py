@@ -10,7 +10,7 @@ import socket
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import grpc
 import psutil
@@ -111,7 +111,7 @@ class Connections(SocketTarget):
 
     open_connections: ClassVar[int] = 32
 
-    def __init__(self, server, oracle):
+    def __init__(self, server: RunningServer, oracle: Any) -> None:
         super().__init__(server, oracle)
         self._open: deque[socket.socket] = deque()
 
@@ -121,7 +121,7 @@ class Connections(SocketTarget):
     def conversation(self, rng: random.Random) -> bytes:
         return inputs.spoilt_conversation(rng)
 
-    def run(self, rng):
+    def run(self, rng: Any) -> None:
         host, _, port = self.address().rpartition(":")
         connection = socket.create_connection((host, int(port)), ANSWER_TIMEOUT_S)
         with contextlib.suppress(ConnectionError):  # it may be closed on a bad beginning
@@ -130,7 +130,7 @@ class Connections(SocketTarget):
         if len(self._open) > self.open_connections:
             _end(self._open.popleft())
 
-    def close(self):
+    def close(self) -> None:
         while self._open:
             _end(self._open.popleft())
         super().close()
@@ -150,10 +150,10 @@ class HttpRequests(Connections):
 
     open_connections = 4  # it lets five wait
 
-    def address(self):
+    def address(self) -> str:
         return self.server.http.removeprefix("http://")
 
-    def conversation(self, rng):
+    def conversation(self, rng: Any) -> Any:
         path = rng.choice((b"/metrics", b"/healthz", b"/" + b"x" * 300, b"*"))
         head = b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n"
         return inputs.mutate(rng, head + b"Content-Length: 3\r\n\r\nabc")
@@ -164,7 +164,7 @@ class Messages(SocketTarget):
 
     at_once = CALLS_IN_FLIGHT
 
-    def __init__(self, server, oracle):
+    def __init__(self, server: RunningServer, oracle: Any) -> None:
         super().__init__(server, oracle)
         self._classify = self.channel.unary_unary(inputs.CLASSIFY_PATH.decode())
         self._stream = self.channel.stream_stream(inputs.STREAM_PATH.decode())
@@ -174,7 +174,7 @@ class Messages(SocketTarget):
         self._infer = self.channel.unary_unary(inputs.INFER_PATH.decode())
         self._infer_seeds = inputs.infer_requests()
 
-    def run(self, rng):
+    def run(self, rng: Any) -> None:
         match rng.randrange(3):
             case 0:
                 self._run_unary(spoilt(rng, self._unary_seeds))
@@ -223,7 +223,7 @@ def spoilt(rng: random.Random, seeds: list[bytes]) -> list[bytes]:
     return [inputs.mutate(rng, rng.choice(seeds)) for _ in range(CALLS_IN_FLIGHT)]
 
 
-def _status(call: grpc.Future) -> Status:
+def _status(call: Any[Any]) -> Status:
     trailers = dict(call.trailing_metadata())
     return Status(call.code(), call.details(), trailers.get(DETAILS_KEY))
 

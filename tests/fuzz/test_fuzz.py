@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.calls import TRANSPORTS
+from tests.conftest import RunningServer
 from tests.fuzz import inputs
 from tests.fuzz.calls import ClassifyRequests
 from tests.fuzz.sockets import FLAGS, SOCKET_TARGETS, Connections
@@ -31,12 +35,12 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_hostile_input_gets_the_answer_it_deserves(name, tmp_path):
+def test_hostile_input_gets_the_answer_it_deserves(name: Any, tmp_path: Path) -> None:
     target = TARGETS[name](tmp_path)
 
     @FEW
     @given(seed=st.sampled_from(target.seeds()), rng=st.randoms(use_true_random=False))
-    def fuzz(seed, rng):
+    def fuzz(seed: Any, rng: Any) -> None:
         target.run(inputs.mutate(rng, seed))
 
     for data in [*target.seeds(), *FOUND.get(name, [])]:
@@ -47,14 +51,16 @@ def test_hostile_input_gets_the_answer_it_deserves(name, tmp_path):
 
 
 @pytest.fixture
-def oracle(tmp_path):
+def oracle(tmp_path: Path) -> Iterator[ClassifyRequests]:
     target = ClassifyRequests(tmp_path)
     yield target
     target.close()
 
 
 @TRANSPORTS
-def test_hostile_sockets_leave_the_server_as_it_was(transport, start_server, oracle):
+def test_hostile_sockets_leave_the_server_as_it_was(
+    transport: str, start_server: Callable[..., RunningServer], oracle: ClassifyRequests
+) -> None:
     server = start_server(f"--transport={transport}", *FLAGS)
     rng = random.Random(1)
     for name, rounds in {"connections": 300, "messages": 6, "http": 30}.items():
@@ -68,8 +74,8 @@ def test_hostile_sockets_leave_the_server_as_it_was(transport, start_server, ora
 
 @TRANSPORTS
 def test_stream_that_is_reset_while_it_is_read_does_not_end_the_process(
-    transport, start_server, oracle
-):
+    transport: str, start_server: Callable[..., RunningServer], oracle: ClassifyRequests
+) -> None:
     """grpcio crashes the process when a call that has ended is asked for its peer."""
     server = start_server(f"--transport={transport}", *FLAGS)
     frames = inputs.conversation(inputs.STREAM_PATH, inputs.stream_requests()[:1] * 12)
@@ -86,7 +92,9 @@ def test_stream_that_is_reset_while_it_is_read_does_not_end_the_process(
 
 
 @TRANSPORTS
-def test_path_that_is_not_utf8_does_not_end_the_service(transport, start_server, oracle):
+def test_path_that_is_not_utf8_does_not_end_the_service(
+    transport: str, start_server: Callable[..., RunningServer], oracle: ClassifyRequests
+) -> None:
     """It did with grpcio 1.84 and 1.85, whose server ends by itself at such a call."""
     server = start_server(f"--transport={transport}", *FLAGS)
     bad = inputs.PREFACE + b"".join(inputs.conversation(b"/\xff", [b""]))
@@ -94,7 +102,7 @@ def test_path_that_is_not_utf8_does_not_end_the_service(transport, start_server,
     class BadPaths(Connections):
         open_connections = 1
 
-        def conversation(self, rng):
+        def conversation(self, rng: Any) -> bytes:
             return bad
 
     target = BadPaths(server, oracle)
@@ -107,8 +115,8 @@ def test_path_that_is_not_utf8_does_not_end_the_service(transport, start_server,
     assert server.stop() == 0, server.log_text()
 
 
-def test_run_that_loses_memory_or_its_golden_digit_is_noticed(tmp_path):
-    def refuse():
+def test_run_that_loses_memory_or_its_golden_digit_is_noticed(tmp_path: Path) -> None:
+    def refuse() -> None:
         raise AssertionError("a wrong digit")
 
     record = tmp_path / "record"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from service.host import memory
-from tests.conftest import wait_until
+from tests.conftest import RunningServer, wait_until
 from tests.http2.wire import Caller, data, opening
 
 CLASSIFY = "/digits.v1.DigitClassifierService/Classify"
@@ -35,7 +36,7 @@ GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc
 
 
 @GLIBC
-def test_holes_between_what_is_used_are_given_back():
+def test_holes_between_what_is_used_are_given_back() -> None:
     command = [sys.executable, "-c", HOLES]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     full, freed, given_back = (int(value) / 2**20 for value in printed.split())
@@ -43,7 +44,7 @@ def test_holes_between_what_is_used_are_given_back():
     assert full - given_back > 50
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_trim", None)
     monkeypatch.setattr(memory, "_info", None)
     memory.give_back()
@@ -51,7 +52,9 @@ def test_another_c_library_is_left_alone(monkeypatch):
 
 
 @GLIBC
-def test_what_a_storm_leaves_is_given_back_by_a_server(start_server):
+def test_what_a_storm_leaves_is_given_back_by_a_server(
+    start_server: Callable[..., RunningServer],
+) -> None:
     """Calls of which 16 KB came, and never the rest: their memory goes when their callers go."""
     quick = {"service.host.memory.PERIOD_S": 0.1}
     server = start_server("--transport=http2", constants=quick)

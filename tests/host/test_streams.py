@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.host import streams
 from service.host.streams import QUEUE_BYTES, LineWriter, never_block, write_all
 from tests.conftest import wait_until
 
@@ -20,22 +22,22 @@ LINE = "x" * 999
 class Pipe:
     """A pipe of one page, and what writes lines into it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reader, self.descriptor = os.pipe()
         self._open = {self.reader, self.descriptor}
-        self._writers = []
+        self._writers: list[Any] = []
         fcntl.fcntl(self.descriptor, fcntl.F_SETPIPE_SZ, 4096)
 
-    def line_writer(self):
+    def line_writer(self) -> Any:
         self._writers.append(LineWriter(self.descriptor, lambda count: f"{count} dropped"))
         return self._writers[-1]
 
-    def close(self, end):
+    def close(self, end: Any) -> None:
         if end in self._open:
             self._open.remove(end)
             os.close(end)
 
-    def close_all(self):
+    def close_all(self) -> None:
         """The queue is dropped before its descriptor may be reused for another file."""
         self.close(self.reader)
         for writer in self._writers:
@@ -44,16 +46,16 @@ class Pipe:
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[Pipe]:
     made = Pipe()
     yield made
     made.close_all()
 
 
-def read_in_background(reader, lines):
+def read_in_background(reader: Any, lines: Any) -> Any:
     own = os.dup(reader)
 
-    def read():
+    def read() -> None:
         with os.fdopen(own) as text:
             lines.extend(line.rstrip("\n") for line in text)
 
@@ -62,7 +64,7 @@ def read_in_background(reader, lines):
     return thread
 
 
-def test_lines_are_written_in_order(pipe):
+def test_lines_are_written_in_order(pipe: Pipe) -> None:
     writer = pipe.line_writer()
     for text in ("one", "two \udcff", "three"):
         writer.write(text)
@@ -71,7 +73,7 @@ def test_lines_are_written_in_order(pipe):
     assert writer.dropped == 0
 
 
-def test_what_nobody_reads_is_dropped_counted_and_told(pipe):
+def test_what_nobody_reads_is_dropped_counted_and_told(pipe: Pipe) -> None:
     writer = pipe.line_writer()
     sent = 2 * QUEUE_BYTES // len(LINE)
     for _ in range(sent):
@@ -79,7 +81,7 @@ def test_what_nobody_reads_is_dropped_counted_and_told(pipe):
     dropped = writer.dropped
     assert sent // 3 < dropped < sent
     assert not writer.flush(0)
-    lines = []
+    lines: list[Any] = []
     reading = read_in_background(pipe.reader, lines)
     assert writer.flush(30)
     writer.write("the end")
@@ -92,7 +94,7 @@ def test_what_nobody_reads_is_dropped_counted_and_told(pipe):
     assert writer.dropped == dropped
 
 
-def test_a_full_disk_and_a_reader_that_left_drop_lines(pipe):
+def test_a_full_disk_and_a_reader_that_left_drop_lines(pipe: Pipe) -> None:
     pipe.close(pipe.reader)
     with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device
         for writer in (pipe.line_writer(), LineWriter(full.fileno(), str)):
@@ -102,16 +104,16 @@ def test_a_full_disk_and_a_reader_that_left_drop_lines(pipe):
             assert writer.dropped == 3
 
 
-def test_a_line_that_was_cut_off_does_not_spoil_the_next(pipe, monkeypatch):
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(pipe: Pipe, monkeypatch: Any) -> None:
     write, results = os.write, [4, OSError(28, "No space left on device")]
 
-    def limited(where, data):
+    def limited(where: Any, data: Any) -> Any:
         result = results.pop(0) if results else len(data)
         if isinstance(result, OSError):
             raise result
         return write(where, data[:result])
 
-    monkeypatch.setattr(streams.os, "write", limited)
+    monkeypatch.setattr("service.host.streams.os.write", limited)
     writer = pipe.line_writer()
     for text in ("first line", "second line", "third line"):
         writer.write(text)
@@ -119,9 +121,9 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_next(pipe, monkeypatch):
     assert os.read(pipe.reader, 100) == b"firs\nsecond line\n1 dropped\nthird line\n"
 
 
-def test_a_pipe_that_does_not_block_is_waited_for(pipe):
+def test_a_pipe_that_does_not_block_is_waited_for(pipe: Pipe) -> None:
     os.set_blocking(pipe.descriptor, False)
-    lines = []
+    lines: list[Any] = []
     reading = read_in_background(pipe.reader, lines)
     data = f"{LINE}\n".encode() * 50
     assert write_all(pipe.descriptor, data) == len(data)
@@ -130,7 +132,7 @@ def test_a_pipe_that_does_not_block_is_waited_for(pipe):
     assert lines == [LINE] * 50
 
 
-def test_libraries_do_not_wait_for_a_reader_and_other_processes_still_may(pipe):
+def test_libraries_do_not_wait_for_a_reader_and_other_processes_still_may(pipe: Pipe) -> None:
     others = os.dup(pipe.descriptor)
     try:
         never_block(pipe.descriptor)
@@ -142,7 +144,7 @@ def test_libraries_do_not_wait_for_a_reader_and_other_processes_still_may(pipe):
         os.close(others)
 
 
-def test_a_file_is_not_opened_again(tmp_path):
+def test_a_file_is_not_opened_again(tmp_path: Path) -> None:
     """It would be written from its beginning, and it never blocks."""
     with (tmp_path / "log").open("wb") as file:
         os.write(file.fileno(), b"one ")
@@ -151,12 +153,12 @@ def test_a_file_is_not_opened_again(tmp_path):
     assert (tmp_path / "log").read_bytes() == b"one two"
 
 
-def test_a_finalizer_may_log_while_a_line_is_taken(pipe):
+def test_a_finalizer_may_log_while_a_line_is_taken(pipe: Pipe) -> None:
     """The garbage collector runs one on whichever thread it interrupts, locks held or not."""
     writer = pipe.line_writer()
     done = []
 
-    def nested():
+    def nested() -> None:
         with writer._changed:
             writer.write("from a finalizer")
         done.append(True)
@@ -169,7 +171,7 @@ def test_a_finalizer_may_log_while_a_line_is_taken(pipe):
 
 
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
-def test_no_socket_gets_the_number_of_a_closed_stream(closed):
+def test_no_socket_gets_the_number_of_a_closed_stream(closed: Any) -> None:
     code = f"""if True:
         import os, socket, sys
         from service.host.streams import open_closed_streams

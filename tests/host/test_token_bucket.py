@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from service.host.token_bucket import MAX_KEYS, TokenBucket, TokenBuckets
 
 
 @given(st.lists(st.tuples(st.floats(0, 2), st.integers(1, 5000)), max_size=60))
-def test_nobody_exceeds_the_rate_by_more_than_a_burst_and_one_request(steps):
+def test_nobody_exceeds_the_rate_by_more_than_a_burst_and_one_request(steps: Any) -> None:
     buckets, now, taken = TokenBuckets(100), 1000.0, 0
     for pause, units in steps:
         now += pause
@@ -25,7 +27,7 @@ def test_nobody_exceeds_the_rate_by_more_than_a_burst_and_one_request(steps):
     assert taken <= 100 * (now - 1000.0) + 100 + largest + 1e-6
 
 
-def test_request_of_any_size_is_served_and_its_debt_paid():
+def test_request_of_any_size_is_served_and_its_debt_paid() -> None:
     bucket = TokenBucket(per_s=10, burst=10)
     assert bucket.refill(1000.0) == 10
     bucket.take(1010)
@@ -35,7 +37,7 @@ def test_request_of_any_size_is_served_and_its_debt_paid():
     assert bucket.is_full
 
 
-def test_keys_that_are_remembered_are_bounded():
+def test_keys_that_are_remembered_are_bounded() -> None:
     buckets = TokenBuckets(1)
     for key in range(2 * MAX_KEYS):
         assert buckets.take(str(key), 5, 1000.0) == 0

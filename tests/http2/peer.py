@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from service.http2.connection import (
     Connection,
@@ -33,7 +34,7 @@ REQUEST_FIELDS = [
 ]
 
 
-def block(*fields, without=()):
+def block(*fields: Any, without: Any = ()) -> bytes:
     """An encoded header block of a request that no table remembers."""
     kept = [field for field in REQUEST_FIELDS if field[0] not in without]
     pseudo = [f for f in (*kept, *fields) if f[0].startswith(b":")]
@@ -44,18 +45,18 @@ def block(*fields, without=()):
 BLOCK = block()
 
 
-def request(stream_id=1, *, end=False, fields=BLOCK):
+def request(stream_id: int = 1, *, end: bool = False, fields: Any = BLOCK) -> Any:
     return frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), stream_id, fields)
 
 
-def greeted(**limits):
+def greeted(**limits: Any) -> Connection:
     connection = Connection(ConnectionLimits(**limits))
     assert connection.receive(HELLO, 0.0) == []
     connection.take_output()
     return connection
 
 
-def sent(connection):
+def sent(connection: Any) -> Any:
     """The frames that the connection sends: kind, flags, stream, payload."""
     data, position, frames = connection.take_output(), 0, []
     while position < len(data):
@@ -66,16 +67,16 @@ def sent(connection):
     return frames
 
 
-def kinds(events):
+def kinds(events: Any) -> list[tuple[Any, Any, Any]]:
     return [(kind, stream.id, data) for kind, stream, data in events]
 
 
-def goaway_of(connection):
+def goaway_of(connection: Any) -> ErrorCode:
     (payload,) = [f[3] for f in sent(connection) if f[0] == GOAWAY]
     return ErrorCode(struct.unpack_from(">II", payload)[1])
 
 
-def resets(connection):
+def resets(connection: Any) -> dict[Any, ErrorCode]:
     return {
         f[2]: ErrorCode(int.from_bytes(f[3], "big")) for f in sent(connection) if f[0] == RST_STREAM
     }

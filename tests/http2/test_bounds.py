@@ -7,6 +7,9 @@ import resource
 import socket
 import struct
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -40,17 +43,17 @@ from tests.http2.wire import (
     running,
 )
 
-MESSAGE_BYTES = ROUTES[UNARY].max_message_bytes
+MESSAGE_BYTES = Unary.max_message_bytes
 
 
-def test_message_over_the_limit_is_refused_by_its_length_alone():
+def test_message_over_the_limit_is_refused_by_its_length_alone() -> None:
     with running(ROUTES) as server, Caller(server) as caller:
         caller.send(opening() + data(1, b"\0" + struct.pack(">I", MESSAGE_BYTES + 1), end=False))
         assert b"larger than max" in caller.status()
         assert server.held_bytes == 0
 
 
-def test_message_that_unfolds_over_the_limit_is_read_no_further():
+def test_message_that_unfolds_over_the_limit_is_read_no_further() -> None:
     bomb = compressed(bytes(64 * 2**20))
     assert len(bomb) < 2**17
     with running(ROUTES) as server:
@@ -65,7 +68,7 @@ def test_message_that_unfolds_over_the_limit_is_read_no_further():
 
 
 @pytest.mark.parametrize("body", [b"\2\0\0\0\1x", b"\0\0\0\0\5abc", b"", b"\0\0\0\0\1ab"])
-def test_malformed_message_is_told_what_was_expected(body):
+def test_malformed_message_is_told_what_was_expected(body: bytes) -> None:
     with running(ROUTES) as server, Caller(server) as caller:
         caller.send(opening() + data(1, body))
         assert b"request: expected" in caller.status()
@@ -73,7 +76,7 @@ def test_malformed_message_is_told_what_was_expected(body):
         assert answers(server)
 
 
-def test_metadata_over_the_limit_is_refused_and_far_over_it_ends_the_connection():
+def test_metadata_over_the_limit_is_refused_and_far_over_it_ends_the_connection() -> None:
     with running(ROUTES) as server:
         with Caller(server) as caller:
             many = [(b"x-n", b"1")] * 20  # each counts for 36 bytes
@@ -87,14 +90,14 @@ def test_metadata_over_the_limit_is_refused_and_far_over_it_ends_the_connection(
             assert caller.goaway() is ErrorCode.ENHANCE_YOUR_CALM
 
 
-def test_calls_beyond_the_limit_of_a_connection_are_refused_there_alone():
+def test_calls_beyond_the_limit_of_a_connection_are_refused_there_alone() -> None:
     with running(ROUTES, limits=Limits(streams=3)) as server, Caller(server) as caller:
         caller.send(b"".join(opening(2 * number + 1) for number in range(4)))
         assert caller.status(7) == "reset REFUSED_STREAM"
         assert answers(server)
 
 
-def test_connections_over_the_limit_take_the_place_of_the_one_idle_for_longest():
+def test_connections_over_the_limit_take_the_place_of_the_one_idle_for_longest() -> None:
     with running(ROUTES, limits=Limits(connections=3)) as server:
         busy = Caller(server)
         busy.send(opening())
@@ -114,7 +117,7 @@ def test_connections_over_the_limit_take_the_place_of_the_one_idle_for_longest()
 
 
 @pytest.mark.parametrize("path", [UNARY, STREAM])
-def test_calls_that_do_not_move_keep_nobody_out(path, monkeypatch):
+def test_calls_that_do_not_move_keep_nobody_out(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Health watches and calls that are never sent whole need no token."""
     monkeypatch.setattr("service.http2.server.UNUSED_S", 0.2)
     with running(ROUTES, limits=Limits(connections=3)) as server, contextlib.ExitStack() as stack:
@@ -122,7 +125,7 @@ def test_calls_that_do_not_move_keep_nobody_out(path, monkeypatch):
             stack.enter_context(Caller(server)).send(opening(1, path))
         eventually(lambda: server.connections == 3)
 
-        def is_let_in():
+        def is_let_in() -> Any:
             with Caller(server) as late:
                 late.send(call())
                 return late.status()
@@ -130,11 +133,11 @@ def test_calls_that_do_not_move_keep_nobody_out(path, monkeypatch):
         eventually(is_let_in)
 
 
-def test_answers_that_nobody_reads_are_bounded_and_the_caller_is_sent_away():
+def test_answers_that_nobody_reads_are_bounded_and_the_caller_is_sent_away() -> None:
     # Calls that are read together are answered together: 256 frames, which are 2 MiB of answers.
     answer, unread = bytes(2**14), []
 
-    def respond(calls):
+    def respond(calls: Any) -> None:
         for each in calls:
             each.respond(answer)
             unread.append(sum(link.unread_bytes for link in list(server._links.values())))
@@ -150,7 +153,7 @@ def test_answers_that_nobody_reads_are_bounded_and_the_caller_is_sent_away():
         assert max(unread) <= 5 * 2**20
 
 
-def answers_of(server, answer):
+def answers_of(server: Any, answer: Any) -> Any:
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         return channel.unary_unary(UNARY)(b"", timeout=30) == answer
 
@@ -165,7 +168,7 @@ TIMES = {
 }
 
 
-def test_caller_that_says_nothing_is_disconnected():
+def test_caller_that_says_nothing_is_disconnected() -> None:
     with (
         running(ROUTES, limits=TIMES["handshake"]) as server,
         Caller(server, greet=False) as caller,
@@ -173,20 +176,20 @@ def test_caller_that_says_nothing_is_disconnected():
         assert caller.is_closed()
 
 
-def test_caller_that_speaks_http_1_is_disconnected():
+def test_caller_that_speaks_http_1_is_disconnected() -> None:
     with running(ROUTES) as server, Caller(server, greet=False) as caller:
         caller.send(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
         assert caller.goaway() is ErrorCode.PROTOCOL_ERROR
 
 
-def test_request_that_does_not_come_whole_ends_in_time():
+def test_request_that_does_not_come_whole_ends_in_time() -> None:
     with running(ROUTES, limits=TIMES["request"]) as server, Caller(server) as caller:
         caller.send(opening() + data(1, b"\0\0\0", end=False))
         assert b"did not come within" in caller.status()
         assert server.held_bytes == 0
 
 
-def test_answer_that_flow_control_holds_back_is_given_up():
+def test_answer_that_flow_control_holds_back_is_given_up() -> None:
     with running(ROUTES, limits=TIMES["stall"]) as server, Caller(server) as caller:
         caller.send(frame(SETTINGS, 0, 0, settings_payload({Setting.INITIAL_WINDOW_SIZE: 0})))
         caller.send(call())
@@ -194,7 +197,9 @@ def test_answer_that_flow_control_holds_back_is_given_up():
 
 
 @pytest.mark.parametrize("window", [0, 1000], ids=["flow control", "part of a message"])
-def test_stream_whose_answers_are_not_read_ends_in_time_and_so_its_handler_is_told(window):
+def test_stream_whose_answers_are_not_read_ends_in_time_and_so_its_handler_is_told(
+    window: int,
+) -> None:
     receivers = []
     routes = {STREAM: Streaming(lambda call: receivers.append(EchoReceiver(call)) or receivers[-1])}
     with running(routes, limits=TIMES["stall"]) as server, Caller(server) as caller:
@@ -208,11 +213,11 @@ def test_stream_whose_answers_are_not_read_ends_in_time_and_so_its_handler_is_to
 class Generous(EchoReceiver):
     """Answers more than a socket holds."""
 
-    def message(self, message):
+    def message(self, message: Any) -> None:
         self.call.send(bytes(2**24))
 
 
-def test_stream_on_a_connection_that_is_not_read_ends_in_time():
+def test_stream_on_a_connection_that_is_not_read_ends_in_time() -> None:
     """The socket is full: there is no way left to tell the caller."""
     receivers = []
     routes = {STREAM: Streaming(lambda call: receivers.append(Generous(call)) or receivers[-1])}
@@ -227,22 +232,22 @@ def test_stream_on_a_connection_that_is_not_read_ends_in_time():
         assert ended == "4 no answer was taken for 0.2 s"
 
 
-def test_connection_without_calls_is_asked_to_go():
+def test_connection_without_calls_is_asked_to_go() -> None:
     with running(ROUTES, limits=TIMES["idle"]) as server, Caller(server) as caller:
         assert caller.goaway() is ErrorCode.NO_ERROR
         assert caller.is_closed()
 
 
-def test_silent_caller_is_pinged_and_then_disconnected():
+def test_silent_caller_is_pinged_and_then_disconnected() -> None:
     with running(ROUTES, limits=TIMES["keepalive"]) as server, Caller(server) as caller:
         assert caller.until(lambda kind, flags, *_: kind == PING and not flags)
         assert caller.is_closed()
 
 
-def test_old_connection_is_asked_to_go_and_no_call_is_lost():
+def test_old_connection_is_asked_to_go_and_no_call_is_lost() -> None:
     with running(ROUTES, limits=TIMES["age"]) as server:
         target = f"127.0.0.1:{server.port}"
-        seen = set()
+        seen: set[Any] = set()
         with grpc.insecure_channel(target) as channel:
             echo = channel.unary_unary(UNARY)
             while len(seen) < 3:
@@ -250,7 +255,7 @@ def test_old_connection_is_asked_to_go_and_no_call_is_lost():
                 seen |= {link.peer for link in list(server._links.values())}
 
 
-def test_flood_of_resets_leaves_others_served():
+def test_flood_of_resets_leaves_others_served() -> None:
     with running(ROUTES) as server, Caller(server) as caller:
         for number in range(2000):
             stream_id = 2 * number + 1
@@ -259,15 +264,15 @@ def test_flood_of_resets_leaves_others_served():
         assert answers(server)
 
 
-def test_bomb_of_headers_leaves_others_served():
+def test_bomb_of_headers_leaves_others_served() -> None:
     with running(ROUTES) as server, Caller(server) as caller:
         caller.send(frame(HEADERS, 0, 1, headers()) + frame(9, 0, 1, b"") * 100)
         assert caller.goaway() is ErrorCode.ENHANCE_YOUR_CALM
         assert answers(server)
 
 
-def test_handler_that_raises_ends_its_calls_and_no_others(caplog):
-    def broken(_):
+def test_handler_that_raises_ends_its_calls_and_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: Any) -> None:
         raise RuntimeError("not today")
 
     routes = {**ROUTES, "/test.Echo/Broken": Unary(broken)}
@@ -278,7 +283,7 @@ def test_handler_that_raises_ends_its_calls_and_no_others(caplog):
     assert "not today" in caplog.text
 
 
-def test_paused_stream_makes_its_caller_wait():
+def test_paused_stream_makes_its_caller_wait() -> None:
     """The receiver takes nothing while its answers are unread: what is held stays bounded."""
     with running(ROUTES) as server, Caller(server, receive_buffer=4096) as caller:
         caller.send(opening(1, STREAM))
@@ -291,14 +296,14 @@ def test_paused_stream_makes_its_caller_wait():
         assert server.held_bytes <= 2**16
 
 
-def test_stream_whose_answers_are_not_read_holds_its_window_and_one_message():
+def test_stream_whose_answers_are_not_read_holds_its_window_and_one_message() -> None:
     """However many messages its caller has: what the receiver has not taken is not let in."""
     window, size = 2**19, 200_000
     routes = {STREAM: Streaming(EchoReceiver, window_bytes=window)}
     narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16)]
     taken = []
 
-    def messages():
+    def messages() -> Iterator[bytes]:
         for number in range(500):
             taken.append(number)
             yield bytes(size)
@@ -308,7 +313,7 @@ def test_stream_whose_answers_are_not_read_holds_its_window_and_one_message():
         grpc.insecure_channel(f"127.0.0.1:{server.port}", options=narrow) as channel,
     ):
         stream = channel.stream_stream(STREAM)(messages())
-        next(stream)
+        next(iter(stream))
         settled = [-1, len(taken)]
         while settled[-1] != settled[-2]:
             threading.Event().wait(0.2)
@@ -320,14 +325,14 @@ def test_stream_whose_answers_are_not_read_holds_its_window_and_one_message():
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 on this machine")
-def test_one_address_for_both_kinds():
+def test_one_address_for_both_kinds() -> None:
     with running(ROUTES, host="::") as server:
         for host in ("127.0.0.1", "[::1]"):
             with grpc.insecure_channel(f"{host}:{server.port}") as channel:
                 assert channel.unary_unary(UNARY)(KNOWN, timeout=30) == KNOWN
 
 
-def test_unix_socket(tmp_path):
+def test_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running(ROUTES, host=f"unix:{path}"), grpc.insecure_channel(f"unix:{path}") as channel:
         assert channel.unary_unary(UNARY)(KNOWN, timeout=30) == KNOWN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -57,7 +58,7 @@ from tests.http2.peer import (
 )
 
 
-def test_request_and_answer():
+def test_request_and_answer() -> None:
     connection = greeted()
     events = connection.receive(request() + frame(DATA, END_STREAM, 1, b"body"), 0.0)
     assert kinds(events) == [(REQUEST, 1, b""), (END, 1, b"body")]
@@ -73,7 +74,7 @@ def test_request_and_answer():
     assert not connection.respond(stream, RESPONSE_HEAD, b"again", OK_TRAILERS)
 
 
-def test_padding_and_priority_are_taken_off():
+def test_padding_and_priority_are_taken_off() -> None:
     padded = b"\x03" + struct.pack(">IB", 0, 7) + BLOCK + b"\0\0\0"
     connection = greeted()
     events = connection.receive(
@@ -84,28 +85,28 @@ def test_padding_and_priority_are_taken_off():
     assert kinds(events) == [(REQUEST, 1, b""), (END, 1, b"hi")]
 
 
-def test_header_block_may_come_in_pieces():
+def test_header_block_may_come_in_pieces() -> None:
     connection = greeted()
     pieces = frame(HEADERS, END_STREAM, 1, BLOCK[:5])
     pieces += frame(CONTINUATION, 0, 1, BLOCK[5:9]) + frame(CONTINUATION, END_HEADERS, 1, BLOCK[9:])
     assert kinds(connection.receive(pieces, 0.0)) == [(REQUEST, 1, b""), (END, 1, b"")]
 
 
-def test_trailers_of_the_caller_end_its_side():
+def test_trailers_of_the_caller_end_its_side() -> None:
     connection = greeted()
     trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, encode_field(b"x-sum", b"1"))
     events = connection.receive(request() + frame(DATA, 0, 1, b"a" * 100) + trailers, 0.0)
     assert [kind for kind, *_ in events] == [REQUEST, DATA_EVENT, END]
 
 
-def test_unknown_frames_and_settings_are_ignored():
+def test_unknown_frames_and_settings_are_ignored() -> None:
     connection = greeted()
     odd = frame(0x77, 0xFF, 1, b"what") + frame(SETTINGS, 0, 0, struct.pack(">HI", 0x99, 5))
     assert connection.receive(odd, 0.0) == []
     assert [f[:2] for f in sent(connection)] == [(SETTINGS, ACK)]
 
 
-def test_burst_of_frames_is_handled_in_parts():
+def test_burst_of_frames_is_handled_in_parts() -> None:
     connection = greeted()
     count = 3 * MAX_FRAMES_AT_ONCE + 7
     pings = b"".join(frame(PING, 0, 0, struct.pack(">Q", number)) for number in range(count))
@@ -120,20 +121,20 @@ def test_burst_of_frames_is_handled_in_parts():
     ]
 
 
-def test_ping_is_answered_with_its_payload():
+def test_ping_is_answered_with_its_payload() -> None:
     connection = greeted()
     connection.receive(frame(PING, 0, 0, b"12345678"), 0.0)
     assert sent(connection) == [(PING, ACK, 0, b"12345678")]
 
 
-def test_streams_beyond_the_limit_are_refused():
+def test_streams_beyond_the_limit_are_refused() -> None:
     connection = greeted(streams=2)
     connection.receive(request(1) + request(3) + request(5), 0.0)
     assert resets(connection) == {5: ErrorCode.REFUSED_STREAM}
     assert set(connection.streams) == {1, 3}
 
 
-def test_peer_that_sends_more_than_a_streams_window_loses_the_stream():
+def test_peer_that_sends_more_than_a_streams_window_loses_the_stream() -> None:
     connection = greeted()
     data = b"".join(frame(DATA, 0, 1, bytes(2**14)) for _ in range(4))
     events = connection.receive(request() + data, 0.0)
@@ -141,7 +142,7 @@ def test_peer_that_sends_more_than_a_streams_window_loses_the_stream():
     assert resets(connection)[1] is ErrorCode.FLOW_CONTROL_ERROR
 
 
-def test_granted_window_can_be_used():
+def test_granted_window_can_be_used() -> None:
     connection = greeted()
     ((_, stream, _),) = connection.receive(request(), 0.0)
     connection.grant(stream, 2**16)
@@ -149,7 +150,7 @@ def test_granted_window_can_be_used():
     assert len(connection.receive(data, 0.0)) == 7
 
 
-def test_answer_waits_for_the_window_and_goes_on_when_it_opens():
+def test_answer_waits_for_the_window_and_goes_on_when_it_opens() -> None:
     connection = greeted()
     connection.receive(
         frame(SETTINGS, 0, 0, settings_payload({Setting.INITIAL_WINDOW_SIZE: 10})), 0.0
@@ -173,7 +174,7 @@ def test_answer_waits_for_the_window_and_goes_on_when_it_opens():
     assert not connection.streams
 
 
-def test_initial_window_that_shrinks_below_what_was_sent_holds_back_the_rest():
+def test_initial_window_that_shrinks_below_what_was_sent_holds_back_the_rest() -> None:
     connection = greeted()
     ((_, stream, _), _) = connection.receive(request(end=True), 0.0)
     connection.send_headers(stream, RESPONSE_HEAD)
@@ -188,7 +189,7 @@ def test_initial_window_that_shrinks_below_what_was_sent_holds_back_the_rest():
     assert [f[3] for f in sent(connection)] == [b"y"]
 
 
-def test_reset_by_the_peer_drops_what_waits():
+def test_reset_by_the_peer_drops_what_waits() -> None:
     connection = greeted()
     connection.receive(
         frame(SETTINGS, 0, 0, settings_payload({Setting.INITIAL_WINDOW_SIZE: 0})), 0.0
@@ -201,7 +202,7 @@ def test_reset_by_the_peer_drops_what_waits():
     assert not connection.blocked
 
 
-def test_early_answer_tells_the_peer_to_stop_and_ignores_what_is_on_its_way():
+def test_early_answer_tells_the_peer_to_stop_and_ignores_what_is_on_its_way() -> None:
     connection = greeted()
     ((_, stream, _),) = connection.receive(request(), 0.0)
     connection.send_headers(stream, RESPONSE_HEAD + OK_TRAILERS, end=True)
@@ -210,7 +211,7 @@ def test_early_answer_tells_the_peer_to_stop_and_ignores_what_is_on_its_way():
     assert not connection.closed
 
 
-def test_drain_refuses_nothing_before_the_peer_knows():
+def test_drain_refuses_nothing_before_the_peer_knows() -> None:
     connection = greeted()
     connection.drain()
     assert [f[0] for f in sent(connection)] == [GOAWAY, PING]
@@ -237,7 +238,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_flood_is_told_to_calm_down(name):
+def test_flood_is_told_to_calm_down(name: str) -> None:
     connection = greeted()
     if name == "empty data":
         connection.receive(request(), 0.0)
@@ -249,7 +250,7 @@ def test_flood_is_told_to_calm_down(name):
     assert taken >= 500, "a burst that a caller may well send"
 
 
-def test_empty_continuations_and_long_blocks_are_told_to_calm_down():
+def test_empty_continuations_and_long_blocks_are_told_to_calm_down() -> None:
     for part in (b"", b"x" * 16_000):
         connection = greeted()
         pieces = frame(HEADERS, 0, 1, BLOCK) + frame(CONTINUATION, 0, 1, part) * 40
@@ -257,7 +258,7 @@ def test_empty_continuations_and_long_blocks_are_told_to_calm_down():
         assert goaway_of(connection) is ErrorCode.ENHANCE_YOUR_CALM
 
 
-def test_small_block_that_expands_is_told_to_calm_down():
+def test_small_block_that_expands_is_told_to_calm_down() -> None:
     """One entry of 4,000 bytes in the table, asked for again and again by one byte each."""
     encoder = hpack.Encoder()
     first = encoder.encode([(b"x-big", b"v" * 4000)], huffman=False)
@@ -268,7 +269,7 @@ def test_small_block_that_expands_is_told_to_calm_down():
     assert goaway_of(connection) is ErrorCode.ENHANCE_YOUR_CALM
 
 
-def test_caller_that_works_may_ping_and_cancel_in_proportion():
+def test_caller_that_works_may_ping_and_cancel_in_proportion() -> None:
     connection = greeted()
     for number in range(3000):
         stream_id = 4 * number + 1
@@ -291,7 +292,7 @@ SCRIPT = (
 )  # fmt: skip
 
 
-def run(pieces):
+def run(pieces: Any) -> tuple[list[Any], Any]:
     connection = Connection(ConnectionLimits())
     events = [kinds(connection.receive(piece, 0.0)) for piece in pieces]
     return [*itertools.chain(*events)], connection.take_output()
@@ -299,7 +300,7 @@ def run(pieces):
 
 @given(st.lists(st.integers(0, len(SCRIPT)), max_size=12))
 @settings(max_examples=200, deadline=None)
-def test_any_split_of_the_same_bytes_means_the_same(cuts):
+def test_any_split_of_the_same_bytes_means_the_same(cuts: Any) -> None:
     bounds = [0, *sorted(cuts), len(SCRIPT)]
     pieces = [SCRIPT[a:b] for a, b in itertools.pairwise(bounds)]
     assert run(pieces) == run([SCRIPT])
@@ -307,7 +308,7 @@ def test_any_split_of_the_same_bytes_means_the_same(cuts):
 
 @given(st.binary(max_size=400))
 @settings(max_examples=300, deadline=None)
-def test_no_bytes_raise(data):
+def test_no_bytes_raise(data: Any) -> None:
     connection = greeted()
     connection.receive(data, 0.0)
     connection.take_output()
@@ -315,7 +316,7 @@ def test_no_bytes_raise(data):
 
 @given(st.lists(st.tuples(st.integers(1, 40_000), st.integers(1, 40_000)), min_size=1, max_size=6))
 @settings(max_examples=50, deadline=None)
-def test_another_implementation_gets_every_answer_whole(sizes):
+def test_another_implementation_gets_every_answer_whole(sizes: Any) -> None:
     """``h2`` as the client: requests and answers of any size, flow control on both sides."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
@@ -328,6 +329,9 @@ def test_another_implementation_gets_every_answer_whole(sizes):
         for first in range(0, asked, 16_000):
             client.send_data(stream_id, b"q" * min(16_000, asked - first))
         client.end_stream(stream_id)
+    answers: dict[Any, Any]
+    bodies: dict[Any, Any]
+    ended: set[Any]
     bodies, answers, ended = {}, {}, set()
     while len(ended) < len(sizes):
         for kind, stream, data in server.receive(client.data_to_send(), 0.0):

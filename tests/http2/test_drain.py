@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import grpc
 
+from service.http2 import Call
 from tests.http2.echo import ROUTES, Unary
 from tests.http2.wire import (
     UNARY,
@@ -23,11 +26,11 @@ from tests.http2.wire import (
 LONG_S = 60
 
 
-def drained(server, grace_s=LONG_S):
+def drained(server: Any, grace_s: Any = LONG_S) -> tuple[Any, list[Any]]:
     """Drains on a thread; what it returns, and how long it took, come later."""
     outcome = []
 
-    def drain():
+    def drain() -> None:
         began = time.monotonic()
         outcome.append((server.drain(grace_s), time.monotonic() - began))
 
@@ -36,7 +39,7 @@ def drained(server, grace_s=LONG_S):
     return thread, outcome
 
 
-def test_drain_answers_what_is_in_flight_and_closes_every_connection():
+def test_drain_answers_what_is_in_flight_and_closes_every_connection() -> None:
     held = Held()
     with running(held.routes) as server, connected(server) as channel, Caller(server) as idle:
         in_flight = channel.unary_unary("/test.Echo/Held").future(b"x")
@@ -52,7 +55,7 @@ def test_drain_answers_what_is_in_flight_and_closes_every_connection():
         assert server.connections == 0
 
 
-def test_drain_says_when_a_call_was_cut_off():
+def test_drain_says_when_a_call_was_cut_off() -> None:
     held = Held()
     with running(held.routes) as server, connected(server) as channel:
         in_flight = channel.unary_unary("/test.Echo/Held").future(b"x")
@@ -61,7 +64,7 @@ def test_drain_says_when_a_call_was_cut_off():
         assert not in_flight.done()
 
 
-def test_half_sent_call_is_refused_and_does_not_hold_the_drain():
+def test_half_sent_call_is_refused_and_does_not_hold_the_drain() -> None:
     with running(ROUTES) as server, Caller(server) as caller:
         caller.send(opening() + data(1, b"\0\0\0", end=False))
         eventually(lambda: server.held_bytes)
@@ -73,8 +76,12 @@ def test_half_sent_call_is_refused_and_does_not_hold_the_drain():
         assert outcome[0][1] < LONG_S / 2
 
 
-def test_caller_that_does_not_read_does_not_hold_the_drain():
-    routes = {UNARY: Unary(lambda calls: [each.respond(bytes(60_000)) for each in calls])}
+def test_caller_that_does_not_read_does_not_hold_the_drain() -> None:
+    def answer(calls: Sequence[Call]) -> None:
+        for each in calls:
+            each.respond(bytes(60_000))
+
+    routes = {UNARY: Unary(answer)}
     with running(routes) as server, Caller(server, receive_buffer=2048) as caller:
         for number in range(200):
             caller.send(call(2 * number + 1))
@@ -84,7 +91,7 @@ def test_caller_that_does_not_read_does_not_hold_the_drain():
         assert outcome[0][1] < LONG_S / 2
 
 
-def test_no_call_fails_while_a_server_drains_and_another_takes_its_place():
+def test_no_call_fails_while_a_server_drains_and_another_takes_its_place() -> None:
     """Behind one name: grpcio's client tries what was refused elsewhere by itself."""
     with running(ROUTES) as first, running(ROUTES) as second:
         target = f"ipv4:127.0.0.1:{first.port},127.0.0.1:{second.port}"

@@ -7,6 +7,7 @@ import shutil
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,12 @@ pytestmark = pytest.mark.full
 INSTALL = "go install github.com/summerwind/h2spec/cmd/h2spec@latest"
 
 
-def go_install(_):
+def go_install(_: Any) -> None:
     subprocess.run(INSTALL.split(), check=False, capture_output=True)
 
 
 @pytest.fixture(scope="module")
-def h2spec(tmp_path_factory):
+def h2spec(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The program; built by Go where that is installed."""
     found = shutil.which("h2spec") or shutil.which("h2spec", path=str(Path.home() / "go/bin"))
     if found is None and shutil.which("go"):
@@ -37,19 +38,19 @@ def h2spec(tmp_path_factory):
     return found
 
 
-def run(h2spec, server, *flags):
+def run(h2spec: Any, server: Any, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [h2spec, "--strict", "--host", "127.0.0.1", "--port", str(server.port), *flags]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_plaintext(h2spec):
+def test_plaintext(h2spec: Any) -> None:
     with running(ROUTES) as server:
         done = run(h2spec, server)
     assert done.returncode == 0, done.stdout[done.stdout.find("Failures:") :]
     assert "0 skipped, 0 failed" in done.stdout
 
 
-def test_tls(h2spec, tmp_path):
+def test_tls(h2spec: Any, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*Authority(tmp_path, "root").issue("server"))
     context.set_alpn_protocols(["h2"])

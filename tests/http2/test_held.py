@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import struct
 import threading
-from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
 
 from service.http2 import Limits
 from service.http2.frames import END_HEADERS, HEADERS, frame
-from tests.http2.echo import ROUTES, Unary, echo
+from tests.http2.echo import ROUTES, Streaming, Unary, echo
 from tests.http2.wire import (
     STREAM,
     UNARY,
@@ -49,7 +49,7 @@ UNFINISHED = {
 
 
 @pytest.mark.parametrize("kind", UNFINISHED)
-def test_all_that_is_not_whole_is_counted_and_bounded(kind):
+def test_all_that_is_not_whole_is_counted_and_bounded(kind: str) -> None:
     make, size = UNFINISHED[kind]
     with running(ROUTES, limits=Limits(held_bytes=90 * size)) as server:
         with Caller(server) as some:
@@ -66,7 +66,7 @@ def test_all_that_is_not_whole_is_counted_and_bounded(kind):
 @pytest.mark.parametrize(
     "frames", [frame(HEADERS, 0, 1, BLOCK), frame(HEADERS, END_HEADERS, 1, BLOCK)[:-1]]
 )
-def test_frames_and_header_blocks_that_are_not_whole_are_counted_and_bounded(frames):
+def test_frames_and_header_blocks_that_are_not_whole_are_counted_and_bounded(frames: Any) -> None:
     with running(ROUTES, limits=Limits(held_bytes=100_000)) as server:
         callers = [Caller(server) for _ in range(20)]
         for number, caller in enumerate(callers):
@@ -80,40 +80,44 @@ def test_frames_and_header_blocks_that_are_not_whole_are_counted_and_bounded(fra
         eventually(lambda: server.held_bytes == 0)
 
 
-def test_call_of_too_many_headers_is_rejected():
+def test_call_of_too_many_headers_is_rejected() -> None:
     with running(ROUTES) as server, Caller(server) as caller:
         caller.send(opening(1, UNARY, *[(b"x", b"1")] * 200))
         assert b"expected at most 128 headers, got 20" in caller.status()
 
 
 @pytest.mark.parametrize("path", [UNARY, STREAM])
-def test_what_takes_long_to_unfold_is_done_in_turns(path, monkeypatch):
+def test_what_takes_long_to_unfold_is_done_in_turns(
+    path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a burst of such messages one is handled, then what another connection sent meanwhile."""
     monkeypatch.setattr("service.http2.server.TURN_S", 0.0)
+    order: list[Any]
     order, began, sent = [], threading.Event(), threading.Event()
 
-    def handle(calls):
+    def handle(calls: Any) -> None:
         order.extend(len(call.message) for call in calls)
         began.set()
         sent.wait(30)
         echo(calls)
 
     class Receiver:
-        def __init__(self, call):
+        def __init__(self, call: Any) -> None:
             self.call = call
 
-        def message(self, message):
+        def message(self, message: Any) -> None:
             order.append(len(message))
             began.set()
             sent.wait(30)
 
-        def half_closed(self):
+        def half_closed(self) -> None:
             self.call.end()
 
-        def cancelled(self):
+        def cancelled(self) -> None:
             pass
 
-    routes = {UNARY: Unary(handle), STREAM: replace(ROUTES[STREAM], open=Receiver)}
+    receiver: Any = Receiver
+    routes = {UNARY: Unary(handle), STREAM: Streaming(receiver)}
     bomb, count = compressed(bytes(2**21)), 12
     with running(routes) as server, Caller(server) as large, Caller(server) as small:
         if path == UNARY:
@@ -132,7 +136,7 @@ def test_what_takes_long_to_unfold_is_done_in_turns(path, monkeypatch):
     assert order.index(5) < 4
 
 
-def test_bytes_that_a_connection_holds_are_given_back_when_its_caller_goes():
+def test_bytes_that_a_connection_holds_are_given_back_when_its_caller_goes() -> None:
     with running(ROUTES) as server:
         with Caller(server) as caller:
             half = b"\0" + struct.pack(">I", 60_000) + bytes(16_000)
@@ -144,7 +148,7 @@ def test_bytes_that_a_connection_holds_are_given_back_when_its_caller_goes():
         assert server.connections == 0
 
 
-def test_one_connection_may_send_large_messages_in_turn_only():
+def test_one_connection_may_send_large_messages_in_turn_only() -> None:
     """Each gets 64 KiB; no more than the reservation beyond that, however many there are."""
     limits = Limits(reserved_bytes=2**20)
     with running(ROUTES, limits=limits) as server, Caller(server) as caller:
@@ -158,7 +162,7 @@ def test_one_connection_may_send_large_messages_in_turn_only():
         assert [stream for stream in granted if stream] == [1]
 
 
-def test_many_large_messages_of_one_connection_all_come_through():
+def test_many_large_messages_of_one_connection_all_come_through() -> None:
     """More than its reservation at the same time, and none waits for ever."""
     limits = Limits(reserved_bytes=2**21)
     with (
@@ -173,7 +177,7 @@ def test_many_large_messages_of_one_connection_all_come_through():
         assert server.held_bytes == 0
 
 
-def test_connection_that_holds_most_of_too_much_loses_its_largest_call():
+def test_connection_that_holds_most_of_too_much_loses_its_largest_call() -> None:
     limits = Limits(held_bytes=125_000)
     with running(ROUTES, limits=limits) as server, Caller(server) as small, Caller(server) as large:
         half = b"\0" + struct.pack(">I", 60_000) + bytes(10_000)

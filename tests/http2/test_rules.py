@@ -92,7 +92,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_rule_of_the_connection_ends_it(name):
+def test_broken_rule_of_the_connection_ends_it(name: str) -> None:
     frames, code = BROKEN[name]
     connection = greeted()
     connection.receive(frames, 0.0)
@@ -126,7 +126,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_request_is_reset_and_its_neighbour_is_served(name):
+def test_malformed_request_is_reset_and_its_neighbour_is_served(name: str) -> None:
     connection = greeted()
     events = connection.receive(request(fields=MALFORMED[name]) + request(3, end=True), 0.0)
     assert not connection.closed
@@ -135,7 +135,7 @@ def test_malformed_request_is_reset_and_its_neighbour_is_served(name):
 
 
 @pytest.mark.parametrize("body", [b"1234", b"123456"])
-def test_body_of_another_length_than_announced_is_reset(body):
+def test_body_of_another_length_than_announced_is_reset(body: bytes) -> None:
     connection = greeted()
     fields = block((b"content-length", b"5"))
     events = connection.receive(request(fields=fields) + frame(DATA, END_STREAM, 1, body), 0.0)

@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 import threading
+from typing import Any
 
 import grpc
 import pytest
@@ -35,7 +36,7 @@ from tests.http2.wire import (
 LONG_S = 60
 
 
-def test_messages_of_every_size_come_back():
+def test_messages_of_every_size_come_back() -> None:
     with running(ROUTES) as server, connected(server) as channel:
         echo = channel.unary_unary(UNARY)
         for size in (0, 1, 16_379, 16_380, 65_530, 65_531, 100_000, 3_000_000):
@@ -44,13 +45,13 @@ def test_messages_of_every_size_come_back():
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-def test_compressed_calls_get_compressed_answers(compression):
+def test_compressed_calls_get_compressed_answers(compression: Any) -> None:
     with running(ROUTES) as server, connected(server, compression=compression) as channel:
         message = b"0123456789" * 100_000
         assert channel.unary_unary(UNARY)(message, timeout=LONG_S) == message
 
 
-def test_unknown_compression_is_told_which_are_known():
+def test_unknown_compression_is_told_which_are_known() -> None:
     with running(ROUTES) as server, Caller(server) as caller:
         caller.send(opening(1, UNARY, (b"grpc-encoding", b"snappy")))
         assert b"identity,gzip,deflate" in caller.status()
@@ -60,15 +61,15 @@ def test_unknown_compression_is_told_which_are_known():
     ("path", "code"),
     [("/test.Echo/Nope", "UNIMPLEMENTED"), ("/", "UNIMPLEMENTED"), ("/x/y/z", "UNIMPLEMENTED")],
 )
-def test_unknown_method(path, code):
+def test_unknown_method(path: str, code: str) -> None:
     with running(ROUTES) as server, connected(server) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(path)(b"", timeout=LONG_S)
         assert caught.value.code().name == code
 
 
-def test_metadata_both_ways_and_status_with_details():
-    def refuse(calls):
+def test_metadata_both_ways_and_status_with_details() -> None:
+    def refuse(calls: Any) -> None:
         for each in calls:
             shown = dict(each.metadata)
             each.end(
@@ -81,21 +82,22 @@ def test_metadata_both_ways_and_status_with_details():
             channel.unary_unary(UNARY)(b"", metadata=metadata, timeout=LONG_S)
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert caught.value.details() == "é % hello"
-        trailers = dict(caught.value.trailing_metadata())
+        sent: Any = caught.value.trailing_metadata()
+        trailers = dict(sent)
         assert trailers == {"x-back-bin": b"\0\xff\n", "x-a": "b"}
 
 
-def test_stream_comes_back_whole_and_in_order_whatever_is_ahead():
+def test_stream_comes_back_whole_and_in_order_whatever_is_ahead() -> None:
     messages = [bytes([n % 251]) * (n * 977 % 70_000) for n in range(200)]
     with running(ROUTES) as server, connected(server) as channel:
         assert list(channel.stream_stream(STREAM)(iter(messages), timeout=LONG_S)) == messages
         assert server.held_bytes == 0
 
 
-def test_stream_ends_at_its_deadline():
+def test_stream_ends_at_its_deadline() -> None:
     receivers = []
 
-    def open_one(each):
+    def open_one(each: Any) -> Any:
         receivers.append(EchoReceiver(each))
         return receivers[-1]
 
@@ -105,7 +107,7 @@ def test_stream_ends_at_its_deadline():
         eventually(lambda: receivers and receivers[0].ended == "cancelled")
 
 
-def test_deadlines_of_streams_that_have_ended_are_not_kept():
+def test_deadlines_of_streams_that_have_ended_are_not_kept() -> None:
     with running(ROUTES) as server, Caller(server) as caller:
         for number in range(3000):
             stream_id = 2 * number + 1
@@ -116,10 +118,10 @@ def test_deadlines_of_streams_that_have_ended_are_not_kept():
         assert len(server._deadlines) <= 1100
 
 
-def test_receiver_is_told_once_that_its_caller_left():
+def test_receiver_is_told_once_that_its_caller_left() -> None:
     receivers = []
 
-    def open_one(each):
+    def open_one(each: Any) -> Any:
         receivers.append(EchoReceiver(each))
         return receivers[-1]
 
@@ -132,10 +134,10 @@ def test_receiver_is_told_once_that_its_caller_left():
         assert not receivers[0].call.end()
 
 
-def test_receiver_is_told_why_the_transport_ended_its_call():
+def test_receiver_is_told_why_the_transport_ended_its_call() -> None:
     receivers = []
 
-    def open_one(each):
+    def open_one(each: Any) -> Any:
         receivers.append(EchoReceiver(each))
         return receivers[-1]
 
@@ -145,7 +147,7 @@ def test_receiver_is_told_why_the_transport_ended_its_call():
         eventually(lambda: receivers and receivers[0].ended.startswith("8 "))
 
 
-def test_call_that_was_cancelled_is_marked_and_its_answer_reaches_nobody():
+def test_call_that_was_cancelled_is_marked_and_its_answer_reaches_nobody() -> None:
     held = Held()
     with running(held.routes) as server, connected(server) as channel:
         running_call = channel.unary_unary("/test.Echo/Held").future(b"x")
@@ -155,7 +157,7 @@ def test_call_that_was_cancelled_is_marked_and_its_answer_reaches_nobody():
         assert not each.respond(b"too late")
 
 
-def test_answers_of_many_connections_come_from_one_thread_at_once():
+def test_answers_of_many_connections_come_from_one_thread_at_once() -> None:
     held = Held()
     with running(held.routes) as server:
         callers = [Caller(server) for _ in range(5)]
@@ -172,11 +174,11 @@ def test_answers_of_many_connections_come_from_one_thread_at_once():
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory):
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls"), "root")
 
 
-def context_of(authority, *, mutual=False):
+def context_of(authority: Any, *, mutual: bool = False) -> Any:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*authority.issue("server"))
     context.set_alpn_protocols(["h2"])
@@ -186,21 +188,21 @@ def context_of(authority, *, mutual=False):
     return context
 
 
-def secure(server, authority, pair=(None, None)):
+def secure(server: Any, authority: Any, pair: Any = (None, None)) -> Any:
     key = pair[1] and pair[1].read_bytes()
     certificate = pair[0] and pair[0].read_bytes()
     credentials = grpc.ssl_channel_credentials(authority.root.read_bytes(), key, certificate)
     return grpc.secure_channel(f"localhost:{server.port}", credentials)
 
 
-def test_tls_carries_calls_of_every_size(authority):
+def test_tls_carries_calls_of_every_size(authority: Authority) -> None:
     context = context_of(authority)
     with running(ROUTES, tls=lambda: context) as server, secure(server, authority) as channel:
         for size in (0, 100, 3_000_000):
             assert len(channel.unary_unary(UNARY)(bytes(size), timeout=LONG_S)) == size
 
 
-def test_mutual_tls_asks_for_a_certificate(authority):
+def test_mutual_tls_asks_for_a_certificate(authority: Authority) -> None:
     context = context_of(authority, mutual=True)
     with running(ROUTES, tls=lambda: context) as server:
         with secure(server, authority, authority.issue("caller")) as channel:
@@ -209,7 +211,7 @@ def test_mutual_tls_asks_for_a_certificate(authority):
             channel.unary_unary(UNARY)(b"x", timeout=LONG_S)
 
 
-def test_handshakes_that_stall_hold_up_nobody_and_end_in_time(authority):
+def test_handshakes_that_stall_hold_up_nobody_and_end_in_time(authority: Authority) -> None:
     context = context_of(authority)
     limits = Limits(handshake_s=0.5)
     with running(ROUTES, tls=lambda: context, limits=limits) as server:
@@ -223,7 +225,7 @@ def test_handshakes_that_stall_hold_up_nobody_and_end_in_time(authority):
             each.close()
 
 
-def hello(size, *, record=16_000):
+def hello(size: Any, *, record: int = 16_000) -> bytes:
     """The first bytes of a handshake whose message claims a size, in records."""
     message = b"\1" + size.to_bytes(3, "big") + b"\3\3" + bytes(16_000)
     pieces = [message[i : i + record] for i in range(0, 16_000, record)]
@@ -231,7 +233,9 @@ def hello(size, *, record=16_000):
 
 
 @pytest.mark.parametrize("said", [hello(131_000), hello(131_000, record=1), hello(2000, record=3)])
-def test_handshake_that_claims_much_memory_is_ended_at_once(authority, said):
+def test_handshake_that_claims_much_memory_is_ended_at_once(
+    authority: Authority, said: bytes
+) -> None:
     context = context_of(authority)
     with running(ROUTES, tls=lambda: context) as server:
         for step in (len(said), 4):  # in one packet, and in several
@@ -245,7 +249,7 @@ def test_handshake_that_claims_much_memory_is_ended_at_once(authority, said):
             assert channel.unary_unary(UNARY)(b"x", timeout=LONG_S) == b"x"
 
 
-def test_handshakes_that_stall_take_half_of_the_connections_at_most(authority):
+def test_handshakes_that_stall_take_half_of_the_connections_at_most(authority: Authority) -> None:
     context = context_of(authority)
     with contextlib.ExitStack() as stack:
         limits = Limits(connections=8)
@@ -262,7 +266,7 @@ def test_handshakes_that_stall_take_half_of_the_connections_at_most(authority):
                 assert late.unary_unary(UNARY)(b"x", timeout=LONG_S) == b"x"
 
 
-def test_caller_that_does_not_speak_http_2_is_disconnected(authority):
+def test_caller_that_does_not_speak_http_2_is_disconnected(authority: Authority) -> None:
     context = context_of(authority)
     plain = ssl.create_default_context(cafile=authority.root)
     plain.set_alpn_protocols(["http/1.1"])
@@ -274,11 +278,11 @@ def test_caller_that_does_not_speak_http_2_is_disconnected(authority):
             assert talking.recv(1) == b""
 
 
-def test_one_turn_of_the_loop_reads_a_few_connections():
+def test_one_turn_of_the_loop_reads_a_few_connections() -> None:
     """Calls on the others wait in their sockets, not in a queue that would refuse them."""
     bursts, sent = [], threading.Event()
 
-    def receive(calls):
+    def receive(calls: Any) -> None:
         bursts.append(len(calls))
         sent.wait(LONG_S)
         calls[0].respond_all([(call, b"") for call in calls])
@@ -299,18 +303,18 @@ class Overloaded:
 
     asked = 0
 
-    def admit(self, call):
+    def admit(self, call: Any) -> bool:
         return True
 
-    def refused(self, calls, code, message):
+    def refused(self, calls: Any, code: Any, message: Any) -> None:
         pass
 
-    def overload_s(self):
+    def overload_s(self) -> float:
         self.asked += 1
         return 0.002
 
 
-def test_overloaded_server_goes_on_answering():
+def test_overloaded_server_goes_on_answering() -> None:
     hooks = Overloaded()
     with running(ROUTES, hooks=hooks) as server, Caller(server) as caller:
         caller.send(call(1) + call(3))
@@ -319,7 +323,9 @@ def test_overloaded_server_goes_on_answering():
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_burst_of_frames_on_one_connection_is_answered_whole(encrypted, authority):
+def test_burst_of_frames_on_one_connection_is_answered_whole(
+    encrypted: bool, authority: Authority
+) -> None:
     """Nothing comes after it that would wake the loop."""
     context, count = context_of(authority), 3 * MAX_FRAMES_AT_ONCE
     pings = frame(PING, 0, 0, b"01234567") * count
@@ -334,12 +340,12 @@ def test_burst_of_frames_on_one_connection_is_answered_whole(encrypted, authorit
         assert len(list(itertools.islice(answers, count))) == count
 
 
-def test_stream_is_opened_before_its_messages_come_whatever_else_the_loop_has_to_do():
+def test_stream_is_opened_before_its_messages_come_whatever_else_the_loop_has_to_do() -> None:
     """A connection has so many frames at a time: here the last one opens a stream."""
     pairs, ended = MAX_FRAMES_AT_ONCE // 2, threading.Event()
     with running(ROUTES, limits=Limits(streams=2 * pairs)) as server, Caller(server) as caller:
 
-        def wake():
+        def wake() -> None:
             while not ended.is_set():
                 server.call_soon(lambda: None)
 

@@ -8,11 +8,15 @@ import re
 import shutil
 import time
 import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, RunningServer, wait_until
 from tests.monitoring import documents
 from tests.monitoring.check import problems, promtool
 from tests.monitoring.dashboard import (
@@ -37,18 +41,20 @@ LOAD_S = 16
 
 
 @pytest.fixture(scope="module")
-def rules():
+def rules() -> list[Any]:
     return [rule for group in documents.read_rules() for rule in group["rules"]]
 
 
 @pytest.fixture(scope="module")
-def alerts(rules):
+def alerts(rules: list[Any]) -> dict[Any, Any]:
     return {rule["alert"]: rule for rule in rules if "alert" in rule}
 
 
 @pytest.mark.full
 @needs_prometheus
-def test_prometheus_finds_every_panel_and_rule_of_a_loaded_server(start_server, sample):
+def test_prometheus_finds_every_panel_and_rule_of_a_loaded_server(
+    start_server: Callable[..., RunningServer], sample: dict[str, np.ndarray]
+) -> None:
     server = start_server(*FLAGS)
     with running_prometheus(server.http.removeprefix("http://"), RULES) as prometheus:
         start = time.time()
@@ -70,31 +76,33 @@ def test_prometheus_finds_every_panel_and_rule_of_a_loaded_server(start_server, 
         wait_until(lambda: state(prometheus, "DigitsDown") == "pending")
 
 
-def value(prometheus, expr):
+def value(prometheus: Any, expr: Any) -> Any:
     found = prometheus.query(expr)
     return found[0].points[0][1] if found else math.nan
 
 
-def state(prometheus, alert):
+def state(prometheus: Any, alert: Any) -> Any:
     return next(rule["state"] for rule in prometheus.rules() if rule["name"] == alert)
 
 
 @pytest.mark.full
 @needs_prometheus
-def test_rules_pass_every_lint():
+def test_rules_pass_every_lint() -> None:
     assert promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES)) == []
 
 
 @pytest.mark.full
 @needs_prometheus
-def test_alerts_fire_when_they_should_and_only_then():
+def test_alerts_fire_when_they_should_and_only_then() -> None:
     assert promtool("test", "rules", str(MONITORING / "rules_test.yaml")) == []
 
 
 @pytest.mark.full
 @needs_prometheus
 @pytest.mark.parametrize("expr", ["vector(1) > 1", "vector(1)"], ids=["never", "always"])
-def test_alerts_that_never_or_always_fire_fail_their_tests(expr, tmp_path, alerts):
+def test_alerts_that_never_or_always_fire_fail_their_tests(
+    expr: str, tmp_path: Path, alerts: dict[Any, Any]
+) -> None:
     groups = yaml.safe_load(RULES.read_text())
     for group in groups["groups"]:
         for rule in group["rules"]:
@@ -106,7 +114,7 @@ def test_alerts_that_never_or_always_fire_fail_their_tests(expr, tmp_path, alert
     assert failed == set(alerts)
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do(alerts):
+def test_every_alert_says_how_bad_it_is_and_what_to_do(alerts: dict[Any, Any]) -> None:
     headings = re.findall(r"^### (\w+)$", RUNBOOK.read_text(), re.MULTILINE)
     assert headings == list(alerts)
     for name, alert in alerts.items():
@@ -115,12 +123,12 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do(alerts):
         assert alert["annotations"]["runbook"] == f"docs/runbook.md#{name.lower()}"
 
 
-def exported(server):
+def exported(server: RunningServer) -> tuple[str, set[Any]]:
     text = urllib.request.urlopen(f"{server.http}/metrics").read().decode()
     return text, set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
 
 
-def asked_for(text):
+def asked_for(text: str) -> set[Any]:
     """Our metrics' names in any text, without the endings of a histogram's series."""
     names = re.findall(r"(?<![:\w])(?:digits|grpc_server|process)_[a-z_]+[a-z]\b", text)
     return {
@@ -129,14 +137,16 @@ def asked_for(text):
     }
 
 
-def test_tables_are_what_the_server_exports(start_server):
+def test_tables_are_what_the_server_exports(start_server: Callable[..., RunningServer]) -> None:
     text, _ = exported(start_server())
     written = {"metrics": documents.metrics_table(text), "alerts": documents.alerts_table()}
     document = (ROOT / "docs/metrics.md").read_text()
     assert document == documents.filled_in(document, written), REGENERATE
 
 
-def test_everything_asks_for_metrics_that_exist(start_server, rules):
+def test_everything_asks_for_metrics_that_exist(
+    start_server: Callable[..., RunningServer], rules: list[Any]
+) -> None:
     _, names = exported(start_server())
     texts = {
         "rules": " ".join(rule["expr"] for rule in rules),
@@ -148,10 +158,10 @@ def test_everything_asks_for_metrics_that_exist(start_server, rules):
         assert asked_for(text) - names == set(), where
 
 
-def test_calls_are_those_of_every_method_that_classifies(rules):
+def test_calls_are_those_of_every_method_that_classifies(rules: list[Any]) -> None:
     calls = "Classify|ModelInfer"
 
-    def asked_of(expressions):
+    def asked_of(expressions: Any) -> set[Any]:
         return set(re.findall(r'grpc_method=~?"([^"]*)"', " ".join(expressions)))
 
     assert asked_of(rule["expr"] for rule in rules) == {calls}
@@ -160,13 +170,13 @@ def test_calls_are_those_of_every_method_that_classifies(rules):
     assert asked_of([RUNBOOK.read_text()]) == {calls}
 
 
-def test_rule_of_the_operator_is_the_plain_one():
+def test_rule_of_the_operator_is_the_plain_one() -> None:
     written = (MONITORING / "prometheusrule.yaml").read_text()
     assert written == documents.prometheusrule(), REGENERATE
     assert yaml.safe_load(written)["spec"] == yaml.safe_load(RULES.read_text())
 
 
-def test_dashboard_asks_the_data_source_and_jobs_that_were_chosen():
+def test_dashboard_asks_the_data_source_and_jobs_that_were_chosen() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     assert {v["name"] for v in dashboard["templating"]["list"]} == {"datasource", "job"}
     for panel in dashboard["panels"]:
@@ -178,7 +188,7 @@ def test_dashboard_asks_the_data_source_and_jobs_that_were_chosen():
             assert set(used) <= VARIABLES.keys()
 
 
-def test_panels_do_not_overlap():
+def test_panels_do_not_overlap() -> None:
     cells = [
         (x, y)
         for left, top, width, height in (panel.place for panel in read_panels())
@@ -189,5 +199,5 @@ def test_panels_do_not_overlap():
     assert max(x for x, _ in cells) == 23
 
 
-def test_job_is_one_that_the_rules_look_for():
+def test_job_is_one_that_the_rules_look_for() -> None:
     assert re.fullmatch(".*digits-serving", JOB)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -12,7 +14,7 @@ from google.rpc import status_pb2
 from digits.v1 import digits_pb2
 from service.rpc.classify import SERVICE
 from tests.calls import scrape
-from tests.conftest import wait_until
+from tests.conftest import RunningServer, wait_until
 from tests.fuzz import inputs
 
 pytestmark = pytest.mark.full
@@ -22,7 +24,9 @@ SCRIPTS, CALLS = 4, 60
 FLAGS = ("--max-images-per-request=64", "--request-log-per-s=0")
 
 
-def script(seed):
+def script(
+    seed: int,
+) -> Iterator[tuple[Any, str, list[Any], Any] | tuple[str, str, list[Any], Any]]:
     """Calls, one after the other: path, kind, messages, metadata, seconds until the deadline."""
     rng = random.Random(seed)
     seeds = {
@@ -47,20 +51,22 @@ def script(seed):
         yield path, "unary", [message], metadata
 
 
-def stripped(path, answer):
+def stripped(path: Any, answer: Any) -> Any:
     """An answer without what two servers may say differently."""
     if path.endswith("/Classify"):
         response = digits_pb2.ClassifyResponse.FromString(answer)
         response.ClearField("timing")
         return response.SerializeToString(deterministic=True)
     if path.endswith("/ClassifyStream"):
-        response = digits_pb2.ClassifyStreamResponse.FromString(answer)
-        response.response.ClearField("timing")
-        return response.SerializeToString(deterministic=True)
+        item = digits_pb2.ClassifyStreamResponse.FromString(answer)
+        item.response.ClearField("timing")
+        return item.SerializeToString(deterministic=True)
     return answer
 
 
-def outcome(channel, path, kind, messages, metadata):
+def outcome(
+    channel: Any, path: Any, kind: Any, messages: Any, metadata: Any
+) -> tuple[Any, Any, Any, list[Any], list[Any]]:
     """What a caller sees: status, message, details, answers."""
     if kind == "stream":
         call = channel.stream_stream(path)(iter(messages), metadata=metadata, timeout=60)
@@ -82,15 +88,19 @@ def outcome(channel, path, kind, messages, metadata):
     )
 
 
-def counts(series):
+def counts(series: Any) -> dict[Any, Any]:
     """The counts that calls make, without times."""
-    names = ("grpc_server_started_total", "grpc_server_handled_total", "digits_images_total")
-    names += ("digits_requests_dropped_total", "digits_predictions_total", "digits_queue_seconds_c")
+    names = (
+        *("grpc_server_started_total", "grpc_server_handled_total", "digits_images_total"),
+        *("digits_requests_dropped_total", "digits_predictions_total", "digits_queue_seconds_c"),
+    )
     return {name: value for name, value in series.items() if name.startswith(names)}
 
 
 @pytest.mark.parametrize("seed", range(SCRIPTS))
-def test_same_calls_same_ends_same_counts(start_server, seed):
+def test_same_calls_same_ends_same_counts(
+    start_server: Callable[..., RunningServer], seed: Any
+) -> None:
     seen, counted = [], []
     for transport in ("http2", "grpcio"):
         server = start_server(f"--transport={transport}", *FLAGS)
@@ -98,7 +108,7 @@ def test_same_calls_same_ends_same_counts(start_server, seed):
             seen.append([outcome(channel, *call) for call in script(seed)])
         started = sum(v for k, v in scrape(server).items() if "started_total" in k)
 
-        def settled(server=server, started=started):
+        def settled(server: Any = server, started: Any = started) -> Any:
             series = scrape(server)
             return sum(v for k, v in series.items() if "handled_total" in k) == started and series
 

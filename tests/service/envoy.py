@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ TEMPLATE = ROOT / "deploy/examples/envoy.yaml"
 CHECK_INTERVAL_S, CHECK_TIMEOUT_S = 0.25, 1.0
 
 
-def envoy_program():
+def envoy_program() -> Any:
     beside = Path(sys.executable).with_name("envoy")
     program = str(beside) if beside.exists() else shutil.which("envoy")
     if program is None:
@@ -30,7 +31,7 @@ def envoy_program():
 class Envoy:
     """The template, with addresses of this test and faster checks."""
 
-    def __init__(self, folder, backends):
+    def __init__(self, folder: Path, backends: Any) -> None:
         config = yaml.safe_load(TEMPLATE.read_text())
         config["admin"]["address"]["socket_address"]["port_value"] = 0
         listen = config["static_resources"]["listeners"][0]["address"]["socket_address"]
@@ -62,25 +63,25 @@ class Envoy:
             raise
         self.address = f"127.0.0.1:{port}"
 
-    def _endpoint(self, address):
+    def _endpoint(self, address: str) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
         host, _, port = address.rpartition(":")
         where = {"socket_address": {"address": host, "port_value": int(port)}}
         return {"endpoint": {"address": where}}
 
-    def _alive(self):
+    def _alive(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         return True
 
-    def _get(self, path):
+    def _get(self, path: Any) -> Any:
         return urllib.request.urlopen(f"http://{self.admin}/{path}", timeout=10).read()
 
-    def healthy(self):
+    def healthy(self) -> Any:
         """How many servers get calls."""
         with contextlib.suppress(OSError):
             stats = self._get("stats?filter=cluster.digits.membership_healthy&format=json")
             return json.loads(stats)["stats"][0]["value"]
         return 0
 
-    def close(self):
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()

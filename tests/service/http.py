@@ -8,9 +8,10 @@ import socket
 import urllib.error
 import urllib.request
 from collections import Counter
+from typing import Any
 from urllib.parse import urlsplit
 
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, RunningServer
 
 SEVEN = SAMPLES / "7.png"
 JSON = "application/json"
@@ -20,7 +21,9 @@ STARTED = (
 )
 
 
-def ask(server, path, *, method=None, body=None, **headers):
+def ask(
+    server: RunningServer, path: Any, *, method: Any = None, body: Any = None, **headers: Any
+) -> tuple[Any, Any, Any]:
     """Status, headers and body of one request; ``content_type`` names that header."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(server.http + path, body, named, method=method)
@@ -32,7 +35,9 @@ def ask(server, path, *, method=None, body=None, **headers):
             return error.code, error.headers, error.read()
 
 
-def classify(server, body, content_type=JSON, **headers):
+def classify(
+    server: RunningServer, body: Any, content_type: Any = JSON, **headers: Any
+) -> tuple[Any, Any, Any]:
     """Status, headers and the JSON of /v1/classify."""
     if not isinstance(body, bytes):
         body = json.dumps(body).encode()
@@ -40,7 +45,7 @@ def classify(server, body, content_type=JSON, **headers):
     return answer[0], answer[1], json.loads(answer[2])
 
 
-def form(files):
+def form(files: Any) -> tuple[bytes, str]:
     """The body and the content type of a form, as a browser makes it."""
     head = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f.png"\r\n\r\n'
     return b"".join(head + data + b"\r\n" for data in files) + b"--x--\r\n", (
@@ -48,19 +53,19 @@ def form(files):
     )
 
 
-def connect(server):
+def connect(server: RunningServer) -> Any:
     address = urlsplit(server.http)
     return socket.create_connection((address.hostname, address.port), timeout=30)
 
 
-def metric(server, name):
+def metric(server: RunningServer, name: str) -> float:
     for line in ask(server, "/metrics")[2].decode().splitlines():
         if line.startswith(name + " "):
             return float(line.split()[-1])
     raise AssertionError(f"no {name}")
 
 
-def answers(server):
+def answers(server: RunningServer) -> Any:
     """Counted so far, by HTTP status."""
     lines = ask(server, "/metrics")[2].decode().splitlines()
     series = re.compile(r'digits_http_requests_total{status="(\d+)"} (.*)')

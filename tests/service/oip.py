@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from digits.oip import inference_pb2, inference_pb2_grpc
@@ -13,11 +15,18 @@ BLANK = np.zeros((1, 28, 28), np.uint8)
 Request = inference_pb2.ModelInferRequest
 
 
-def stub_of(channel):
+def stub_of(channel: Any) -> Any:
     return inference_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-def infer(images, datatype="UINT8", *, raw=True, form=(28, 28), **rest):
+def infer(
+    images: np.ndarray,
+    datatype: str = "UINT8",
+    *,
+    raw: bool = True,
+    form: Any = (28, 28),
+    **rest: Any,
+) -> Any:
     """A request for uint8[N, 28, 28]."""
     tensor = Request.InferInputTensor(name="image", datatype=datatype, shape=(len(images), *form))
     values = images if datatype == "UINT8" else (images / np.float32(255)).astype("<f4")
@@ -32,7 +41,7 @@ def infer(images, datatype="UINT8", *, raw=True, form=(28, 28), **rest):
     return request
 
 
-def broken(**changes):
+def broken(**changes: Any) -> Any:
     """A request with other things in its one tensor."""
     request = infer(BLANK)
     for name, value in changes.items():
@@ -45,7 +54,7 @@ def broken(**changes):
     return request
 
 
-def tensors_of(response):
+def tensors_of(response: Any) -> Any:
     """Its tensors by name, raw or typed."""
     raw, found = list(response.raw_output_contents), {}
     for tensor in response.outputs:
@@ -59,7 +68,7 @@ def tensors_of(response):
     return found
 
 
-def count_of(server, method, code):
+def count_of(server: Any, method: Any, code: Any) -> Any:
     return scrape(server)[
         f'grpc_server_handled_total{{grpc_code="{code}",grpc_method="{method}",'
         f'grpc_service="{SERVICE}",grpc_type="unary"}}'

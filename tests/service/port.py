@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -12,7 +14,9 @@ from service.playground.app import Offer, add_playground
 
 
 @contextlib.asynccontextmanager
-async def port(*, registry=None, is_alive=lambda: True, **offer):
+async def port(
+    *, registry: Any = None, is_alive: Any = lambda: True, **offer: Any
+) -> AsyncIterator[tuple[str, Any]]:
     ops = Ops(registry=registry or CollectorRegistry(), is_ready=lambda: True, is_alive=is_alive)
     defaults = {"is_ready": lambda: True, "describe": dict, "requests_per_s": 1000.0}
     extend = partial(add_playground, offer=Offer(**{**defaults, **offer}))
@@ -27,8 +31,8 @@ async def port(*, registry=None, is_alive=lambda: True, **offer):
 class FakeGate:
     """Takes requests of any form, and does with them what a test says."""
 
-    def __init__(self, submit):
+    def __init__(self, submit: Any) -> None:
         self.submit = submit
 
-    def count_images(self, field, size):
+    def count_images(self, field: Any, size: Any) -> int:
         return 1

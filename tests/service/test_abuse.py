@@ -9,7 +9,10 @@ import threading
 import time
 import urllib.request
 import zlib
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -22,7 +25,7 @@ from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.rpc.classify import SERVICE
 from tests.attacks import attacks
 from tests.calls import IMAGE, NO_RETRIES, TRANSPORTS, encoded, handled, pixels, refused, scrape
-from tests.conftest import running_server, wait_until
+from tests.conftest import RunningServer, running_server, wait_until
 from tests.memory import MIB, PeakMemory
 from tests.releases import check_answers, copy_release
 
@@ -44,13 +47,15 @@ ATTACKS = {
 }
 
 
-def stub_for(channel):
+def stub_for(channel: Any) -> Any:
     return digits_pb2_grpc.DigitClassifierServiceStub(channel)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_golden_digits_are_answered_during_an_attack_and_nothing_of_it_stays(server, attack):
+def test_golden_digits_are_answered_during_an_attack_and_nothing_of_it_stays(
+    server: RunningServer, attack: str
+) -> None:
     """That the server ends with 0 when it is drained is asserted where it is started."""
     process = psutil.Process(server.process.pid)
     check_answers(server)
@@ -68,7 +73,9 @@ def test_golden_digits_are_answered_during_an_attack_and_nothing_of_it_stays(ser
 
 @pytest.mark.full
 @TRANSPORTS
-def test_calls_behind_a_burst_of_somebody_elses_are_all_answered(start_server, transport):
+def test_calls_behind_a_burst_of_somebody_elses_are_all_answered(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     """By default grpc resets some of what waits, at random, once that is more than 1,000 calls."""
     server = start_server(f"--transport={transport}")
     with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
@@ -80,20 +87,22 @@ def test_calls_behind_a_burst_of_somebody_elses_are_all_answered(start_server, t
 
 
 @pytest.mark.full
-def test_resets_without_end_are_sent_away(start_server):
+def test_resets_without_end_are_sent_away(start_server: Callable[..., RunningServer]) -> None:
     server = start_server("--transport=http2")
     with attacks.reset_flood(server.address, FRAMES_PER_S) as sent:
         wait_until(lambda: len(sent) > 2)
 
 
 @pytest.mark.full
-def test_pings_without_end_are_sent_away_by_grpcio(start_server):
+def test_pings_without_end_are_sent_away_by_grpcio(
+    start_server: Callable[..., RunningServer],
+) -> None:
     server = start_server("--transport=grpcio")
     with attacks.ping_flood(server.address, FRAMES_PER_S) as sent:
         wait_until(lambda: len(sent) > 2)
 
 
-def test_metadata_over_the_limit_is_refused(server, channel):
+def test_metadata_over_the_limit_is_refused(server: RunningServer, channel: grpc.Channel) -> None:
     stub = stub_for(channel)
     fits = [("x-note", "x" * 15_000)]
     assert stub.Classify(pixels(IMAGE), metadata=fits).predictions
@@ -103,11 +112,13 @@ def test_metadata_over_the_limit_is_refused(server, channel):
 
 
 @TRANSPORTS
-def test_streams_over_the_limit_are_refused_until_one_ends(start_server, transport):
+def test_streams_over_the_limit_are_refused_until_one_ends(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", constants={f"{STREAM}.MAX_STREAMS": 4})
     ended = threading.Event()
 
-    def requests():
+    def requests() -> Iterator[Any]:
         yield digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE))
         ended.wait(60)
 
@@ -127,11 +138,13 @@ def test_streams_over_the_limit_are_refused_until_one_ends(start_server, transpo
 
 
 @TRANSPORTS
-def test_stream_in_which_nothing_moves_is_ended_and_a_slow_one_is_not(start_server, transport):
+def test_stream_in_which_nothing_moves_is_ended_and_a_slow_one_is_not(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", constants={f"{STREAM}.STREAM_IDLE_S": 1})
     never = threading.Event()
 
-    def requests(count):
+    def requests(count: int) -> Iterator[Any]:
         for _ in range(count):
             yield digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE))
             never.wait(0.25)
@@ -148,12 +161,12 @@ def test_stream_in_which_nothing_moves_is_ended_and_a_slow_one_is_not(start_serv
 
 
 @contextlib.contextmanager
-def unread_stream(server):
+def unread_stream(server: RunningServer) -> Iterator[tuple[Any, Any]]:
     """A stream of large requests that takes one answer, and the event that ends its requests."""
     large = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE * 4096))
     never = threading.Event()
 
-    def endless():
+    def endless() -> Iterator[Any]:
         while not never.is_set():
             yield large
 
@@ -166,7 +179,9 @@ def unread_stream(server):
 
 
 @TRANSPORTS
-def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
+def test_stream_that_nobody_reads_gives_its_place_back(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(
         f"--transport={transport}",
         constants={f"{STREAM}.STREAM_IDLE_S": 1, f"{STREAM}.MAX_STREAMS": 1},
@@ -174,7 +189,7 @@ def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
     with unread_stream(server) as (_, never):
         with grpc.insecure_channel(server.address, NO_RETRIES) as channel:
 
-            def served():
+            def served() -> bool:
                 answers = stub_for(channel).ClassifyStream(
                     iter([digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE))])
                 )
@@ -189,7 +204,9 @@ def test_stream_that_nobody_reads_gives_its_place_back(start_server, transport):
 
 
 @TRANSPORTS
-def test_stream_that_nobody_reads_ends_by_its_time_and_is_counted_so(start_server, transport):
+def test_stream_that_nobody_reads_ends_by_its_time_and_is_counted_so(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", constants={f"{STREAM}.STREAM_IDLE_S": 1})
     with unread_stream(server) as (stream, never):
         ended = partial(handled, server, method="ClassifyStream", kind="bidi_stream")
@@ -209,7 +226,9 @@ HUGE_BYTES = 300 * MIB
 @pytest.mark.full
 @pytest.mark.parametrize("compression", list(grpc.Compression)[::2], ids=["plain", "gzip"])
 @TRANSPORTS
-def test_huge_message_is_refused_before_it_fills_memory(start_server, transport, compression):
+def test_huge_message_is_refused_before_it_fills_memory(
+    start_server: Callable[..., RunningServer], transport: str, compression: Any
+) -> None:
     server = start_server(f"--transport={transport}")
     peak = PeakMemory(server)
     with peak, grpc.insecure_channel(server.address) as channel:
@@ -221,8 +240,8 @@ def test_huge_message_is_refused_before_it_fills_memory(start_server, transport,
     assert peak.grown < 64 * MIB
 
 
-def png(width, height):
-    def chunk(kind, body):
+def png(width: Any, height: Any) -> Any:
+    def chunk(kind: Any, body: Any) -> Any:
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
@@ -234,7 +253,7 @@ def png(width, height):
     )
 
 
-def webp():
+def webp() -> bytes:
     """A lossless one; its header counts in fields of 14 bits."""
     buffer = io.BytesIO()
     Image.new("RGB", (28, 28)).save(buffer, "WEBP", lossless=True)
@@ -244,7 +263,7 @@ def webp():
     return bytes(data)
 
 
-def with_size(kind, where, form, width, height):
+def with_size(kind: Any, where: Any, form: Any, width: Any, height: Any) -> bytes:
     """A small file whose header says another size."""
     buffer = io.BytesIO()
     Image.new("L", (28, 28)).save(buffer, kind)
@@ -264,7 +283,9 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_image_bomb_is_refused_before_it_is_unfolded(server, channel, bomb):
+def test_image_bomb_is_refused_before_it_is_unfolded(
+    server: RunningServer, channel: grpc.Channel, bomb: str
+) -> None:
     with PeakMemory(server) as peak:
         error = refused(stub_for(channel).Classify, encoded(BOMBS[bomb]), timeout=60)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -275,15 +296,15 @@ def test_image_bomb_is_refused_before_it_is_unfolded(server, channel, bomb):
 @pytest.mark.full
 @TRANSPORTS
 def test_ten_times_the_load_is_refused_in_bounded_memory_and_a_patient_caller_answered(
-    start_server, transport, sample
-):
+    start_server: Callable[..., RunningServer], transport: str, sample: dict[str, np.ndarray]
+) -> None:
     server = start_server(f"--transport={transport}", "--max-queue-images=256", "--instances=1")
     check_answers(server)
     images, labels = sample["images"][:20], sample["labels"][:20]
     ended = threading.Event()
-    codes = set()
+    codes: set[Any] = set()
 
-    def flood():
+    def flood() -> None:
         batch = pixels(IMAGE * 16)
         with grpc.insecure_channel(server.address, NO_RETRIES) as channel:
             stub = stub_for(channel)
@@ -305,7 +326,7 @@ def test_ten_times_the_load_is_refused_in_bounded_memory_and_a_patient_caller_an
     wait_until(lambda: scrape(server)["digits_queue_images"] == 0)
 
 
-def test_descriptors_are_left_for_files_whatever_connects(tmp_path):
+def test_descriptors_are_left_for_files_whatever_connects(tmp_path: Path) -> None:
     """From the start on: releases, tokens and what is imported late are read from files."""
     repository = tmp_path / "digits"
     repository.mkdir()

@@ -7,7 +7,10 @@ import itertools
 import json
 import queue
 import secrets
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -37,14 +40,14 @@ from tests.calls import (
     stream_of,
 )
 from tests.certificates import Authority
-from tests.conftest import SAMPLES, start_process, wait_until
+from tests.conftest import SAMPLES, RunningServer, start_process, wait_until
 
 BLANK = np.zeros((28, 28), np.uint8)
 DENIED = (grpc.StatusCode.UNAUTHENTICATED, "a valid bearer token is needed")
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path: Path) -> Path:
     path = tmp_path / "tokens"
     path.write_text(f"# who may call\nanna:{ANNA}\n\n{BERT}  # nobody knows who that is\n")
     path.chmod(0o600)
@@ -52,11 +55,13 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def guarded(start_server, file):
+def guarded(
+    start_server: Callable[..., RunningServer], file: Path
+) -> Iterator[Callable[..., tuple[RunningServer, Any]]]:
     """Starts a server with the file's tokens; returns it and a channel to it."""
     channels = []
 
-    def start(transport, *flags):
+    def start(transport: str, *flags: str) -> tuple[RunningServer, Any]:
         server = start_server(f"--transport={transport}", f"--auth-token-file={file}", *flags)
         channels.append(grpc.insecure_channel(server.address, options=NO_RETRIES))
         return server, channels[-1]
@@ -66,11 +71,11 @@ def guarded(start_server, file):
         channel.close()
 
 
-def stub_of(channel):
+def stub_of(channel: Any) -> Any:
     return digits_pb2_grpc.DigitClassifierServiceStub(channel)
 
 
-def methods(channel):
+def methods(channel: Any) -> dict[str, Any]:
     """Every method that needs a token, called with some metadata."""
     stub, reflection = stub_of(channel), reflection_pb2_grpc.ServerReflectionStub(channel)
     listing = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -104,7 +109,9 @@ WRONG = {
 
 
 @TRANSPORTS
-def test_call_without_a_valid_token_learns_nothing(guarded, transport):
+def test_call_without_a_valid_token_learns_nothing(
+    guarded: Callable[..., tuple[RunningServer, Any]], transport: str
+) -> None:
     server, channel = guarded(transport)
     images = scrape(server)["digits_images_total"]
     for (method, call), kind in itertools.product(methods(channel).items(), WRONG):
@@ -122,7 +129,9 @@ def test_call_without_a_valid_token_learns_nothing(guarded, transport):
 
 
 @TRANSPORTS
-def test_every_token_of_the_file_opens_every_method(guarded, transport):
+def test_every_token_of_the_file_opens_every_method(
+    guarded: Callable[..., tuple[RunningServer, Any]], transport: str
+) -> None:
     _, channel = guarded(transport)
     calls = methods(channel)
     unknown = calls.pop("unknown")
@@ -133,7 +142,7 @@ def test_every_token_of_the_file_opens_every_method(guarded, transport):
 
 
 @TRANSPORTS
-def test_health_is_open(guarded, transport):
+def test_health_is_open(guarded: Callable[..., tuple[RunningServer, Any]], transport: str) -> None:
     _, channel = guarded(transport)
     health = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=SERVICE)
@@ -144,7 +153,9 @@ def test_health_is_open(guarded, transport):
 
 
 @TRANSPORTS
-def test_refused_calls_do_not_harm_those_beside_them(guarded, transport, sample):
+def test_refused_calls_do_not_harm_those_beside_them(
+    guarded: Callable[..., tuple[RunningServer, Any]], transport: str, sample: dict[str, np.ndarray]
+) -> None:
     _, channel = guarded(transport)
     classify = stub_of(channel).Classify
     good, bad = [], []
@@ -156,7 +167,12 @@ def test_refused_calls_do_not_harm_those_beside_them(guarded, transport, sample)
     assert {future.code() for future in bad} == {grpc.StatusCode.UNAUTHENTICATED}
 
 
-def test_clients_show_their_token(guarded, file, sample, capsys):
+def test_clients_show_their_token(
+    guarded: Callable[..., tuple[RunningServer, Any]],
+    file: Path,
+    sample: dict[str, np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     server, _ = guarded("http2")
     assert server.announced["access"] == "plaintext, 2 token(s)"
     images = sample["images"][:5]
@@ -164,7 +180,7 @@ def test_clients_show_their_token(guarded, file, sample, capsys):
         digits = client.classify(images).digits
         assert client.get_model()[0].name == "digits"
 
-    async def ask():
+    async def ask() -> Any:
         async with AsyncDigitClient(server.address, token=BERT) as client:
             assert (await client.get_model())[0].name == "digits"
             return (await client.classify(images)).digits
@@ -180,26 +196,28 @@ def test_clients_show_their_token(guarded, file, sample, capsys):
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\n", "ä" * 40])
-def test_client_refuses_a_token_that_can_not_be_one(token):
+def test_client_refuses_a_token_that_can_not_be_one(token: Any) -> None:
     with pytest.raises(ValueError, match="token: expected printable ASCII") as caught:
         DigitClient(token=token)
     assert token not in str(caught.value) or not token
 
 
 @TRANSPORTS
-def test_tokens_are_exchanged_without_a_restart(guarded, file, transport):
+def test_tokens_are_exchanged_without_a_restart(
+    guarded: Callable[..., tuple[RunningServer, Any]], file: Path, transport: str
+) -> None:
     server, channel = guarded(transport)
     stub = stub_of(channel)
     carl = secrets.token_hex(32)
 
-    def ends(token):
+    def ends(token: str) -> tuple[Any, Any] | tuple[Any, str]:
         try:
             stub.Classify(pixels(IMAGE), metadata=bearer(token), timeout=30)
         except grpc.RpcError as error:
             return error.code(), error.details()
         return grpc.StatusCode.OK, ""
 
-    requests = queue.SimpleQueue()
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stream = stub.ClassifyStream(iter(requests.get, None), metadata=bearer(ANNA), timeout=60)
     requests.put(digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE)))
     assert next(stream).response.predictions
@@ -218,11 +236,13 @@ def test_tokens_are_exchanged_without_a_restart(guarded, file, transport):
     assert not any(token in server.log_text() for token in (ANNA, BERT, carl))
 
 
-def loads(server, result):
+def loads(server: RunningServer, result: Any) -> Any:
     return scrape(server)[f'digits_credential_loads_total{{kind="tokens",result="{result}"}}']
 
 
-def test_file_that_can_not_be_used_keeps_the_old_tokens_and_is_logged_once(guarded, file):
+def test_file_that_can_not_be_used_keeps_the_old_tokens_and_is_logged_once(
+    guarded: Callable[..., tuple[RunningServer, Any]], file: Path
+) -> None:
     server, channel = guarded("http2")
     classify = stub_of(channel).Classify
     assert loads(server, "refused") == loads(server, "loaded") == 0
@@ -246,14 +266,16 @@ def test_file_that_can_not_be_used_keeps_the_old_tokens_and_is_logged_once(guard
     assert ANNA not in server.log_text()
 
 
-def test_server_does_not_start_without_its_tokens(tmp_path):
+def test_server_does_not_start_without_its_tokens(tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = start_process(log, f"--auth-token-file={tmp_path / 'tokens'}")
     assert process.wait(60) == 2
     assert "can not serve: --auth-token-file: " in log.read_text()
 
 
-def test_token_on_plaintext_to_elsewhere_is_warned_about(guarded):
+def test_token_on_plaintext_to_elsewhere_is_warned_about(
+    guarded: Callable[..., tuple[RunningServer, Any]],
+) -> None:
     server, _ = guarded("http2", "--host=0.0.0.0")
     entries = [json.loads(line) for line in server.log_text().splitlines()]
     [warning] = [entry["message"] for entry in entries if entry["level"] == "warning"]
@@ -261,7 +283,9 @@ def test_token_on_plaintext_to_elsewhere_is_warned_about(guarded):
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plaintext", "TLS"])
-def test_token_on_plaintext_http_to_elsewhere_is_warned_about(guarded, tmp_path, tls):
+def test_token_on_plaintext_http_to_elsewhere_is_warned_about(
+    guarded: Callable[..., tuple[RunningServer, Any]], tmp_path: Path, tls: bool
+) -> None:
     flags = ["--host=0.0.0.0", "--playground"]
     if tls:
         certificate, key = Authority(tmp_path, "root").issue("server")
@@ -272,13 +296,15 @@ def test_token_on_plaintext_http_to_elsewhere_is_warned_about(guarded, tmp_path,
     assert warning.startswith("--auth-token-file with --playground, which has no TLS, on 0.0.0.0")
 
 
-def test_log_names_callers_and_never_their_tokens(guarded):
+def test_log_names_callers_and_never_their_tokens(
+    guarded: Callable[..., tuple[RunningServer, Any]],
+) -> None:
     server, channel = guarded("http2", "--request-log-per-s=100")
     for token in (ANNA, BERT):
         stub_of(channel).Classify(pixels(IMAGE), metadata=bearer(token))
     refused(stub_of(channel).Classify, pixels(IMAGE), metadata=bearer("y" * 64))
 
-    def lines():
+    def lines() -> list[Any]:
         entries = [json.loads(line) for line in server.log_text().splitlines()]
         return [entry for entry in entries if entry["message"].startswith("Classify ")]
 
@@ -291,7 +317,9 @@ def test_log_names_callers_and_never_their_tokens(guarded):
     assert not any(token in server.log_text() for token in (ANNA, BERT, "y" * 64))
 
 
-def test_nothing_is_warned_about_where_tokens_stay_on_this_machine(guarded):
+def test_nothing_is_warned_about_where_tokens_stay_on_this_machine(
+    guarded: Callable[..., tuple[RunningServer, Any]],
+) -> None:
     server, _ = guarded("http2", "--playground")
     assert "can read the tokens" not in server.log_text()
 
@@ -300,7 +328,9 @@ RATE = 50  # images a second, and so at once
 
 
 @TRANSPORTS
-def test_caller_that_asks_for_too_much_is_told_when_to_come_back(guarded, transport):
+def test_caller_that_asks_for_too_much_is_told_when_to_come_back(
+    guarded: Callable[..., tuple[RunningServer, Any]], transport: str
+) -> None:
     server, channel = guarded(transport, f"--rate-limit-images-per-s={RATE}")
     assert dropped(server, "rate_limited") == 0
     classify = stub_of(channel).Classify
@@ -325,7 +355,9 @@ def test_caller_that_asks_for_too_much_is_told_when_to_come_back(guarded, transp
     wait_until(lambda: again().code() is grpc.StatusCode.OK)
 
 
-def test_bad_request_costs_its_caller_nothing(guarded):
+def test_bad_request_costs_its_caller_nothing(
+    guarded: Callable[..., tuple[RunningServer, Any]],
+) -> None:
     _, channel = guarded("http2", "--rate-limit-images-per-s=1")
     classify = stub_of(channel).Classify
     for _ in range(5):
@@ -334,7 +366,9 @@ def test_bad_request_costs_its_caller_nothing(guarded):
     assert classify(pixels(IMAGE), metadata=bearer(ANNA)).predictions
 
 
-def test_files_are_paid_for_before_they_are_looked_at(guarded):
+def test_files_are_paid_for_before_they_are_looked_at(
+    guarded: Callable[..., tuple[RunningServer, Any]],
+) -> None:
     _, channel = guarded("http2", "--rate-limit-images-per-s=1")
     classify = stub_of(channel).Classify
     junk = partial(refused, classify, encoded(*[b"no image"] * 60), metadata=bearer(ANNA))
@@ -342,7 +376,9 @@ def test_files_are_paid_for_before_they_are_looked_at(guarded):
     assert junk().code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # for a minute
 
 
-def test_client_waits_as_long_as_the_rate_limit_asks(guarded):
+def test_client_waits_as_long_as_the_rate_limit_asks(
+    guarded: Callable[..., tuple[RunningServer, Any]],
+) -> None:
     server, _ = guarded("grpcio", "--rate-limit-images-per-s=100")
     with DigitClient(server.address, token=ANNA, timeout_s=60) as client:
         client.classify(np.zeros((400, 28, 28), np.uint8))  # three seconds of the rate are owed

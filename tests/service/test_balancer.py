@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 import subprocess
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
 
 import grpc
+import numpy as np
 import pytest
 import yaml
 
 from digits.client import AsyncDigitClient, Classification, DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.calls import NO_RETRIES, TRANSPORTS
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, RunningServer, wait_until
 from tests.service.envoy import CHECK_INTERVAL_S, CHECK_TIMEOUT_S, TEMPLATE, Envoy, envoy_program
 
 pytestmark = pytest.mark.full
@@ -29,51 +33,52 @@ STREAM_ITEMS = 20
 class Load:
     """Callers of every kind until told to stop. Every answer is checked."""
 
-    def __init__(self, address, images, expected):
+    def __init__(self, address: str, images: np.ndarray, expected: Any) -> None:
         self.address, self.images, self.expected = address, images, expected
+        self.failures: list[Any]
         self.failures, self.unary, self.streams, self.long_items = [], 0, 0, 0
         self._stop = threading.Event()
         self._count = threading.Lock()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         kinds = [self._unary] * UNARY_CALLERS + [self._short_streams] * STREAM_CALLERS
         kinds += [self._long_stream, self._async_long_stream]
         self._pool = ThreadPoolExecutor(len(kinds))
         self._callers = [self._pool.submit(kind) for kind in kinds]
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._pool.shutdown()
         for caller in self._callers:
             caller.result()
 
-    def wait_for(self, calls):
+    def wait_for(self, calls: Any) -> None:
         """Waits until this many more single calls were answered."""
         enough = self.unary + calls
         wait_until(lambda: self.unary >= enough)
 
-    def _done(self, kind):
+    def _done(self, kind: Any) -> None:
         with self._count:
             setattr(self, kind, getattr(self, kind) + 1)
 
-    def _stub(self):
+    def _stub(self) -> tuple[grpc.Channel, Any]:
         channel = grpc.insecure_channel(self.address, options=NO_RETRIES)
         return channel, digits_pb2_grpc.DigitClassifierServiceStub(channel)
 
-    def _request(self, number):
+    def _request(self, number: int) -> Any:
         return digits_pb2.ClassifyRequest(pixels=self._batch(number).tobytes())
 
-    def _batch(self, number):
+    def _batch(self, number: int) -> Any:
         start = number % 400
         return self.images[start : start + 1 + number % 8]
 
-    def _check(self, number, digits):
+    def _check(self, number: int, digits: Any) -> None:
         start = number % 400
         if digits != self.expected[start : start + 1 + number % 8]:
             self.failures.append(f"item {number}: another answer")
 
-    def _unary(self):
+    def _unary(self) -> None:
         channel, stub = self._stub()
         number = 0
         with channel:
@@ -87,7 +92,7 @@ class Load:
                     self._check(number, [p.digit for p in response.predictions])
                     self._done("unary")
 
-    def _short_streams(self):
+    def _short_streams(self) -> None:
         """Streams that end by themselves, well within the drain delay, without our client."""
         channel, stub = self._stub()
         with channel:
@@ -105,32 +110,32 @@ class Load:
                     self._check(number, [p.digit for p in answer.response.predictions])
                 self._done("streams")
 
-    def _batches(self):
+    def _batches(self) -> Iterator[Any]:
         number = 0
         while not self._stop.is_set():
             yield self._batch(number)
             number += 1
 
-    def _take(self, number, answer):
+    def _take(self, number: int, answer: Any) -> None:
         if isinstance(answer, Classification):
             self._check(number, answer.digits)
             self._done("long_items")
         else:
             self.failures.append(f"long stream: {answer}")
 
-    def _long_stream(self):
+    def _long_stream(self) -> None:
         """One stream from the first to the last moment, with our client."""
         with DigitClient(self.address) as client:
             for number, answer in enumerate(client.classify_stream(self._batches())):
                 self._take(number, answer)
 
-    def _async_long_stream(self):
-        async def source():
+    def _async_long_stream(self) -> None:
+        async def source() -> AsyncIterator[Any]:
             for batch in self._batches():
                 yield batch
                 await asyncio.sleep(0)
 
-        async def consume():
+        async def consume() -> None:
             number = 0
             async with AsyncDigitClient(self.address) as client:
                 async for answer in client.classify_stream(source()):
@@ -141,12 +146,14 @@ class Load:
 
 
 @pytest.fixture
-def behind_envoy(tmp_path, start_server, sample):
+def behind_envoy(
+    tmp_path: Path, start_server: Callable[..., RunningServer], sample: dict[str, np.ndarray]
+) -> Iterator[Callable[..., tuple[list[Any], Envoy, Any]]]:
     """Two servers, Envoy in front of them, and load on it."""
     envoy_program()
     with contextlib.ExitStack() as stack:
 
-        def start(*flags):
+        def start(*flags: str) -> tuple[list[Any], Envoy, Any]:
             with ThreadPoolExecutor() as pool:
                 servers = list(pool.map(lambda _: start_server(*flags), range(2)))
             images = sample["images"]
@@ -161,8 +168,10 @@ def behind_envoy(tmp_path, start_server, sample):
 
 @TRANSPORTS
 def test_no_call_fails_while_each_server_stops_and_comes_back(
-    behind_envoy, start_server, transport
-):
+    behind_envoy: Callable[..., tuple[list[Any], Envoy, Any]],
+    start_server: Callable[..., RunningServer],
+    transport: str,
+) -> None:
     flags = (f"--transport={transport}", f"--drain-delay-s={ENOUGH_DELAY_S}")
     servers, envoy, load = behind_envoy(*flags)
     load.wait_for(50)
@@ -179,7 +188,9 @@ def test_no_call_fails_while_each_server_stops_and_comes_back(
 
 
 @TRANSPORTS
-def test_without_a_drain_delay_the_same_load_sees_failures(behind_envoy, transport):
+def test_without_a_drain_delay_the_same_load_sees_failures(
+    behind_envoy: Callable[..., tuple[list[Any], Envoy, Any]], transport: str
+) -> None:
     """Or the test above would prove nothing."""
     (first, _), envoy, load = behind_envoy(f"--transport={transport}", "--drain-delay-s=0")
     load.wait_for(50)
@@ -191,13 +202,13 @@ def test_without_a_drain_delay_the_same_load_sees_failures(behind_envoy, transpo
     assert {failure.split(":")[0] for failure in load.failures} <= {"unary", "stream"}
 
 
-def test_template_is_valid_as_it_is(tmp_path):
+def test_template_is_valid_as_it_is(tmp_path: Path) -> None:
     command = [envoy_program(), "--mode", "validate", "-c", TEMPLATE, "--use-dynamic-base-id"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_template_and_the_manifests_agree_on_the_drain_delay():
+def test_template_and_the_manifests_agree_on_the_drain_delay() -> None:
     (cluster,) = yaml.safe_load(TEMPLATE.read_text())["static_resources"]["clusters"]
     (check,) = cluster["health_checks"]
     seen_s = sum(float(check[name].removesuffix("s")) for name in ("interval", "timeout"))

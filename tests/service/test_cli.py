@@ -11,7 +11,9 @@ import pytest
 @pytest.mark.parametrize(
     ("command", "package", "extra"), [("serve", "hpack", "cpu"), ("top", "rich", "top")]
 )
-def test_missing_package_is_named_with_what_installs_it(command, package, extra):
+def test_missing_package_is_named_with_what_installs_it(
+    command: str, package: str, extra: str
+) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; import service.cli as commands;"
     done = subprocess.run(
         [sys.executable, "-c", f"{code} sys.exit(commands.{command}([]))"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,17 +12,17 @@ from service.settings import ConfigError, flag_name, help_text, markdown_table, 
 ROOT = Path(__file__).parents[2]
 
 
-def errors_of(argv, environ=None):
+def errors_of(argv: Any, environ: Any = None) -> Any:
     with pytest.raises(ConfigError) as caught:
         load_config(argv, environ or {})
     return caught.value.errors
 
 
-def test_nothing_given_yields_the_defaults():
+def test_nothing_given_yields_the_defaults() -> None:
     assert load_config([], {"PATH": "/bin"}) == ServerConfig()
 
 
-def test_flag_wins_over_variable_which_wins_over_default():
+def test_flag_wins_over_variable_which_wins_over_default() -> None:
     environ = {"DIGITS_GRPC_PORT": "1", "DIGITS_HTTP_PORT": "2"}
     config = load_config(["--grpc-port", "3"], environ)
     assert (config.grpc_port, config.http_port) == (3, 2)
@@ -38,11 +39,11 @@ def test_flag_wins_over_variable_which_wins_over_default():
         (["--reflection"], {"DIGITS_REFLECTION": "0"}, True),
     ],
 )
-def test_switch_is_read_in_every_spelling(argv, environ, expected):
+def test_switch_is_read_in_every_spelling(argv: Any, environ: Any, expected: bool) -> None:
     assert load_config(argv, environ).reflection is expected
 
 
-def test_all_errors_are_reported_at_once():
+def test_all_errors_are_reported_at_once() -> None:
     errors = errors_of(
         ["--grpc-port=seven", "--bogus", "--device", "tpu", "--no-grpc-port"],
         {"DIGITS_MAX_BATCH_SIZE": "0", "DIGITS_TYPO": "1"},
@@ -57,29 +58,29 @@ def test_all_errors_are_reported_at_once():
     ]
 
 
-def test_service_link_of_kubernetes_is_explained():
+def test_service_link_of_kubernetes_is_explained() -> None:
     [error] = errors_of([], {"DIGITS_PORT": "tcp://10.0.0.1:50051"})
     assert "enableServiceLinks: false" in error
 
 
-def test_value_on_a_switch_that_turns_off_is_an_error():
+def test_value_on_a_switch_that_turns_off_is_an_error() -> None:
     assert "expected true or false" in errors_of(["--no-reflection=false"])[0]
 
 
-def test_flag_in_place_of_a_value_is_not_swallowed():
+def test_flag_in_place_of_a_value_is_not_swallowed() -> None:
     assert errors_of(["--host", "--bogus"])[-1] == "--host: expected a value, got nothing"
 
 
-def test_value_that_is_missing_or_not_finite_is_an_error():
+def test_value_that_is_missing_or_not_finite_is_an_error() -> None:
     assert errors_of(["--host"]) == ["--host: expected a value, got nothing"]
     assert "got nan" in errors_of(["--grace-s", "nan"])[0]
 
 
-def test_variable_of_training_is_not_the_servers_business():
+def test_variable_of_training_is_not_the_servers_business() -> None:
     assert load_config([], {"DIGITS_DATA": "/data"}) == ServerConfig()
 
 
-def test_every_setting_is_in_help_and_readme():
+def test_every_setting_is_in_help_and_readme() -> None:
     page = (ROOT / "docs/settings.md").read_text()
     assert markdown_table(ServerConfig) in page, "the table of settings is stale"
     for setting in fields(ServerConfig):
@@ -87,7 +88,7 @@ def test_every_setting_is_in_help_and_readme():
         assert variable_name(setting) in help_text(ServerConfig)
 
 
-def test_model_of_the_clone_is_served_by_default():
+def test_model_of_the_clone_is_served_by_default() -> None:
     """In an editable installation; tests/test_wheels.py serves the one in the wheel."""
     assert model_repository(load_config([], {})) == ROOT / "models/digits"
     assert model_repository(load_config(["--model-repository=else"], {})) == Path("else")
@@ -116,23 +117,23 @@ WITHOUT_CERTIFICATE = (
         ),
     ],
 )
-def test_settings_that_contradict_each_other_are_an_error(argv, message):
+def test_settings_that_contradict_each_other_are_an_error(argv: Any, message: Any) -> None:
     assert errors_of(argv) == [message]
 
 
-def test_settings_that_go_together_are_none():
+def test_settings_that_go_together_are_none() -> None:
     argv = [*TLS, "--tls-client-ca=ca", "--auth-token-file=t", "--rate-limit-images-per-s=5"]
     assert load_config(argv, {}).tls_client_ca == "ca"
     assert load_config([*TLS, "--playground"], {}).tls_cert == "cert.pem"
 
 
-def test_security_can_not_be_switched_off_by_an_empty_value():
+def test_security_can_not_be_switched_off_by_an_empty_value() -> None:
     """As when a script's own variable is not set."""
     for flag in ("--tls-cert", "--tls-client-ca", "--auth-token-file"):
         assert f"{flag}: expected a value, got nothing" in errors_of([f"{flag}="])
 
 
-def test_key_for_signatures_can_not_be_empty():
+def test_key_for_signatures_can_not_be_empty() -> None:
     """An empty value must not quietly mean that no signature is asked for."""
     for argv, environ in (
         (["--model-public-key="], {}),
@@ -143,8 +144,8 @@ def test_key_for_signatures_can_not_be_empty():
             load_config(argv, environ)
 
 
-def test_version_is_one_release_or_the_lowest_of_many():
-    def wanted(text):
+def test_version_is_one_release_or_the_lowest_of_many() -> None:
+    def wanted(text: str) -> Any:
         return wanted_releases(load_config([f"--model-version={text}"], {}))
 
     assert list(wanted("3")) == [3]
@@ -157,6 +158,6 @@ def test_version_is_one_release_or_the_lowest_of_many():
 @pytest.mark.parametrize(
     "text", ["-1", "+", "0+", "03", "3++", "3 +", "\u0663", "latest", 11 * "1"]
 )
-def test_version_that_is_no_release_is_refused(text):
+def test_version_that_is_no_release_is_refused(text: Any) -> None:
     [error] = errors_of([f"--model-version={text}"])
     assert error.startswith("--model-version: expected 0, the number of a release, or")

@@ -7,14 +7,18 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
 
 import grpc
+import numpy as np
 import pytest
 
 from digits.client import DigitClient
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.calls import TRANSPORTS
-from tests.conftest import REPOSITORY, wait_until
+from tests.conftest import REPOSITORY, RunningServer, wait_until
 
 pytestmark = pytest.mark.full
 
@@ -24,23 +28,23 @@ CALLERS = 4
 class Load:
     """Callers that go on until told to, whatever they are answered."""
 
-    def __init__(self, address, images):
+    def __init__(self, address: str, images: np.ndarray) -> None:
         self._address, self._images = address, images
-        self.digits = []  # of each call that was answered
+        self.digits: list[Any] = []  # of each call that was answered
         self._stop = threading.Event()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._threads = [threading.Thread(target=self._call) for _ in range(CALLERS)]
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join()
 
-    def _call(self):
+    def _call(self) -> None:
         options = [("grpc.enable_retries", 0), ("grpc.max_reconnect_backoff_ms", 100)]
         options.append(("grpc.use_local_subchannel_pool", 1))
         request = digits_pb2.ClassifyRequest(pixels=self._images.tobytes())
@@ -54,20 +58,23 @@ class Load:
                 else:
                     self.digits.append([p.digit for p in response.predictions])
 
-    def wait_for_answers(self, count=20):
+    def wait_for_answers(self, count: int = 20) -> None:
         enough = len(self.digits) + count
         wait_until(lambda: len(self.digits) >= enough)
 
 
-def content(folder):
+def content(folder: Path) -> dict[str, Any]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @TRANSPORTS
 def test_server_killed_under_load_serves_again_within_a_cold_start(
-    start_server, sample, tmp_path, transport
-):
+    start_server: Callable[..., RunningServer],
+    sample: dict[str, np.ndarray],
+    tmp_path: Path,
+    transport: str,
+) -> None:
     repository = tmp_path / "digits"
     shutil.copytree(REPOSITORY, repository)
     before = content(repository)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
 import pytest
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
-from tests.conftest import SAMPLES, running_server, wait_until
+from tests.conftest import SAMPLES, RunningServer, running_server, wait_until
 from tests.service.http import STARTED, ask, metric
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -37,7 +40,7 @@ THREE = [
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         # Without its sandbox: a container's root has none to use, and only our own page is opened.
         arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {PLAIN_NAME} 127.0.0.1"]
@@ -49,22 +52,22 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def playground(tmp_path_factory):
+def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     log = tmp_path_factory.mktemp("playground") / "log"
     with running_server(log, "--playground") as running:
         yield running
 
 
 @pytest.fixture
-def open_page(browser, playground):
+def open_page(browser: Any, playground: RunningServer) -> Iterator[Callable[..., Any]]:
     """Opens /draw; when the test ends, nothing may have been wrong or loaded from elsewhere."""
     contexts, complaints = [], []
 
-    def complain(text, *, refused):
+    def complain(text: str, *, refused: Any) -> None:
         if not (refused and text.startswith("Failed to load resource")):
             complaints.append(text)
 
-    def open_it(server=playground, *, refused=False, **options):
+    def open_it(server: Any = playground, *, refused: bool = False, **options: Any) -> Any:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
@@ -84,7 +87,7 @@ def open_page(browser, playground):
     assert complaints == []
 
 
-def draw(page, points):
+def draw(page: Any, points: Any) -> None:
     """Draws with the mouse, as slowly as a hand: in many small steps."""
     box = page.locator("#drawing").bounding_box()
     at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
@@ -95,11 +98,13 @@ def draw(page, points):
     page.mouse.up()
 
 
-def expect_digit(page, digit):
+def expect_digit(page: Any, digit: Any) -> None:
     expect(page.locator("#digit")).to_have_text(str(digit), timeout=TIMEOUT_MS)
 
 
-def test_it_works_under_a_name_that_browsers_do_not_trust(open_page, playground):
+def test_it_works_under_a_name_that_browsers_do_not_trust(
+    open_page: Callable[..., Any], playground: RunningServer
+) -> None:
     """Over plain HTTP from elsewhere: they tell the server the page's origin, and no more."""
     url = f"http://{PLAIN_NAME}:{urlsplit(playground.http).port}"
     sent = []
@@ -111,7 +116,9 @@ def test_it_works_under_a_name_that_browsers_do_not_trust(open_page, playground)
     assert "sec-fetch-site" not in sent[-1]
 
 
-def test_drawing_a_3_shows_a_3_and_how_it_came_about(open_page, playground):
+def test_drawing_a_3_shows_a_3_and_how_it_came_about(
+    open_page: Callable[..., Any], playground: RunningServer
+) -> None:
     page = open_page()
     expect(page.locator("#digit")).to_have_text(NOTHING)
     draw(page, THREE)
@@ -132,7 +139,7 @@ def test_drawing_a_3_shows_a_3_and_how_it_came_about(open_page, playground):
     assert re.fullmatch(r"[\d.]+ ms", page.inner_text("#round-trip"))
 
 
-def test_what_the_network_saw_is_shown_as_the_server_told_it(open_page):
+def test_what_the_network_saw_is_shown_as_the_server_told_it(open_page: Callable[..., Any]) -> None:
     page = open_page()
     with page.expect_response("**/v1/classify") as caught:
         draw(page, THREE[:1])
@@ -144,7 +151,7 @@ def test_what_the_network_saw_is_shown_as_the_server_told_it(open_page):
     wait_until(lambda: page.evaluate(shown) == list(pixels), 30)
 
 
-def test_clear_and_undo_take_back(open_page):
+def test_clear_and_undo_take_back(open_page: Callable[..., Any]) -> None:
     page = open_page()
     draw(page, THREE)
     expect_digit(page, 3)
@@ -156,7 +163,7 @@ def test_clear_and_undo_take_back(open_page):
     expect(page.locator("#bars li.best")).to_have_count(0)
 
 
-def test_a_finger_draws_on_a_phone_and_nothing_is_cut_off(open_page):
+def test_a_finger_draws_on_a_phone_and_nothing_is_cut_off(open_page: Callable[..., Any]) -> None:
     page = open_page(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
     box = page.locator("#drawing").bounding_box()
     points = [
@@ -175,7 +182,7 @@ def test_a_finger_draws_on_a_phone_and_nothing_is_cut_off(open_page):
         assert button.bounding_box()["height"] >= 44  # what a finger can hit
 
 
-def test_a_digit_can_be_drawn_and_cleared_by_keyboard_alone(open_page):
+def test_a_digit_can_be_drawn_and_cleared_by_keyboard_alone(open_page: Callable[..., Any]) -> None:
     page = open_page()
     page.keyboard.press("Tab")
     expect(page.locator("#drawing")).to_be_focused()
@@ -205,13 +212,13 @@ TRANSFER = """([name, type, base64]) => {
 }"""
 
 
-def transfer(page, path, kind="image/png"):
+def transfer(page: Any, path: Any, kind: str = "image/png") -> Any:
     """A file on its way from another program."""
     data = base64.b64encode(path.read_bytes()).decode()
     return page.evaluate_handle(TRANSFER, [path.name, kind, data])
 
 
-def test_a_picture_can_be_dropped_pasted_and_chosen(open_page):
+def test_a_picture_can_be_dropped_pasted_and_chosen(open_page: Callable[..., Any]) -> None:
     page = open_page()
     for kind in ("dragover", "drop"):
         handle = transfer(page, SAMPLES / "7.png")
@@ -226,7 +233,9 @@ def test_a_picture_can_be_dropped_pasted_and_chosen(open_page):
     expect_digit(page, 3)
 
 
-def test_a_photo_of_dark_ink_on_paper_is_sent_as_it_is(open_page, tmp_path):
+def test_a_photo_of_dark_ink_on_paper_is_sent_as_it_is(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
     from PIL import Image, ImageOps
 
     page = open_page()
@@ -244,7 +253,9 @@ def test_a_photo_of_dark_ink_on_paper_is_sent_as_it_is(open_page, tmp_path):
     expect(page.locator("#score")).to_have_text(re.compile(r"^[0-4]?\d\.\d %$"), timeout=TIMEOUT_MS)
 
 
-def test_a_file_that_is_no_picture_is_refused_with_its_name(open_page, tmp_path):
+def test_a_file_that_is_no_picture_is_refused_with_its_name(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
     page = open_page()
     path = tmp_path / "notes.txt"
     path.write_text("no picture")
@@ -257,7 +268,9 @@ def test_a_file_that_is_no_picture_is_refused_with_its_name(open_page, tmp_path)
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_while_the_server_drains_the_page_says_so_and_after_that_too(open_page, start_server):
+def test_while_the_server_drains_the_page_says_so_and_after_that_too(
+    open_page: Callable[..., Any], start_server: Callable[..., RunningServer]
+) -> None:
     server = start_server("--playground", "--grace-s=60")
     page = open_page(server, refused=True)
     draw(page, THREE)
@@ -279,7 +292,7 @@ def test_while_the_server_drains_the_page_says_so_and_after_that_too(open_page, 
         expect(alert).to_contain_text("The server does not answer", timeout=TIMEOUT_MS)
 
 
-def test_dark_and_light_follow_the_system(open_page):
+def test_dark_and_light_follow_the_system(open_page: Callable[..., Any]) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     light = open_page(color_scheme="light").evaluate(colour)
     dark = open_page(color_scheme="dark").evaluate(colour)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import http.client
 import urllib.parse
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import yaml
 from google.rpc import error_details_pb2, status_pb2
 
 from digits.v1 import digits_pb2
 from tests.calls import pixels
+from tests.conftest import RunningServer
 from tests.service.envoy import TEMPLATE, Envoy, envoy_program
 
 pytestmark = pytest.mark.full
@@ -23,7 +27,7 @@ TRAILERS = 0x80
 ELSEWHERE = "http://elsewhere.example"
 
 
-def allowed_origin():
+def allowed_origin() -> Any:
     config = yaml.safe_load(TEMPLATE.read_text())
     manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]
     (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
@@ -33,14 +37,16 @@ def allowed_origin():
 
 
 @pytest.fixture(scope="module")
-def envoy(server, tmp_path_factory):
+def envoy(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Envoy]:
     envoy_program()
     running = Envoy(tmp_path_factory.mktemp("envoy"), [server.address])
     yield running
     running.close()
 
 
-def ask(envoy, method, headers, body=b""):
+def ask(
+    envoy: Any, method: Any, headers: Any, body: bytes = b""
+) -> tuple[Any, dict[str, Any], Any]:
     """Status, headers and body of the answer to one HTTP/1.1 request."""
     connection = http.client.HTTPConnection(envoy.address, timeout=30)
     try:
@@ -51,13 +57,13 @@ def ask(envoy, method, headers, body=b""):
         connection.close()
 
 
-def call(envoy, message, **headers):
+def call(envoy: Any, message: Any, **headers: Any) -> tuple[Any, dict[str, Any], Any]:
     framed = b"\0" + len(message).to_bytes(4, "big") + message
     web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1", **headers}
     return ask(envoy, "POST", web, framed)
 
 
-def frames(body):
+def frames(body: Any) -> tuple[Any, Any]:
     """What a gRPC-Web client takes from a body: messages, and the trailers at its end."""
     messages, trailers = [], {}
     while body:
@@ -74,7 +80,9 @@ def frames(body):
     return messages, trailers
 
 
-def test_call_is_answered_with_a_message_and_trailers(envoy, sample):
+def test_call_is_answered_with_a_message_and_trailers(
+    envoy: Envoy, sample: dict[str, np.ndarray]
+) -> None:
     images = sample["images"][:20]
     message = pixels(images.tobytes()).SerializeToString()
     status, headers, body = call(envoy, message, origin=allowed_origin())
@@ -86,7 +94,7 @@ def test_call_is_answered_with_a_message_and_trailers(envoy, sample):
     assert digits == sample["labels"][:20].tolist()
 
 
-def test_error_reaches_the_page_with_its_details(envoy):
+def test_error_reaches_the_page_with_its_details(envoy: Envoy) -> None:
     status, headers, body = call(envoy, pixels(b"bad").SerializeToString(), origin=allowed_origin())
     assert status == 200
     assert body == b""  # there is no answer that trailers could follow
@@ -101,12 +109,12 @@ def test_error_reaches_the_page_with_its_details(envoy):
     assert detail.field_violations[0].field == "pixels"
 
 
-def decoded(value):
+def decoded(value: Any) -> Any:
     return base64.b64decode(value + "=" * (-len(value) % 4))
 
 
-def test_preflight_allows_the_page_that_is_named_and_no_other(envoy):
-    def preflight(origin):
+def test_preflight_allows_the_page_that_is_named_and_no_other(envoy: Envoy) -> None:
+    def preflight(origin: Any) -> tuple[Any, dict[str, Any], Any]:
         asked = {
             "origin": origin,
             "access-control-request-method": "POST",
@@ -124,6 +132,6 @@ def test_preflight_allows_the_page_that_is_named_and_no_other(envoy):
     assert "access-control-allow-origin" not in headers
 
 
-def test_page_from_elsewhere_can_not_read_the_answer(envoy):
+def test_page_from_elsewhere_can_not_read_the_answer(envoy: Envoy) -> None:
     _, headers, _ = call(envoy, pixels(bytes(784)).SerializeToString(), origin=ELSEWHERE)
     assert "access-control-allow-origin" not in headers

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 from service.host.addresses import neighbourhood
+from service.ops_http.app import MAX_BODY_BYTES
 from service.playground.classify import ALL_ADDRESSES, ClassifyHandler
-from service.playground.requests import MAX_BODY_BYTES, MAX_JSON_BYTES
-from tests.conftest import SAMPLES
+from service.playground.requests import MAX_JSON_BYTES
+from tests.conftest import SAMPLES, RunningServer
 from tests.memory import MIB, PeakMemory
 
 SEVEN = (SAMPLES / "7.png").read_bytes()
@@ -22,12 +26,12 @@ FILE = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f.png"\r\n'
 NESTED = b"--x\r\nContent-Type: multipart/mixed; boundary=x\r\n\r\n"
 
 
-def filled(head, unit, tail=b"", size=MAX_BODY_BYTES):
+def filled(head: bytes, unit: bytes, tail: bytes = b"", size: int = MAX_BODY_BYTES) -> bytes:
     """The longest body of so many units between a head and a tail."""
     return head + unit * ((size - len(head) - len(tail)) // len(unit)) + tail
 
 
-def hostile_json(head, unit, tail):
+def hostile_json(head: bytes, unit: bytes, tail: bytes) -> bytes:
     return filled(head, unit, tail, MAX_JSON_BYTES)
 
 
@@ -60,7 +64,7 @@ BODIES = {
 }
 
 
-def post(server, body, kind, *, token=""):
+def post(server: RunningServer, body: Any, kind: Any, *, token: str = "") -> tuple[int, Any]:
     """The first line of the answer, and the rest."""
     address = urlsplit(server.http)
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
@@ -72,13 +76,13 @@ def post(server, body, kind, *, token=""):
     return int(status.split()[1]), rest
 
 
-def used_s(server):
+def used_s(server: RunningServer) -> Any:
     times = psutil.Process(server.process.pid).cpu_times()
     return times.user + times.system
 
 
 @pytest.mark.parametrize("attack", BODIES)
-def test_hostile_body_is_refused_at_little_cost(web, attack):
+def test_hostile_body_is_refused_at_little_cost(web: RunningServer, attack: str) -> None:
     """By processor time, all of which the event loop may spend at once; other work adds nothing."""
     body, kind = BODIES[attack]
     assert len(body) <= (MAX_JSON_BYTES if kind == JSON else MAX_BODY_BYTES)
@@ -93,7 +97,7 @@ def test_hostile_body_is_refused_at_little_cost(web, attack):
     assert len(web.log_text()) < 5000
 
 
-def test_the_largest_request_in_numbers_is_taken(web):
+def test_the_largest_request_in_numbers_is_taken(web: RunningServer) -> None:
     image = [[255] * 28] * 28
     status, _ = post(web, json.dumps({"pixels": [image] * 64}).encode(), JSON)
     assert status == 200
@@ -113,19 +117,22 @@ def test_the_largest_request_in_numbers_is_taken(web):
         ("", ""),
     ],
 )
-def test_addresses_that_one_caller_can_have_are_one(address, counted):
+def test_addresses_that_one_caller_can_have_are_one(address: str, counted: str) -> None:
     assert neighbourhood(address) == counted
 
 
-def test_all_addresses_together_have_a_rate():
+def test_all_addresses_together_have_a_rate() -> None:
     """Each request is from another network; a second of the rate is there at the start."""
-    handler = ClassifyHandler(None, refusal=None, is_draining=lambda: False, requests_per_s=5)
+    nobody: Any = None
+    handler = ClassifyHandler(nobody, refusal=None, is_draining=lambda: False, requests_per_s=5)
     waits = [handler._wait_s(f"2001:db8:{number:x}::/64", 100.0) for number in range(1000)]
     assert sum(wait == 0 for wait in waits) == 5 * ALL_ADDRESSES + 1
     assert max(waits) <= 1
 
 
-def test_who_shows_no_token_takes_nothing_of_the_rate(start_server, tmp_path):
+def test_who_shows_no_token_takes_nothing_of_the_rate(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
     tokens, good = tmp_path / "tokens", "0123456789abcdef0123456789abcdef"
     tokens.write_text(f"me:{good}\n")
     tokens.chmod(0o600)

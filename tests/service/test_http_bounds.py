@@ -7,6 +7,8 @@ import contextlib
 import itertools
 import socket
 import time
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -14,18 +16,21 @@ from aiohttp import ClientSession
 from prometheus_client import CollectorRegistry
 
 from service.assembly import MAX_HTTP_CONNECTIONS as MAX_CONNECTIONS
+from service.ops_http.app import MAX_BODY_BYTES
 from service.ops_http.connections import SILENCE_S
 from service.ops_http.metrics import LOOP_SHARE
 from service.playground.classify import BODY_S, MAX_AT_ONCE
-from service.playground.requests import MAX_BODY_BYTES, MAX_JSON_BYTES
-from tests.conftest import wait_until
+from service.playground.requests import MAX_JSON_BYTES
+from tests.conftest import RunningServer, wait_until
 from tests.service.http import JSON, SEVEN, answers, ask, classify, connect, form
 from tests.service.port import port
 
 
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize(("kind", "limit"), [(JSON, MAX_JSON_BYTES), ("image/png", MAX_BODY_BYTES)])
-def test_a_body_over_the_limit_is_refused(web, kind, limit, declared):
+def test_a_body_over_the_limit_is_refused(
+    web: RunningServer, kind: Any, limit: Any, declared: bool
+) -> None:
     with connect(web) as peer:
         framing = f"Content-Length: {limit + 1}" if declared else "Transfer-Encoding: chunked"
         head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n{framing}\r\n\r\n"
@@ -37,7 +42,7 @@ def test_a_body_over_the_limit_is_refused(web, kind, limit, declared):
     assert f"at most {limit} bytes".encode() in answer
 
 
-def test_a_form_over_the_limit_is_refused(web):
+def test_a_form_over_the_limit_is_refused(web: RunningServer) -> None:
     body, kind = form([bytes(MAX_BODY_BYTES // 4)] * 5)
     with connect(web) as peer:
         head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
@@ -47,7 +52,7 @@ def test_a_form_over_the_limit_is_refused(web):
         assert peer.recv(65536).startswith(b"HTTP/1.1 413")
 
 
-def test_bodies_that_trickle_hold_others_up_for_a_bounded_time(web):
+def test_bodies_that_trickle_hold_others_up_for_a_bounded_time(web: RunningServer) -> None:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -65,7 +70,9 @@ def test_bodies_that_trickle_hold_others_up_for_a_bounded_time(web):
         assert classify(web, SEVEN.read_bytes(), "image/png")[0] == 200
 
 
-def test_an_address_that_asks_too_often_is_told_when_to_come_back(start_server):
+def test_an_address_that_asks_too_often_is_told_when_to_come_back(
+    start_server: Callable[..., RunningServer],
+) -> None:
     server = start_server(
         "--playground", constants={"service.playground.classify.REQUESTS_PER_S": 1}
     )
@@ -79,7 +86,7 @@ def test_an_address_that_asks_too_often_is_told_when_to_come_back(start_server):
     wait_until(lambda: classify(server, data, "image/png")[0] == 200, 10)
 
 
-def test_a_header_that_trickles_is_cut_off(web):
+def test_a_header_that_trickles_is_cut_off(web: RunningServer) -> None:
     began = time.monotonic()
     with connect(web) as peer:
         peer.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
@@ -94,7 +101,7 @@ def test_a_header_that_trickles_is_cut_off(web):
 
 
 @pytest.mark.full
-def test_probes_are_answered_beside_2000_idle_connections(web):
+def test_probes_are_answered_beside_2000_idle_connections(web: RunningServer) -> None:
     process = psutil.Process(web.process.pid)
     before = process.memory_info().rss, process.num_threads(), process.num_fds()
     with contextlib.ExitStack() as stack:
@@ -110,12 +117,12 @@ def test_probes_are_answered_beside_2000_idle_connections(web):
         assert process.memory_info().rss - before[0] < 32 * 2**20
 
 
-def test_who_has_the_most_connections_makes_room(monkeypatch):
+def test_who_has_the_most_connections_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here each address of loopback counts as one; the one that was there first has one."""
     monkeypatch.setattr("service.ops_http.connections.SILENCE_S", 3600)
     monkeypatch.setattr("service.ops_http.connections.neighbourhood", str)
 
-    async def run():
+    async def run() -> None:
         async with port() as (url, number), ClientSession() as client:
             with contextlib.ExitStack() as stack:
                 address = ("127.0.0.1", number)
@@ -133,10 +140,10 @@ def test_who_has_the_most_connections_makes_room(monkeypatch):
     asyncio.run(run())
 
 
-def test_one_connection_too_many_cuts_the_oldest(monkeypatch):
+def test_one_connection_too_many_cuts_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.ops_http.connections.SILENCE_S", 3600)
 
-    async def run():
+    async def run() -> None:
         async with port() as (url, number), ClientSession() as client:
             with contextlib.ExitStack() as stack:
                 peers = []
@@ -156,7 +163,7 @@ def test_one_connection_too_many_cuts_the_oldest(monkeypatch):
     asyncio.run(run())
 
 
-def test_pipelined_scrapes_that_nobody_reads_do_not_keep_a_probe_out(web):
+def test_pipelined_scrapes_that_nobody_reads_do_not_keep_a_probe_out(web: RunningServer) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS - 10):
             peer = stack.enter_context(connect(web))
@@ -168,11 +175,11 @@ def test_pipelined_scrapes_that_nobody_reads_do_not_keep_a_probe_out(web):
 
 
 @pytest.mark.parametrize("together", [1, 50])
-def test_renderings_for_scrapes_take_a_bounded_share_of_the_loop(together):
+def test_renderings_for_scrapes_take_a_bounded_share_of_the_loop(together: int) -> None:
     began = []
 
     class Slow:
-        def collect(self):
+        def collect(self) -> list[Any]:
             began.append(time.monotonic())
             time.sleep(0.02)
             return []
@@ -180,10 +187,10 @@ def test_renderings_for_scrapes_take_a_bounded_share_of_the_loop(together):
     registry = CollectorRegistry()
     registry.register(Slow())
 
-    def accept(number):  # each another version
+    def accept(number: int) -> dict[str, str]:  # each another version
         return {"Accept": f"application/openmetrics-text; version=1.{number}"}
 
-    async def run():
+    async def run() -> None:
         async with port(registry=registry) as (url, _), ClientSession() as client:
             began.clear()  # registering looks once
             for _ in range(5):
@@ -198,7 +205,7 @@ def test_renderings_for_scrapes_take_a_bounded_share_of_the_loop(together):
     assert len(began) < 5 * max(2, together / 5)  # they are shared
 
 
-def test_malformed_http_is_refused_in_a_line_and_logged_in_none(web):
+def test_malformed_http_is_refused_in_a_line_and_logged_in_none(web: RunningServer) -> None:
     before = web.log_text()
     for garbage in (
         b"GARBAGE\r\n\r\n",
@@ -218,7 +225,7 @@ def test_malformed_http_is_refused_in_a_line_and_logged_in_none(web):
     assert web.log_text() == before
 
 
-def test_a_broken_body_is_refused(web):
+def test_a_broken_body_is_refused(web: RunningServer) -> None:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
     with connect(web) as peer:
         peer.sendall(head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.ops_http.app import MAX_BODY_BYTES
 from service.ops_http.errors import HTTP_STATUS
-from service.playground.requests import MAX_BODY_BYTES, MAX_IMAGES
+from service.playground.requests import MAX_IMAGES
 from service.telemetry.metrics import HTTP_STATUSES
-from tests.conftest import wait_until
+from tests.conftest import RunningServer, wait_until
 from tests.service.http import JSON, SEVEN, answers, ask, classify, connect, form, metric
 
 
-def test_answers_are_those_of_grpc(web, sample):
+def test_answers_are_those_of_grpc(web: RunningServer, sample: dict[str, np.ndarray]) -> None:
     images = sample["images"][:40]
     with grpc.insecure_channel(web.address) as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
@@ -32,13 +36,15 @@ def test_answers_are_those_of_grpc(web, sample):
         assert answer["timing"]["batch_images"] >= 1
 
 
-def test_one_image_needs_no_list_around_it(web, sample):
+def test_one_image_needs_no_list_around_it(
+    web: RunningServer, sample: dict[str, np.ndarray]
+) -> None:
     status, _, answer = classify(web, {"pixels": sample["images"][0].tolist()})
     assert status == 200
     assert [p["digit"] for p in answer["predictions"]] == [sample["labels"][0]]
 
 
-def test_files_come_in_three_forms_and_bring_back_what_the_network_saw(web):
+def test_files_come_in_three_forms_and_bring_back_what_the_network_saw(web: RunningServer) -> None:
     data = SEVEN.read_bytes()
     encoded = {"encoded": {"files": [base64.b64encode(data).decode()]}}
     for body, kind in ((data, "image/png"), form([data]), (encoded, JSON)):
@@ -57,8 +63,8 @@ def test_files_come_in_three_forms_and_bring_back_what_the_network_saw(web):
         assert 0.5 < again["predictions"][0]["digit_score"] <= again["predictions"][0]["confidence"]
 
 
-def test_its_images_are_counted_and_its_requests_are_no_rpcs(web):
-    def rpcs():
+def test_its_images_are_counted_and_its_requests_are_no_rpcs(web: RunningServer) -> None:
+    def rpcs() -> list[Any]:
         text = ask(web, "/metrics")[2].decode()
         return [line for line in text.splitlines() if line.startswith("grpc_server")]
 
@@ -104,7 +110,7 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize("case", BAD_BODIES)
-def test_bad_json_is_refused_by_name(web, case):
+def test_bad_json_is_refused_by_name(web: RunningServer, case: str) -> None:
     body, field = BAD_BODIES[case]
     status, _, answer = classify(web, body)
     error = answer["error"]
@@ -112,7 +118,7 @@ def test_bad_json_is_refused_by_name(web, case):
     assert error["message"] == f"{field}: expected {error['expected']}, got {error['got']}"
 
 
-def test_bad_forms_and_files_are_refused_by_name(web):
+def test_bad_forms_and_files_are_refused_by_name(web: RunningServer) -> None:
     boundary = "multipart/form-data; boundary=x"
     text_field = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n'
     nested = (
@@ -138,7 +144,7 @@ def test_bad_forms_and_files_are_refused_by_name(web):
     assert "Traceback" not in web.log_text()
 
 
-def test_other_content_is_refused_with_what_was_expected(web):
+def test_other_content_is_refused_with_what_was_expected(web: RunningServer) -> None:
     for headers in ({"content_type": "text/plain"}, {"content_encoding": "gzip"}):
         status, _, answer = classify(web, b"x", **{"content_type": "image/png", **headers})
         assert status == 415
@@ -156,18 +162,20 @@ def test_other_content_is_refused_with_what_was_expected(web):
     ],
     ids=str,
 )
-def test_a_page_from_elsewhere_is_refused(web, headers):
+def test_a_page_from_elsewhere_is_refused(web: RunningServer, headers: Any) -> None:
     status, _, answer = classify(web, SEVEN.read_bytes(), "image/png", **headers)
     assert (status, answer["error"]["code"]) == (403, "FORBIDDEN")
 
 
-def test_a_page_of_this_server_is_answered_wherever_it_is_not_from_elsewhere(web):
+def test_a_page_of_this_server_is_answered_wherever_it_is_not_from_elsewhere(
+    web: RunningServer,
+) -> None:
     behind_a_proxy = {"sec_fetch_site": "same-origin", "origin": "https://digits.example"}
     for headers in ({"origin": web.http}, {"sec_fetch_site": "same-origin"}, behind_a_proxy):
         assert classify(web, SEVEN.read_bytes(), "image/png", **headers)[0] == 200
 
 
-def test_its_answers_are_counted_by_http_status(web):
+def test_its_answers_are_counted_by_http_status(web: RunningServer) -> None:
     data = SEVEN.read_bytes()
     before = answers(web)
     assert list(before) == list(HTTP_STATUSES)
@@ -183,11 +191,13 @@ def test_its_answers_are_counted_by_http_status(web):
     assert answers(web) - before == {200: 2, 400: 1, 403: 1, 405: 1, 415: 1}
 
 
-def test_every_status_of_a_call_has_its_series():
+def test_every_status_of_a_call_has_its_series() -> None:
     assert set(HTTP_STATUS.values()) < set(HTTP_STATUSES)
 
 
-def test_where_tokens_are_needed_classify_needs_one_and_probes_do_not(start_server, tmp_path):
+def test_where_tokens_are_needed_classify_needs_one_and_probes_do_not(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
     tokens, good = tmp_path / "tokens", "0123456789abcdef0123456789abcdef"
     tokens.write_text(f"me:{good}\n")
     tokens.chmod(0o600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import grpc
 import pytest
@@ -26,13 +27,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("refusal", REFUSED)
-def test_each_refusal_has_its_http_status(refusal):
-    def refuse(requests):
+def test_each_refusal_has_its_http_status(refusal: Any) -> None:
+    def refuse(requests: Any) -> None:
         for request in requests:
             request.refusal, request.retry_after_s = refusal, 1.2
             request.reply([request])
 
-    async def run():
+    async def run() -> None:
         async with (
             port(gate=FakeGate(refuse)) as (url, _),
             ClientSession() as client,
@@ -46,12 +47,14 @@ def test_each_refusal_has_its_http_status(refusal):
     asyncio.run(run())
 
 
-def test_a_caller_that_leaves_cancels_its_request():
+def test_a_caller_that_leaves_cancels_its_request() -> None:
+    requests: list[Any]
+    told: list[Any]
     requests, told = [], []
     body = b'{"pixels": ""}'
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
-    async def run():
+    async def run() -> None:
         async with port(gate=FakeGate(requests.extend), count=told.append) as (_, number):
             with socket.create_connection(("127.0.0.1", number)) as peer:
                 peer.sendall(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
@@ -63,11 +66,11 @@ def test_a_caller_that_leaves_cancels_its_request():
     assert told == [499]
 
 
-def test_a_request_without_an_answer_ends_at_its_deadline(monkeypatch):
+def test_a_request_without_an_answer_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.playground.classify.DEADLINE_S", 0.1)
-    requests = []
+    requests: list[Any] = []
 
-    async def run():
+    async def run() -> None:
         async with (
             port(gate=FakeGate(requests.extend)) as (url, _),
             ClientSession() as client,
@@ -80,11 +83,11 @@ def test_a_request_without_an_answer_ends_at_its_deadline(monkeypatch):
     assert requests[0].origin.cancelled
 
 
-def test_an_error_of_ours_tells_nothing_of_itself(caplog):
-    def fail(_):
+def test_an_error_of_ours_tells_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Any) -> None:
         raise RuntimeError("an internal")
 
-    async def run():
+    async def run() -> None:
         async with (
             port(gate=FakeGate(fail)) as (url, _),
             ClientSession() as client,
@@ -97,8 +100,8 @@ def test_an_error_of_ours_tells_nothing_of_itself(caplog):
     assert "an internal" in caplog.text
 
 
-def test_livez_says_when_the_engine_stalls_though_the_server_is_ready():
-    async def run():
+def test_livez_says_when_the_engine_stalls_though_the_server_is_ready() -> None:
+    async def run() -> None:
         async with port(is_alive=lambda: False) as (url, _), ClientSession() as client:
             async with client.get(f"{url}/livez") as response:
                 assert (response.status, await response.text()) == (503, "STALLED\n")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from digits.cli.main import main
 from digits.client import DigitClient
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, RunningServer
 from tests.releases import change_manifest, copy_release
 from training.data import DATASETS
 
@@ -17,7 +19,7 @@ LABELS = DATASETS["fashion-mnist"].labels
 
 
 @pytest.fixture
-def server(start_server, tmp_path):
+def server(start_server: Callable[..., RunningServer], tmp_path: Path) -> RunningServer:
     """The fixture's digits, called clothes."""
     repository = tmp_path / "fashion-mnist"
     repository.mkdir()
@@ -26,7 +28,9 @@ def server(start_server, tmp_path):
     return start_server(f"--model-repository={repository}", "--playground")
 
 
-def test_labels_reach_every_caller(server, capsys):
+def test_labels_reach_every_caller(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     with DigitClient(server.address) as client:
         model, manifest = client.get_model()
     assert (model.name, tuple(manifest["labels"])) == ("fashion-mnist", LABELS)
@@ -42,7 +46,9 @@ def test_labels_reach_every_caller(server, capsys):
     assert answer["labels"][answer["predictions"][0]["digit"]] == LABELS[7]
 
 
-def test_server_of_digits_takes_no_other_model(server, start_server, tmp_path):
+def test_server_of_digits_takes_no_other_model(
+    server: RunningServer, start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
     repository = tmp_path / "digits"
     repository.mkdir()
     copy_release(repository, 1, "1")

@@ -14,6 +14,9 @@ import queue
 import signal
 import time
 import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -38,7 +41,7 @@ SEVEN = (SAMPLES / "7.png").read_bytes()
 
 
 @pytest.fixture(autouse=True)
-def _nobody_else_holds_or_frees():
+def _nobody_else_holds_or_frees() -> Iterator[None]:
     """The collector is off, and so is the log: pytest keeps what is logged, errors among it."""
     logging.disable()
     gc.collect()
@@ -48,16 +51,16 @@ def _nobody_else_holds_or_frees():
     logging.disable(logging.NOTSET)
 
 
-def pixels(size):
+def pixels(size: Any) -> bytes:
     return digits_pb2.ClassifyRequest(pixels=bytes(size)).SerializeToString()
 
 
-def files(*contents):
+def files(*contents: Any) -> bytes:
     encoded = digits_pb2.EncodedImages(files=contents)
     return digits_pb2.ClassifyRequest(encoded=encoded).SerializeToString()
 
 
-async def while_serving(config, visit):
+async def while_serving(config: Any, visit: Any) -> Any:
     """Runs a server in this process, and beside it what looks at it; the server's exit code."""
     server = DigitsServer(config, time.monotonic())
     running = asyncio.create_task(server.run())
@@ -70,27 +73,27 @@ async def while_serving(config, visit):
     return running.result()
 
 
-def config_of(repository, transport):
+def config_of(repository: Any, transport: str) -> ServerConfig:
     return ServerConfig(
         model_repository=str(repository), grpc_port=0, http_port=0, transport=transport,
         reload_interval_s=0.05,
     )  # fmt: skip
 
 
-def calls_alive():
+def calls_alive() -> list[Any]:
     """Calls and requests, but for streams: one of them is open all the time."""
     kinds = (Call, GrpcioCall, Request)
     found = [one for one in gc.get_objects() if issubclass(type(one), kinds)]
     return [one for one in found if not getattr(one, "path", "").endswith("Stream")]
 
 
-def stream_item(request_bytes):
+def stream_item(request_bytes: Any) -> bytes:
     request = digits_pb2.ClassifyRequest.FromString(request_bytes)
     return digits_pb2.ClassifyStreamRequest(request=request).SerializeToString()
 
 
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
-def test_server_holds_no_call_that_has_ended_and_no_item_of_a_silent_stream(transport):
+def test_server_holds_no_call_that_has_ended_and_no_item_of_a_silent_stream(transport: str) -> None:
     tensor = infer(np.zeros((50, 28, 28), np.uint8))
     cut = infer(np.zeros((50, 28, 28), np.uint8))
     cut.raw_input_contents[0] = cut.raw_input_contents[0][:-1]
@@ -101,13 +104,13 @@ def test_server_holds_no_call_that_has_ended_and_no_item_of_a_silent_stream(tran
     codes = []
     others = {id(one): one for one in calls_alive()}  # of other tests
 
-    def visit(server):
-        items = queue.SimpleQueue()
+    def visit(server: Any) -> None:
+        items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             answers = channel.stream_stream(f"{CLASSIFY}Stream")(iter(items.get, None))
             for item in (pixels(784), pixels(783), pixels(784)):
                 items.put(stream_item(item))
-                next(answers)
+                next(iter(answers))
             for method, request in unary:
                 call = channel.unary_unary(method).future(request, timeout=20)
                 codes.append(call.code())
@@ -120,14 +123,16 @@ def test_server_holds_no_call_that_has_ended_and_no_item_of_a_silent_stream(tran
     assert codes == [Code.OK, bad, bad, bad, Code.OK, bad, bad]
 
 
-def test_model_is_let_go_when_another_serves_and_after_looks_that_failed(tmp_path, monkeypatch):
+def test_model_is_let_go_when_another_serves_and_after_looks_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository, elsewhere, said = tmp_path / "digits", tmp_path / "elsewhere", []
     monkeypatch.setattr("service.reloader.logger.error", lambda text, error: said.append(text))
     for number in (1, 2):
         copy_release(repository, number, "1")
     promote(repository, 1)
 
-    def visit(server):
+    def visit(server: Any) -> None:
         held = []
         for number in (1, 2, 1):
             promote(repository, number)

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -21,14 +22,16 @@ from tests.calls import IMAGE, TRANSPORTS, pixels, stub_for
 from tests.conftest import start_process, wait_until
 
 
-def test_while_a_model_loads_slowly_http_says_not_serving(endless_repository, tmp_path):
+def test_while_a_model_loads_slowly_http_says_not_serving(
+    endless_repository: Path, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = start_process(
         tmp_path / "log", f"--model-repository={endless_repository}", f"--http-port={port}"
     )
 
-    def status(path):
+    def status(path: Any) -> Any:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as response:
                 return response.status
@@ -47,8 +50,8 @@ def test_while_a_model_loads_slowly_http_says_not_serving(endless_repository, tm
 
 @TRANSPORTS
 def test_while_a_model_loads_slowly_probes_find_it_alive_and_not_ready(
-    endless_repository, tmp_path, transport
-):
+    endless_repository: Path, tmp_path: Path, transport: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = start_process(
@@ -56,7 +59,7 @@ def test_while_a_model_loads_slowly_probes_find_it_alive_and_not_ready(
         f"--transport={transport}",
     )  # fmt: skip
 
-    def status(service):
+    def status(service: Any) -> Any:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             request = health_pb2.HealthCheckRequest(service=service)
             try:
@@ -73,7 +76,9 @@ def test_while_a_model_loads_slowly_probes_find_it_alive_and_not_ready(
 
 
 @TRANSPORTS
-def test_sigterm_while_loading_exits_within_two_seconds(endless_repository, tmp_path, transport):
+def test_sigterm_while_loading_exits_within_two_seconds(
+    endless_repository: Path, tmp_path: Path, transport: str
+) -> None:
     log = tmp_path / "log"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -100,7 +105,7 @@ def test_sigterm_while_loading_exits_within_two_seconds(endless_repository, tmp_
     channel.close()
 
 
-def as_pid_1():
+def as_pid_1() -> Any:
     """What starts a program as the first process of a PID namespace."""
     for privileges in ([], ["--user", "--map-root-user"]):
         command = ["unshare", *privileges, "--pid", "--fork", "--kill-child"]
@@ -110,7 +115,9 @@ def as_pid_1():
     pytest.skip("a PID namespace can not be made here (unshare --pid)")
 
 
-def test_sigterm_while_loading_as_pid_1_exits_within_two_seconds(endless_repository, tmp_path):
+def test_sigterm_while_loading_as_pid_1_exits_within_two_seconds(
+    endless_repository: Path, tmp_path: Any
+) -> None:
     """The kernel drops signals that the first process of a container does not handle."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

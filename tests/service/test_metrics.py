@@ -9,7 +9,10 @@ import subprocess
 import threading
 import urllib.request
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -21,7 +24,8 @@ from export.artifact import promote
 from service.rpc.classify import SERVICE
 from service.telemetry.metrics import LATENCY_BUCKETS
 from tests.calls import IMAGE, NO_RETRIES, TRANSPORTS, encoded, pixels, scrape, stream_of
-from tests.conftest import SAMPLES, wait_until
+from tests.conftest import SAMPLES, RunningServer, wait_until
+from tests.gate import Gate
 from tests.releases import copy_release
 from tests.service.conftest import FAST, LARGE
 
@@ -29,11 +33,11 @@ CLASSIFY = f'grpc_method="Classify",grpc_service="{SERVICE}",grpc_type="unary"'
 
 
 @pytest.fixture
-def connect():
+def connect() -> Iterator[Callable[..., Any]]:
     """Makes stubs that do not retry by themselves, so that what is counted is what was sent."""
     channels = []
 
-    def make(server):
+    def make(server: RunningServer) -> Any:
         channels.append(grpc.insecure_channel(server.address, options=NO_RETRIES))
         return digits_pb2_grpc.DigitClassifierServiceStub(channels[-1])
 
@@ -42,7 +46,7 @@ def connect():
         channel.close()
 
 
-def codes(series):
+def codes(series: Any) -> dict[Any, Any]:
     """Classify calls by the name of their code, where there were any."""
     return {
         code.name: count
@@ -51,11 +55,11 @@ def codes(series):
     }
 
 
-def grown(server, before):
+def grown(server: RunningServer, before: Any) -> dict[Any, Any]:
     return {name: value - before.get(name, 0) for name, value in scrape(server).items()}
 
 
-def assert_counts_agree(series):
+def assert_counts_agree(series: Any) -> None:
     """What must hold between the counts whatever happened, once all is answered."""
     ended = sum(codes(series).values())
     assert series[f"grpc_server_started_total{{{CLASSIFY}}}"] == ended
@@ -67,7 +71,7 @@ def assert_counts_agree(series):
     assert series["digits_queue_images"] == 0
 
 
-def settled(server, before, expected):
+def settled(server: RunningServer, before: Any, expected: Any) -> dict[Any, Any]:
     """What was counted, once as many calls have ended as the clients know of."""
     wait_until(lambda: sum(codes(grown(server, before)).values()) == expected)
     # What a batch brought is counted after its calls: images, then codes, then nothing.
@@ -80,7 +84,9 @@ def settled(server, before, expected):
     return grown(server, before)
 
 
-def test_predictions_are_counted_as_the_callers_saw_them(server, connect, sample):
+def test_predictions_are_counted_as_the_callers_saw_them(
+    server: RunningServer, connect: Callable[..., Any], sample: dict[str, np.ndarray]
+) -> None:
     """Single images, a request that is split, a stream, and a file."""
     stub, images = connect(server), sample["images"]
     before = scrape(server)
@@ -109,7 +115,9 @@ def test_predictions_are_counted_as_the_callers_saw_them(server, connect, sample
 
 
 @TRANSPORTS
-def test_overload_is_counted_as_the_callers_saw_it(busy, transport):
+def test_overload_is_counted_as_the_callers_saw_it(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     server, stub, long, gate = busy(transport, "--max-queue-images=64")
     # Some of one image, which have a lane of their own and are taken.
     calls = [stub.Classify.future(request) for request in (LARGE, pixels(IMAGE)) * 30]
@@ -125,7 +133,9 @@ def test_overload_is_counted_as_the_callers_saw_it(busy, transport):
 
 
 @TRANSPORTS
-def test_cancellation_leaves_no_call_uncounted(start_server, connect, transport):
+def test_cancellation_leaves_no_call_uncounted(
+    start_server: Callable[..., RunningServer], connect: Callable[..., Any], transport: str
+) -> None:
     """A caller may cancel what is answered at that moment: then server and caller differ by it."""
     server = start_server(f"--transport={transport}", "--instances=1", "--max-queue-images=20000")
     stub, before = connect(server), scrape(server)
@@ -145,13 +155,15 @@ def test_cancellation_leaves_no_call_uncounted(start_server, connect, transport)
     assert_counts_agree(counted)
 
 
-def test_reload_loses_no_count(start_server, connect, repository):
+def test_reload_loses_no_count(
+    start_server: Callable[..., RunningServer], connect: Callable[..., Any], repository: Path
+) -> None:
     copy_release(repository, 2, "2")
     promote(repository, 1)
     server = start_server(f"--model-repository={repository}", FAST)
     stub, answered, ended = connect(server), [], threading.Event()
 
-    def call():
+    def call() -> None:
         while not ended.is_set():
             answered.append(stub.Classify(LARGE).model.version)
 
@@ -176,7 +188,9 @@ def test_reload_loses_no_count(start_server, connect, repository):
 
 
 @TRANSPORTS
-def test_drain_answers_and_counts_what_is_in_flight(busy, transport):
+def test_drain_answers_and_counts_what_is_in_flight(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     server, stub, long, gate = busy(transport, "--max-queue-images=8192", "--grace-s=60")
     assert scrape(server)["digits_ready"] == 1
     work = [long, *(stub.Classify.future(LARGE) for _ in range(8))]
@@ -188,13 +202,13 @@ def test_drain_answers_and_counts_what_is_in_flight(busy, transport):
     assert server.process.wait(30) == 0
 
 
-def families(server, accept):
+def families(server: RunningServer, accept: Any) -> tuple[Any, str]:
     request = urllib.request.Request(server.http + "/metrics", headers={"Accept": accept})
     with urllib.request.urlopen(request) as response:
         return response.headers["Content-Type"], response.read().decode()
 
 
-def test_openmetrics_is_exported_to_who_asks_for_it(server):
+def test_openmetrics_is_exported_to_who_asks_for_it(server: RunningServer) -> None:
     kind, text = families(server, "application/openmetrics-text; version=1.0.0")
     assert kind.startswith("application/openmetrics-text")
     found = {family.name: family for family in text_string_to_metric_families(text)}
@@ -203,7 +217,7 @@ def test_openmetrics_is_exported_to_who_asks_for_it(server):
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_prometheus_finds_nothing_to_complain_about(server):
+def test_prometheus_finds_nothing_to_complain_about(server: RunningServer) -> None:
     _, text = families(server, "text/plain")
     check = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
@@ -211,12 +225,14 @@ def test_prometheus_finds_nothing_to_complain_about(server):
     assert (check.returncode, check.stdout + check.stderr) == (0, "")
 
 
-def test_latency_buckets_cover_a_lone_image_and_the_longest_deadline():
+def test_latency_buckets_cover_a_lone_image_and_the_longest_deadline() -> None:
     assert (LATENCY_BUCKETS[0], LATENCY_BUCKETS[-1]) == (50e-6, 20.0)
     assert list(LATENCY_BUCKETS) == sorted(set(LATENCY_BUCKETS))
 
 
-def test_cardinality_does_not_depend_on_what_is_sent(server, connect):
+def test_cardinality_does_not_depend_on_what_is_sent(
+    server: RunningServer, connect: Callable[..., Any]
+) -> None:
     stub = connect(server)
     before = scrape(server).keys()
     for request in (pixels(b"bad"), pixels(bytes(784)), encoded(b"x"), encoded()):
@@ -225,7 +241,9 @@ def test_cardinality_does_not_depend_on_what_is_sent(server, connect):
     assert scrape(server).keys() == before
 
 
-def test_cpu_in_place_of_a_gpu_is_told(start_server, tmp_path):
+def test_cpu_in_place_of_a_gpu_is_told(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
     """Beside the CPU wheel, the GPU wheel looks installed: auto then serves on the CPU."""
     assert scrape(start_server())["digits_device_fallback"] == 0
     package = tmp_path / "site/onnxruntime_gpu-1.0.dist-info"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import secrets
 import signal
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -33,19 +36,27 @@ from tests.calls import (
     rich_detail,
     scrape,
 )
-from tests.conftest import start_process, wait_until
+from tests.conftest import RunningServer, start_process, wait_until
+from tests.gate import Gate
 from tests.service.oip import BLANK, FORMS, Request, broken, count_of, infer, stub_of, tensors_of
 
 
 @pytest.fixture
-def stub(channel):
+def stub(channel: grpc.Channel) -> Any:
     return stub_of(channel)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
 @pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
-def test_answers_are_those_of_classify_to_the_bit(channel, stub, sample, datatype, raw, form):
+def test_answers_are_those_of_classify_to_the_bit(
+    channel: grpc.Channel,
+    stub: Any,
+    sample: dict[str, np.ndarray],
+    datatype: str,
+    raw: bool,
+    form: Any,
+) -> None:
     images = sample["images"][:60]
     expected = digits_pb2_grpc.DigitClassifierServiceStub(channel).Classify(
         pixels(images.tobytes())
@@ -62,12 +73,12 @@ def test_answers_are_those_of_classify_to_the_bit(channel, stub, sample, datatyp
     assert (answer.model_name, answer.model_version) == ("digits", expected.model.version)
 
 
-def test_many_callers_get_their_own_answers(stub, sample):
+def test_many_callers_get_their_own_answers(stub: Any, sample: dict[str, np.ndarray]) -> None:
     images, labels = sample["images"], sample["labels"]
     expected = tensors_of(stub.ModelInfer(infer(images)))["digit"]
     assert (expected == labels).mean() > 0.99
 
-    def one(number):
+    def one(number: int) -> tuple[Any, Any]:
         answer = stub.ModelInfer(infer(images[number : number + 1], id=str(number)), timeout=60)
         return answer.id, tensors_of(answer)["digit"].tolist()
 
@@ -76,15 +87,15 @@ def test_many_callers_get_their_own_answers(stub, sample):
     assert answers == [(str(number), [expected[number]]) for number in range(300)]
 
 
-def test_every_value_of_a_pixel_survives_fp32():
-    ref = SimpleNamespace(name="digits", version="4")
+def test_every_value_of_a_pixel_survives_fp32() -> None:
+    ref: Any = SimpleNamespace(name="digits", version="4")
     images = np.resize(np.arange(256, dtype=np.uint8), (1, 28, 28))
     for raw in (True, False):
         message = infer(images, "FP32", raw=raw).SerializeToString()
         assert read_infer(message, ref, 1).pixels == images.tobytes()
 
 
-def test_outputs_are_those_asked_for_in_that_order(stub):
+def test_outputs_are_those_asked_for_in_that_order(stub: Any) -> None:
     output = Request.InferRequestedOutputTensor
     request = infer(BLANK, outputs=[output(name="digit"), output(name="probabilities")])
     assert [tensor.name for tensor in stub.ModelInfer(request).outputs] == [
@@ -96,7 +107,7 @@ def test_outputs_are_those_asked_for_in_that_order(stub):
     assert len(answer.raw_output_contents) == 1
 
 
-def test_id_and_parameters_come_back(stub):
+def test_id_and_parameters_come_back(stub: Any) -> None:
     parameters = {
         "note": inference_pb2.InferParameter(string_param="x"),
         "number": inference_pb2.InferParameter(int64_param=-1),
@@ -106,25 +117,28 @@ def test_id_and_parameters_come_back(stub):
     assert dict(answer.parameters) == parameters
 
 
-def test_version_that_serves_may_be_named(stub):
+def test_version_that_serves_may_be_named(stub: Any) -> None:
     version = stub.ModelMetadata(inference_pb2.ModelMetadataRequest(name="digits")).versions[0]
     answer = stub.ModelInfer(infer(BLANK, model_version=version))
     assert answer.model_version == version
 
 
-def test_answer_of_another_version_than_the_one_asked_for_is_not_given(sample):
+def test_answer_of_another_version_than_the_one_asked_for_is_not_given(
+    sample: dict[str, np.ndarray],
+) -> None:
     """The model was exchanged between the check and the batch."""
     asked = infer(BLANK, model_version="3").SerializeToString()
-    read = read_infer(asked, SimpleNamespace(name="digits", version="3"), 1)
-    newer = SimpleNamespace(name="digits", version="4")
-    predictions = Predictions(Answers(np.zeros((1, 10)), np.ones(1)), newer)
+    older: Any = SimpleNamespace(name="digits", version="3")
+    read = read_infer(asked, older, 1)
+    newer: Any = SimpleNamespace(name="digits", version="4")
+    predictions = Predictions(Answers(np.zeros((1, 10), np.float32), np.ones(1, np.float32)), newer)
     expected = r"^model_version: expected 4, which is in service"
     with pytest.raises(InvalidInputError, match=expected) as error:
         infer_response(read, predictions, 0)
     assert error.value.violation.not_served
 
 
-def test_model_that_does_not_serve_is_not_found(stub):
+def test_model_that_does_not_serve_is_not_found(stub: Any) -> None:
     missing = {
         "name": ("digits", "'cats'", {"name": "cats"}),
         "version": ("", "99", {"name": "digits", "version": "99"}),
@@ -145,7 +159,7 @@ def test_model_that_does_not_serve_is_not_found(stub):
     assert error.details() == "model_name: expected digits, got 'cats'"
 
 
-def test_server_and_model_describe_themselves(channel, stub):
+def test_server_and_model_describe_themselves(channel: grpc.Channel, stub: Any) -> None:
     own = digits_pb2_grpc.DigitClassifierServiceStub(channel)
     version = own.GetModel(digits_pb2.GetModelRequest()).model.version
     assert stub.ServerLive(inference_pb2.ServerLiveRequest()).live
@@ -165,7 +179,9 @@ def test_server_and_model_describe_themselves(channel, stub):
     assert list(config.input[0].dims) == [28, 28]
 
 
-def test_metrics_count_exactly_what_was_sent(server, stub, sample):
+def test_metrics_count_exactly_what_was_sent(
+    server: RunningServer, stub: Any, sample: dict[str, np.ndarray]
+) -> None:
     images = scrape(server)["digits_images_total"]
     ok, bad = (count_of(server, "ModelInfer", code) for code in ("OK", "INVALID_ARGUMENT"))
     for size in (1, 3, 200):
@@ -177,7 +193,7 @@ def test_metrics_count_exactly_what_was_sent(server, stub, sample):
 
 
 @pytest.mark.parametrize("echoed", [{"id": "x" * 2000}, {"parameters": {"x" * 2000: None}}])
-def test_what_an_answer_repeats_is_bounded(stub, echoed):
+def test_what_an_answer_repeats_is_bounded(stub: Any, echoed: Any) -> None:
     """Answers may wait for a caller that does not read."""
     if "parameters" in echoed:
         echoed = {"parameters": {"x" * 2000: inference_pb2.InferParameter(int64_param=1)}}
@@ -187,7 +203,9 @@ def test_what_an_answer_repeats_is_bounded(stub, echoed):
 
 
 @TRANSPORTS
-def test_log_tells_the_caller_and_how_its_call_ended(start_server, transport):
+def test_log_tells_the_caller_and_how_its_call_ended(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", "--request-log-per-s=100")
     with grpc.insecure_channel(server.address) as channel:
         shown = (("x-request-id", "order-67"),)
@@ -200,7 +218,9 @@ def test_log_tells_the_caller_and_how_its_call_ended(start_server, transport):
 
 
 @TRANSPORTS
-def test_calls_whose_deadline_passes_are_counted_once(busy, transport):
+def test_calls_whose_deadline_passes_are_counted_once(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     server, _, long, gate = busy(transport, "--max-queue-images=100000")
     with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
         stub = stub_of(channel)
@@ -215,7 +235,7 @@ def test_calls_whose_deadline_passes_are_counted_once(busy, transport):
         assert sum(count_of(server, "ModelInfer", code) for code in ended) <= 4
 
 
-def reflected(channel):
+def reflected(channel: Any) -> set[Any]:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     [response] = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
         iter([request])
@@ -223,7 +243,7 @@ def reflected(channel):
     return {service.name for service in response.list_services_response.service}
 
 
-def test_it_is_served_with_every_series(start_server):
+def test_it_is_served_with_every_series(start_server: Callable[..., RunningServer]) -> None:
     server = start_server()
     with grpc.insecure_channel(server.address) as channel:
         assert SERVICE in reflected(channel)
@@ -235,7 +255,9 @@ def test_it_is_served_with_every_series(start_server):
 
 
 @TRANSPORTS
-def test_every_method_needs_a_token_and_the_rate_limit_holds(start_server, tmp_path, transport):
+def test_every_method_needs_a_token_and_the_rate_limit_holds(
+    start_server: Callable[..., RunningServer], tmp_path: Path, transport: str
+) -> None:
     token = secrets.token_hex(32)
     tokens = tmp_path / "tokens"
     tokens.write_text(token)
@@ -259,7 +281,9 @@ def test_every_method_needs_a_token_and_the_rate_limit_holds(start_server, tmp_p
 
 
 @TRANSPORTS
-def test_calls_in_flight_at_sigterm_are_answered(busy, transport):
+def test_calls_in_flight_at_sigterm_are_answered(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     server, _, long, gate = busy(transport, "--max-queue-images=100000", "--drain-delay-s=1")
     started = f'grpc_method="ModelInfer",grpc_service="{SERVICE}",grpc_type="unary"'
     with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
@@ -278,18 +302,18 @@ def test_calls_in_flight_at_sigterm_are_answered(busy, transport):
 
 
 @pytest.fixture
-def free_port():
+def free_port() -> Any:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
 
 
 @TRANSPORTS
 def test_while_a_model_loads_it_is_live_and_not_ready(
-    endless_repository,
-    tmp_path,
-    free_port,
-    transport,
-):
+    endless_repository: Path,
+    tmp_path: Path,
+    free_port: Any,
+    transport: str,
+) -> None:
     flags = (f"--model-repository={endless_repository}", f"--grpc-port={free_port}")
     process = start_process(tmp_path / "log", *flags, f"--transport={transport}")
     try:
@@ -311,7 +335,9 @@ def test_while_a_model_loads_it_is_live_and_not_ready(
 
 
 @TRANSPORTS
-def test_calls_that_are_left_cost_no_inference(busy, transport):
+def test_calls_that_are_left_cost_no_inference(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     server, _, long, gate = busy(transport, "--max-queue-images=8192")
     with grpc.insecure_channel(server.address, options=NO_RETRIES) as channel:
         request, call = infer(BLANK.repeat(32, 0)), stub_of(channel).ModelInfer
@@ -330,7 +356,9 @@ def test_calls_that_are_left_cost_no_inference(busy, transport):
 
 
 @TRANSPORTS
-def test_large_requests_that_wait_to_be_read_are_bounded(start_server, transport):
+def test_large_requests_that_wait_to_be_read_are_bounded(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     """Each takes a tenth of a second to read, and is wrong at its very end."""
     server = start_server(f"--transport={transport}")
     values = np.ones((2600, 28, 28), np.uint8)

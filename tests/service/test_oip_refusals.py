@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -25,18 +26,18 @@ from tests.service.oip import BLANK, FORMS, Request, broken, infer, stub_of
 
 
 @pytest.fixture
-def stub(channel):
+def stub(channel: grpc.Channel) -> Any:
     return stub_of(channel)
 
 
-def typed(datatype, field, values):
+def typed(datatype: Any, field: Any, values: Any) -> Any:
     request = infer(BLANK, datatype, raw=False)
     request.inputs[0].ClearField("contents")
     getattr(request.inputs[0].contents, field).extend(values)
     return request
 
 
-def fp32(value, index=5):
+def fp32(value: Any, index: int = 5) -> Any:
     values = np.zeros(784, "<f4")
     values[index] = value
     request = infer(BLANK, "FP32")
@@ -44,19 +45,19 @@ def fp32(value, index=5):
     return request
 
 
-def with_output(name, **parameters):
+def with_output(name: str, **parameters: Any) -> Any:
     return infer(
         BLANK, outputs=[Request.InferRequestedOutputTensor(name=name, parameters=parameters)]
     )
 
 
-def both_forms():
+def both_forms() -> Any:
     request = infer(BLANK)
     request.inputs[0].contents.uint_contents.append(1)
     return request
 
 
-def shared_memory():
+def shared_memory() -> Any:
     request = infer(BLANK)
     request.inputs[0].parameters["shared_memory_region"].string_param = "x"
     return request
@@ -124,7 +125,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_request_is_told_what_was_expected(stub, case):
+def test_bad_request_is_told_what_was_expected(stub: Any, case: str) -> None:
     request, message = BAD[case]
     error = refused(stub.ModelInfer, request)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -133,7 +134,7 @@ def test_bad_request_is_told_what_was_expected(stub, case):
     assert violation.field == message.partition(":")[0]
 
 
-def test_malformed_bytes_are_refused_in_every_method(channel):
+def test_malformed_bytes_are_refused_in_every_method(channel: grpc.Channel) -> None:
     for method in [*OIP_METHODS, "ModelInfer"]:
         error = refused(channel.unary_unary(f"/{SERVICE}/{method}"), b"\xff")
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -144,8 +145,10 @@ def test_malformed_bytes_are_refused_in_every_method(channel):
 
 @settings(max_examples=1000, deadline=None)
 @given(st.sampled_from(FORMS), st.booleans(), st.integers(0, 120), st.binary(max_size=6))
-def test_spoilt_message_is_read_or_refused_as_invalid(form, raw, position, spoilt):
-    ref = SimpleNamespace(name="digits", version="4")
+def test_spoilt_message_is_read_or_refused_as_invalid(
+    form: Any, raw: Any, position: Any, spoilt: Any
+) -> None:
+    ref: Any = SimpleNamespace(name="digits", version="4")
     sound = infer(BLANK, raw=raw, form=form, id="x").SerializeToString()
     message = sound[:position] + spoilt + sound[position + len(spoilt) :]
     with contextlib.suppress(InvalidInputError):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -16,13 +18,16 @@ from digits.v1 import digits_pb2
 from service.http2.frames import RST_STREAM, SETTINGS, ErrorCode, frame
 from service.rpc.classify import CLASSIFY, SERVICE
 from tests.calls import IMAGE, TRANSPORTS, dropped, handled, pixels, rich_detail, scrape
-from tests.conftest import wait_until
+from tests.conftest import RunningServer, wait_until
+from tests.gate import Gate
 from tests.http2.wire import Caller, call
 from tests.service.conftest import LARGE
 
 
 @TRANSPORTS
-def test_calls_cancelled_in_the_queue_cost_no_inference(busy, transport):
+def test_calls_cancelled_in_the_queue_cost_no_inference(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     server, stub, long, gate = busy(transport, "--max-queue-images=8192")
     futures = [stub.Classify.future(LARGE) for _ in range(50)]
     started = f'grpc_method="Classify",grpc_service="{SERVICE}",grpc_type="unary"'
@@ -38,7 +43,7 @@ def test_calls_cancelled_in_the_queue_cost_no_inference(busy, transport):
     assert scrape(server)["digits_batch_size_sum"] == 4096
 
 
-def is_halted(pid):
+def is_halted(pid: Any) -> bool:
     """True once every thread has stopped, which takes a moment after the signal."""
     states = [
         path.read_text().rpartition(")")[2][1] for path in Path(f"/proc/{pid}/task").glob("*/stat")
@@ -46,7 +51,9 @@ def is_halted(pid):
     return set(states) == {"T"}
 
 
-def test_calls_that_were_cancelled_before_they_were_read_cost_no_inference(start_server):
+def test_calls_that_were_cancelled_before_they_were_read_cost_no_inference(
+    start_server: Callable[..., RunningServer],
+) -> None:
     """All that a caller sent while the process was halted is read together when it goes on."""
     server = start_server("--instances=1")
     address = SimpleNamespace(port=int(server.address.rpartition(":")[2]))
@@ -68,7 +75,9 @@ def test_calls_that_were_cancelled_before_they_were_read_cost_no_inference(start
 
 
 @TRANSPORTS
-def test_full_queue_refuses_with_a_retry_hint_and_keeps_serving(busy, transport):
+def test_full_queue_refuses_with_a_retry_hint_and_keeps_serving(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     server, stub, long, gate = busy(transport, "--max-queue-images=64")
     with pytest.raises(grpc.RpcError) as caught:
         stub.Classify(LARGE)
@@ -77,7 +86,8 @@ def test_full_queue_refuses_with_a_retry_hint_and_keeps_serving(busy, transport)
     assert error.details() == "the queue is full; retry later"
     delay = rich_detail(error, error_details_pb2.RetryInfo).retry_delay
     assert 0.005 <= delay.ToNanoseconds() / 1e9 < 10
-    pushback = [v for k, v in error.trailing_metadata() if k == "grpc-retry-pushback-ms"]
+    metadata: Any = error.trailing_metadata()
+    pushback = [v for k, v in metadata if k == "grpc-retry-pushback-ms"]
     assert len(pushback) == 1
     gate.open()
     assert len(long.result().predictions) == 4096
@@ -86,20 +96,24 @@ def test_full_queue_refuses_with_a_retry_hint_and_keeps_serving(busy, transport)
 
 
 @TRANSPORTS
-def test_deadline_that_the_queue_can_not_meet_is_refused_at_once(busy, transport):
+def test_deadline_that_the_queue_can_not_meet_is_refused_at_once(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     # Any batch counts as one of a second: the long request, as a minute.
     slow = {"service.serving.cost.MIN_BATCH_S": 1.0}
     _, stub, long, gate = busy(transport, "--max-queue-images=8192", constants=slow)
     with pytest.raises(grpc.RpcError) as caught:
         stub.Classify(LARGE, timeout=15)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "longer than the deadline allows" in caught.value.details()
+    assert "longer than the deadline allows" in str(caught.value.details())
     gate.open()
     assert len(long.result().predictions) == 4096
 
 
 @TRANSPORTS
-def test_queue_full_item_of_a_stream_is_answered_in_place(busy, transport):
+def test_queue_full_item_of_a_stream_is_answered_in_place(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     _, stub, long, gate = busy(transport, "--max-queue-images=64")
     request = digits_pb2.ClassifyStreamRequest(request=LARGE)
     [answer] = stub.ClassifyStream(iter([request]), timeout=30)
@@ -110,7 +124,9 @@ def test_queue_full_item_of_a_stream_is_answered_in_place(busy, transport):
 
 
 @TRANSPORTS
-def test_single_image_is_answered_while_a_large_request_fills_its_lane(busy, transport):
+def test_single_image_is_answered_while_a_large_request_fills_its_lane(
+    busy: Callable[..., tuple[RunningServer, Any, Any, Gate]], transport: str
+) -> None:
     server, stub, long, gate = busy(transport, "--max-queue-images=64")
     for _ in range(5):
         waiting = scrape(server)["digits_queue_images"]

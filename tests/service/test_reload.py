@@ -8,10 +8,13 @@ import signal
 import threading
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,7 +32,7 @@ from service.rpc.get_model import answer_get_model
 from service.server import DigitsServer
 from service.serving.engine import Engine
 from service.serving.loader import ModelLoader
-from tests.conftest import REPOSITORY, wait_until
+from tests.conftest import REPOSITORY, RunningServer, wait_until
 from tests.releases import FP32, copy_release, rewrite, write_keys
 from tests.service.conftest import FAST
 from tests.service.trap import write_trap
@@ -37,19 +40,19 @@ from tests.service.trap import write_trap
 PINNED = "--precision=fp32"  # for answers that are exact
 
 
-def loader_of(repository, wanted=ANY, results=None):
+def loader_of(repository: Any, wanted: Any = ANY, results: Any = None) -> ModelLoader:
     return ModelLoader(
         repository, wanted=wanted, device="cpu", precision="auto", intra_op_threads=1,
         max_batch_size=4, public_key=None, on_load=([] if results is None else results).append,
     )  # fmt: skip
 
 
-def serving_version(server):
+def serving_version(server: RunningServer) -> int:
     with DigitClient(server.address) as client:
         return int(client.get_model()[0].version)
 
 
-def loads(server, result):
+def loads(server: RunningServer, result: Any) -> float:
     text = urllib.request.urlopen(f"{server.http}/metrics").read().decode()
     [line] = [
         x for x in text.splitlines() if x.startswith(f'digits_model_loads_total{{result="{result}"')
@@ -58,11 +61,11 @@ def loads(server, result):
 
 
 @contextmanager
-def callers(server, batches):
+def callers(server: RunningServer, batches: Any) -> Iterator[tuple[Any, Any]]:
     """Threads that classify until the block ends; yields what they got."""
     ended, answers, errors = threading.Event(), [], []
 
-    def call(images):
+    def call(images: np.ndarray) -> None:
         with DigitClient(server.address) as client:
             while not ended.is_set():
                 try:
@@ -83,14 +86,17 @@ def callers(server, batches):
             thread.join()
 
 
-def probabilities(answered):
+def probabilities(answered: Any) -> np.ndarray:
     return np.stack([prediction.probabilities for prediction in answered.predictions])
 
 
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
 def test_releases_change_under_load_without_a_failed_or_mixed_answer(
-    transport, repository, start_server, sample
-):
+    transport: str,
+    repository: Path,
+    start_server: Callable[..., RunningServer],
+    sample: dict[str, np.ndarray],
+) -> None:
     server = start_server(
         f"--model-repository={repository}", f"--transport={transport}", FAST, PINNED
     )
@@ -111,11 +117,11 @@ def test_releases_change_under_load_without_a_failed_or_mixed_answer(
 
 
 def test_memory_is_given_back_after_a_change_and_an_error_there_ends_no_later_one(
-    repository, monkeypatch, caplog
-):
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     failures, given_back = [RuntimeError("can't start new thread")], []
 
-    def give_back():
+    def give_back() -> None:
         if failures:
             raise failures.pop()
         given_back.append(True)
@@ -126,11 +132,11 @@ def test_memory_is_given_back_after_a_change_and_an_error_there_ends_no_later_on
         reload_interval_s=0.05,
     )  # fmt: skip
 
-    def serves(server, number):
+    def serves(server: Any, number: int) -> Any:
         model = server._parts.gate.model
         return model is not None and model.version == str(number)
 
-    async def change_twice():
+    async def change_twice() -> Any:
         server = DigitsServer(config, time.monotonic())
         running = asyncio.create_task(server.run())
         for number in (1, 2, 3):
@@ -145,17 +151,17 @@ def test_memory_is_given_back_after_a_change_and_an_error_there_ends_no_later_on
     assert "can't start new thread" in caplog.text
 
 
-def source_of(number):
+def source_of(number: int) -> str:
     """Odd versions hold the first committed model, even ones the second."""
     return "1" if number % 2 else "2"
 
 
-def truncated(folder):
+def truncated(folder: Path) -> None:
     path = folder / FP32
     path.write_bytes(path.read_bytes()[:-500])
 
 
-def another_golden(folder):
+def another_golden(folder: Path) -> None:
     """Golden digits that no model of the release answers, with hashes that agree."""
     golden = read_golden((folder / GOLDEN).read_bytes(), ["fp32", "int8"])
     others = {name: answers[:, ::-1].copy() for name, answers in golden.probabilities.items()}
@@ -172,8 +178,11 @@ def another_golden(folder):
     ],
 )
 def test_release_that_does_not_hold_is_refused_once_and_the_old_one_serves(
-    spoil, reason, repository, start_server
-):
+    spoil: Callable[..., Any],
+    reason: str,
+    repository: Path,
+    start_server: Callable[..., RunningServer],
+) -> None:
     server = start_server(f"--model-repository={repository}", FAST)
     temporary = copy_release(repository, 2, "2").rename(repository / ".spoiled")
     spoil(temporary)
@@ -186,7 +195,9 @@ def test_release_that_does_not_hold_is_refused_once_and_the_old_one_serves(
     assert loads(server, "refused") == 1, "tried again although nothing changed"
 
 
-def test_release_that_was_refused_is_tried_again_when_its_files_change(repository, start_server):
+def test_release_that_was_refused_is_tried_again_when_its_files_change(
+    repository: Path, start_server: Callable[..., RunningServer]
+) -> None:
     server = start_server(f"--model-repository={repository}", FAST)
     complete = (REPOSITORY / "2" / FP32).read_bytes()
     folder = copy_release(repository, 2, "2")
@@ -196,20 +207,24 @@ def test_release_that_was_refused_is_tried_again_when_its_files_change(repositor
     wait_until(lambda: serving_version(server) == 2)
 
 
-def test_answer_that_describes_a_model_is_made_once_for_each(repository):
+def test_answer_that_describes_a_model_is_made_once_for_each(repository: Path) -> None:
     """GetModel, of which a burst would hold up other callers: a manifest is long."""
     copy_release(repository, 2, "2")
-    gate, answers = SimpleNamespace(), []
+    gate: Any = SimpleNamespace()
+    answers = []
     for version in (1, 2):
         promote(repository, version)
         gate.model = loader_of(repository).load()
         first = answer_get_model(gate, b"")
         assert answer_get_model(gate, b"") is first
+        assert isinstance(first, bytes)
         answers.append(digits_pb2.GetModelResponse.FromString(first).model.version)
     assert answers == ["1", "2"]
 
 
-def test_promotion_and_rollback_reach_a_running_server(repository, start_server):
+def test_promotion_and_rollback_reach_a_running_server(
+    repository: Path, start_server: Callable[..., RunningServer]
+) -> None:
     copy_release(repository, 2, "2")
     server = start_server(f"--model-repository={repository}", FAST)
     assert serving_version(server) == 2
@@ -220,8 +235,8 @@ def test_promotion_and_rollback_reach_a_running_server(repository, start_server)
 
 
 def test_server_with_a_key_is_turned_back_by_its_owner_and_nobody_else(
-    repository, start_server, tmp_path
-):
+    repository: Path, start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
     private, public = (write_keys(tmp_path) / f"{kind}.pem" for kind in ("private", "public"))
     copy_release(repository, 2, "2")
     for number in "12":
@@ -236,8 +251,11 @@ def test_server_with_a_key_is_turned_back_by_its_owner_and_nobody_else(
 
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
 def test_rollback_under_load_serves_the_old_weights_again(
-    transport, repository, start_server, sample
-):
+    transport: str,
+    repository: Path,
+    start_server: Callable[..., RunningServer],
+    sample: dict[str, np.ndarray],
+) -> None:
     copy_release(repository, 2, "2")
     server = start_server(f"--model-repository={repository}", f"--transport={transport}", FAST)
     old = Engine((repository / "1" / FP32).read_bytes())
@@ -254,7 +272,7 @@ def test_rollback_under_load_serves_the_old_weights_again(
         assert np.abs(probabilities(answered) - old.run(images)).max() < 1e-5
 
 
-def test_pinned_version_stays(repository):
+def test_pinned_version_stays(repository: Path) -> None:
     """The loader itself is asked: that a running server did not change proves nothing in time."""
     loaders = [loader_of(repository, wanted) for wanted in (range(1, 2), ANY)]
     models = [loader.load() for loader in loaders]
@@ -266,7 +284,7 @@ def test_pinned_version_stays(repository):
     assert free.version == "2"
 
 
-def test_hangup_looks_at_once(repository, start_server):
+def test_hangup_looks_at_once(repository: Path, start_server: Callable[..., RunningServer]) -> None:
     server = start_server(f"--model-repository={repository}", "--reload-interval-s=0")
     copy_release(repository, 2, "2")
     server.process.send_signal(signal.SIGHUP)
@@ -274,7 +292,9 @@ def test_hangup_looks_at_once(repository, start_server):
     assert "now serving another release" in server.log_text()
 
 
-def test_repository_that_disappears_leaves_the_model_in_service(repository, start_server, sample):
+def test_repository_that_disappears_leaves_the_model_in_service(
+    repository: Path, start_server: Callable[..., RunningServer], sample: dict[str, np.ndarray]
+) -> None:
     server = start_server(f"--model-repository={repository}", FAST)
     repository.rename(repository.parent / "away")
     wait_until(lambda: "is not a folder" in server.log_text())
@@ -283,8 +303,8 @@ def test_repository_that_disappears_leaves_the_model_in_service(repository, star
 
 
 def test_release_that_loads_for_ever_is_rejected_in_time_and_the_next_one_serves(
-    repository, start_server, sample
-):
+    repository: Path, start_server: Callable[..., RunningServer], sample: dict[str, np.ndarray]
+) -> None:
     server = start_server(
         f"--model-repository={repository}",
         FAST,
@@ -301,7 +321,7 @@ def test_release_that_loads_for_ever_is_rejected_in_time_and_the_next_one_serves
     wait_until(lambda: rejected in server.log_text())
     copy_release(repository, 3, "2")
 
-    def serves_3():
+    def serves_3() -> bool:
         server.process.send_signal(signal.SIGHUP)  # on a starved machine it may have been too slow
         return serving_version(server) == 3
 
@@ -311,13 +331,13 @@ def test_release_that_loads_for_ever_is_rejected_in_time_and_the_next_one_serves
 
 
 @pytest.mark.full
-def test_two_hundred_reloads_leave_memory_flat(repository):
+def test_two_hundred_reloads_leave_memory_flat(repository: Path) -> None:
     """One model that is kept takes over a MiB: 200 of them would be far over the bound."""
     copy_release(repository, 2, "2")
     loader = loader_of(repository)
     model, process = loader.load(), psutil.Process()
 
-    def reload(times):
+    def reload(times: Any) -> None:
         nonlocal model
         for number in range(times):
             promote(repository, 1 + number % 2)
@@ -330,9 +350,9 @@ def test_two_hundred_reloads_leave_memory_flat(repository):
     assert load_artifact(repository / "1")
 
 
-def test_version_with_wrong_permissions_is_tried_again_when_they_change(repository):
+def test_version_with_wrong_permissions_is_tried_again_when_they_change(repository: Path) -> None:
     folder = copy_release(repository, 2, "2")
-    results = []
+    results: list[Any] = []
     loader = loader_of(repository, results=results)
     model_file = folder / FP32
     complete = model_file.read_bytes()

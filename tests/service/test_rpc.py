@@ -6,8 +6,11 @@ import io
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -23,22 +26,22 @@ from service.rpc.classify import SERVICE
 from service.serving.engine import Engine
 from service.serving.request import Refusal
 from tests.calls import IMAGE, encoded, handled, pixels, refused, rich_detail, scrape, stream_of
-from tests.conftest import REPOSITORY, SAMPLES, wait_until
+from tests.conftest import REPOSITORY, SAMPLES, RunningServer, wait_until
 
 
 @pytest.fixture
-def stub(channel):
+def stub(channel: grpc.Channel) -> Any:
     return digits_pb2_grpc.DigitClassifierServiceStub(channel)
 
 
-def direct(images):
+def direct(images: np.ndarray) -> np.ndarray:
     engine = Engine((REPOSITORY / "2/model.int8.onnx").read_bytes())
     return np.concatenate(
         [engine.run(chunk) for chunk in np.array_split(images, len(images) // 50)]
     )
 
 
-def assert_wire_equals_direct(stub, images, singles):
+def assert_wire_equals_direct(stub: Any, images: np.ndarray, singles: Any) -> np.ndarray:
     """``singles`` images one by one and the rest in odd batches, from 8 callers at once."""
     expected = direct(images)
     bounds = list(range(singles + 1))
@@ -46,7 +49,7 @@ def assert_wire_equals_direct(stub, images, singles):
     while bounds[-1] < len(images):
         bounds.append(min(len(images), bounds[-1] + sizes[len(bounds) % len(sizes)]))
 
-    def classify(start, stop):
+    def classify(start: Any, stop: Any) -> tuple[np.ndarray, list[Any]]:
         response = stub.Classify(pixels(images[start:stop].tobytes()), timeout=60)
         assert len(response.predictions) == stop - start
         got = np.array([p.probabilities for p in response.predictions], np.float32)
@@ -63,13 +66,13 @@ def assert_wire_equals_direct(stub, images, singles):
     return np.array(labels)
 
 
-def test_sample_over_the_wire_equals_onnxruntime(stub, sample):
+def test_sample_over_the_wire_equals_onnxruntime(stub: Any, sample: dict[str, np.ndarray]) -> None:
     labels = assert_wire_equals_direct(stub, sample["images"], singles=100)
     assert (labels == sample["labels"]).mean() > 0.99
 
 
 @pytest.mark.full
-def test_full_test_set_over_the_wire_equals_onnxruntime(stub, full_data):
+def test_full_test_set_over_the_wire_equals_onnxruntime(stub: Any, full_data: Path) -> None:
     raw = (full_data / "MNIST/raw/t10k-images-idx3-ubyte").read_bytes()
     images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
     truth = np.frombuffer(
@@ -79,7 +82,7 @@ def test_full_test_set_over_the_wire_equals_onnxruntime(stub, full_data):
     assert (labels == truth).mean() >= 0.99
 
 
-def test_answer_names_the_model_and_its_times(stub):
+def test_answer_names_the_model_and_its_times(stub: Any) -> None:
     response = stub.Classify(pixels(IMAGE * 3))
     model = stub.GetModel(digits_pb2.GetModelRequest())
     assert response.model == model.model
@@ -90,7 +93,9 @@ def test_answer_names_the_model_and_its_times(stub):
     assert model.model.sha256 in model.manifest_json
 
 
-def test_oversize_request_is_split_and_rejoined_in_order(stub, sample):
+def test_oversize_request_is_split_and_rejoined_in_order(
+    stub: Any, sample: dict[str, np.ndarray]
+) -> None:
     images = np.resize(sample["images"], (4096, 28, 28))
     response = stub.Classify(pixels(images.tobytes()), timeout=60)
     digits = [p.digit for p in response.predictions]
@@ -112,7 +117,9 @@ def test_oversize_request_is_split_and_rejoined_in_order(stub, sample):
          "encoded.files[0]: expected a PNG, JPEG, WebP or BMP file, got 6 bytes of GIF"),
     ],
 )  # fmt: skip
-def test_bad_request_is_refused_naming_field_expected_and_got(stub, request_, field, message):
+def test_bad_request_is_refused_naming_field_expected_and_got(
+    stub: Any, request_: Any, field: str, message: str
+) -> None:
     error = refused(stub.Classify, request_)
     assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, message)
     [violation] = rich_detail(error, error_details_pb2.BadRequest).field_violations
@@ -120,7 +127,7 @@ def test_bad_request_is_refused_naming_field_expected_and_got(stub, request_, fi
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff", b"\x0a\x05ab", b"\x12\x02\x0a\x09"])
-def test_malformed_message_is_invalid(channel, data):
+def test_malformed_message_is_invalid(channel: grpc.Channel, data: bytes) -> None:
     call = channel.unary_unary(f"/{SERVICE}/Classify")
     error = refused(call, data)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -129,13 +136,15 @@ def test_malformed_message_is_invalid(channel, data):
     )
 
 
-def test_message_over_the_limit_is_refused_alike(stub):
+def test_message_over_the_limit_is_refused_alike(stub: Any) -> None:
     error = refused(stub.Classify, pixels(bytes(6_000_000)))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max (6000005 vs. 4259840)" in error.details()
 
 
-def test_malformed_get_model_is_invalid_and_counted(server, channel):
+def test_malformed_get_model_is_invalid_and_counted(
+    server: RunningServer, channel: grpc.Channel
+) -> None:
     before = handled(server, "INVALID_ARGUMENT", "GetModel")
     error = refused(channel.unary_unary(f"/{SERVICE}/GetModel"), b"\xff\xff")
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -153,7 +162,9 @@ def test_malformed_get_model_is_invalid_and_counted(server, channel):
         pixels(IMAGE).SerializeToString() + b"\x98\x06\x01",
     ],
 )
-def test_malformed_item_of_a_stream_is_answered_in_place(channel, data):
+def test_malformed_item_of_a_stream_is_answered_in_place(
+    channel: grpc.Channel, data: bytes
+) -> None:
     good = digits_pb2.ClassifyStreamRequest(request=pixels(IMAGE)).SerializeToString()
     call = channel.stream_stream(f"/{SERVICE}/ClassifyStream")
     answers = [
@@ -165,12 +176,12 @@ def test_malformed_item_of_a_stream_is_answered_in_place(channel, data):
 
 
 @pytest.mark.parametrize("count", [300, 1000, 4096])
-def test_stream_of_large_items_is_not_refused_by_its_own_queue(stub, count):
+def test_stream_of_large_items_is_not_refused_by_its_own_queue(stub: Any, count: int) -> None:
     answers = list(stub.ClassifyStream(stream_of([pixels(IMAGE * count)] * 12), timeout=60))
     assert [len(answer.response.predictions) for answer in answers] == [count] * 12
 
 
-def test_transparent_paper_is_background(stub):
+def test_transparent_paper_is_background(stub: Any) -> None:
     seven = Image.open(SAMPLES / "7.png").convert("L")
     cut_out = Image.new("RGBA", seven.size, "white")
     cut_out.putalpha(seven)
@@ -179,7 +190,7 @@ def test_transparent_paper_is_background(stub):
     assert stub.Classify(encoded(buffer.getvalue())).predictions[0].digit == 7
 
 
-def test_compressed_text_inside_an_image_is_not_unfolded(stub):
+def test_compressed_text_inside_an_image_is_not_unfolded(stub: Any) -> None:
     text = PngInfo()
     for number in range(40):
         text.add_text(f"bomb {number}", "x" * 1_000_000, zip=True)
@@ -188,32 +199,32 @@ def test_compressed_text_inside_an_image_is_not_unfolded(stub):
     assert stub.Classify(encoded(buffer.getvalue())).predictions[0].digit == 7
 
 
-def test_unknown_fields_beside_the_pixels_are_ignored(channel):
+def test_unknown_fields_beside_the_pixels_are_ignored(channel: grpc.Channel) -> None:
     call = channel.unary_unary(f"/{SERVICE}/Classify")
     request = pixels(IMAGE).SerializeToString() + b"\x98\x06\x01"  # field 99, a later version's
     response = digits_pb2.ClassifyResponse.FromString(call(request))
     assert len(response.predictions) == 1
 
 
-def test_image_files_are_decoded_in_order(stub):
+def test_image_files_are_decoded_in_order(stub: Any) -> None:
     files = [(SAMPLES / f"{digit}.png").read_bytes() for digit in range(10)]
     response = stub.Classify(encoded(*files))
     assert [p.digit for p in response.predictions] == list(range(10))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
-def test_each_format_is_decoded(stub, tmp_path, kind):
+def test_each_format_is_decoded(stub: Any, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "seven"
     Image.open(SAMPLES / "7.png").save(path, kind)
     assert stub.Classify(encoded(path.read_bytes())).predictions[0].digit == 7
 
 
-def test_truncated_image_is_refused(stub):
+def test_truncated_image_is_refused(stub: Any) -> None:
     error = refused(stub.Classify, encoded((SAMPLES / "7.png").read_bytes()[:-60]))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_bad_request_does_not_harm_its_neighbours(stub, sample):
+def test_bad_request_does_not_harm_its_neighbours(stub: Any, sample: dict[str, np.ndarray]) -> None:
     good = sample["images"][:64]
     expected = sample["labels"][:64]
     futures = []
@@ -225,17 +236,17 @@ def test_bad_request_does_not_harm_its_neighbours(stub, sample):
     assert {future.code() for future in futures[1::2]} == {grpc.StatusCode.INVALID_ARGUMENT}
 
 
-def test_gzip_request_is_understood(stub):
+def test_gzip_request_is_understood(stub: Any) -> None:
     response = stub.Classify(pixels(IMAGE), compression=grpc.Compression.Gzip)
     assert len(response.predictions) == 1
 
 
-def test_unknown_method_is_unimplemented(channel):
+def test_unknown_method_is_unimplemented(channel: grpc.Channel) -> None:
     error = refused(channel.unary_unary(f"/{SERVICE}/Nothing"), b"")
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_health_tells_liveness_and_readiness(channel):
+def test_health_tells_liveness_and_readiness(channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", SERVICE):
         response = health.Check(health_pb2.HealthCheckRequest(service=name))
@@ -244,7 +255,7 @@ def test_health_tells_liveness_and_readiness(channel):
     assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_reflection_lists_the_service(channel):
+def test_reflection_lists_the_service(channel: grpc.Channel) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     [response] = stub.ServerReflectionInfo(iter([request]))
@@ -252,7 +263,9 @@ def test_reflection_lists_the_service(channel):
     assert {SERVICE, "grpc.health.v1.Health"} <= names
 
 
-def test_stream_answers_in_order_and_a_bad_item_in_place(stub, sample):
+def test_stream_answers_in_order_and_a_bad_item_in_place(
+    stub: Any, sample: dict[str, np.ndarray]
+) -> None:
     requests = [pixels(image.tobytes()) for image in sample["images"][:100]]
     requests[40] = pixels(b"bad")
     answers = list(stub.ClassifyStream(stream_of(requests), timeout=60))
@@ -264,10 +277,10 @@ def test_stream_answers_in_order_and_a_bad_item_in_place(stub, sample):
     assert np.mean(digits == np.delete(sample["labels"][:100], 40)) > 0.95
 
 
-def test_stream_that_the_caller_leaves_does_not_block_the_next(stub):
+def test_stream_that_the_caller_leaves_does_not_block_the_next(stub: Any) -> None:
     endless = threading.Event()
 
-    def requests():
+    def requests() -> Iterator[Any]:
         yield from stream_of([pixels(IMAGE)] * 3)
         endless.wait(30)
 
@@ -278,7 +291,9 @@ def test_stream_that_the_caller_leaves_does_not_block_the_next(stub):
     assert len(list(stub.ClassifyStream(stream_of([pixels(IMAGE)] * 5), timeout=30))) == 5
 
 
-def test_streams_that_are_left_in_the_middle_of_an_answer_do_not_harm_the_server(server):
+def test_streams_that_are_left_in_the_middle_of_an_answer_do_not_harm_the_server(
+    server: RunningServer,
+) -> None:
     """The server closes their generators after their RPCs are gone."""
     for _ in range(30):
         with grpc.insecure_channel(server.address) as channel:
@@ -292,7 +307,7 @@ def test_streams_that_are_left_in_the_middle_of_an_answer_do_not_harm_the_server
     assert server.process.poll() is None
 
 
-def test_slow_reader_holds_a_bounded_number_of_items(server):
+def test_slow_reader_holds_a_bounded_number_of_items(server: RunningServer) -> None:
     """The server takes no more requests than its window while nobody reads the answers."""
     # Without these the client itself would take megabytes of answers that nobody asked it for.
     narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
@@ -300,7 +315,7 @@ def test_slow_reader_holds_a_bounded_number_of_items(server):
     large = pixels(IMAGE * 256)
     taken = []
 
-    def requests():
+    def requests() -> Iterator[Any]:
         for number in range(total):
             taken.append(number)
             yield digits_pb2.ClassifyStreamRequest(request=large)
@@ -317,14 +332,16 @@ def test_slow_reader_holds_a_bounded_number_of_items(server):
 
 
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
-def test_metrics_count_exactly_what_was_sent(start_server, transport):
+def test_metrics_count_exactly_what_was_sent(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     # Of its own: what other tests cancelled may be counted at any time.
     server = start_server(f"--transport={transport}")
     with grpc.insecure_channel(server.address) as channel:
         count_exactly(server, digits_pb2_grpc.DigitClassifierServiceStub(channel))
 
 
-def count_exactly(server, stub):
+def count_exactly(server: RunningServer, stub: Any) -> None:
     before = scrape(server)
     ok, invalid = handled(server, "OK"), handled(server, "INVALID_ARGUMENT")
     streams = handled(server, "OK", "ClassifyStream", "bidi_stream")
@@ -352,7 +369,9 @@ def count_exactly(server, stub):
     assert after["digits_queue_images"] == 0
 
 
-def test_every_series_is_there_before_the_first_call(start_server):
+def test_every_series_is_there_before_the_first_call(
+    start_server: Callable[..., RunningServer],
+) -> None:
     series = scrape(start_server())
     for code in grpc.StatusCode:
         assert any(f'grpc_code="{code.name}"' in name for name in series)
@@ -368,8 +387,8 @@ def test_every_series_is_there_before_the_first_call(start_server):
     assert series["digits_images_total"] == 0
 
 
-def test_http_port_answers_nothing_but_metrics_health_and_status(server):
-    def status(path, method="GET"):
+def test_http_port_answers_nothing_but_metrics_health_and_status(server: RunningServer) -> None:
+    def status(path: Any, method: str = "GET") -> Any:
         request = urllib.request.Request(server.http + path, method=method)
         try:
             with urllib.request.urlopen(request) as response:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service.rpc.classify import SERVICE
 from tests.attacks.attacks import unread_watch
 from tests.calls import TRANSPORTS
-from tests.conftest import wait_until
+from tests.conftest import RunningServer, wait_until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -22,8 +24,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 @TRANSPORTS
 def test_watcher_that_reads_nothing_does_not_hold_up_readiness_or_the_drain(
-    start_server, transport
-):
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", "--drain-delay-s=1", "--grace-s=1")
     with (
         unread_watch(server.address, SERVICE),
@@ -42,7 +44,9 @@ def test_watcher_that_reads_nothing_does_not_hold_up_readiness_or_the_drain(
 
 
 @TRANSPORTS
-def test_watch_tells_every_change(start_server, transport):
+def test_watch_tells_every_change(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", "--drain-delay-s=0.5")
     with grpc.insecure_channel(server.address) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(
@@ -62,7 +66,7 @@ def test_watch_tells_every_change(start_server, transport):
     assert server.process.wait(30) == 0
 
 
-def test_check_of_a_service_that_is_not_known_is_not_found(channel):
+def test_check_of_a_service_that_is_not_known_is_not_found(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as error:
         health_pb2_grpc.HealthStub(channel).Check(
             health_pb2.HealthCheckRequest(service="nobody"), timeout=20
@@ -71,11 +75,13 @@ def test_check_of_a_service_that_is_not_known_is_not_found(channel):
 
 
 @TRANSPORTS
-def test_reflection_stream_that_stays_open_does_not_delay_the_drain(start_server, transport):
+def test_reflection_stream_that_stays_open_does_not_delay_the_drain(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", "--grace-s=60")
     left = threading.Event()
 
-    def questions():
+    def questions() -> Iterator[Any]:
         yield reflection_pb2.ServerReflectionRequest(list_services="")
         left.wait(60)
 

@@ -9,6 +9,9 @@ import shutil
 import socket
 import ssl
 import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -24,7 +27,7 @@ from service.security.tls import Tls as ServerTls
 from tests.attacks.attacks import PREFACE
 from tests.calls import scrape
 from tests.certificates import Authority
-from tests.conftest import SAMPLES, start_process, wait_until
+from tests.conftest import SAMPLES, RunningServer, start_process, wait_until
 from tests.http2.echo import ROUTES
 from tests.http2.wire import running
 
@@ -32,37 +35,37 @@ BLANK = np.zeros((28, 28), np.uint8)
 
 
 @pytest.fixture
-def authority(tmp_path):
+def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path, "root")
 
 
 @pytest.fixture
-def files(authority, tmp_path):
+def files(authority: Authority, tmp_path: Path) -> tuple[Path, Path]:
     """The server's own certificate and key, where the server looks for them."""
     install(authority.issue("first"), tmp_path)
     return tmp_path / "server.pem", tmp_path / "server.key"
 
 
-def install(issued, folder):
+def install(issued: Any, folder: Path) -> None:
     certificate, key = issued
     shutil.copy(certificate, folder / "server.pem")
     shutil.copy(key, folder / "server.key")
 
 
-def flags_of(files):
+def flags_of(files: Any) -> tuple[str, str]:
     return f"--tls-cert={files[0]}", f"--tls-key={files[1]}"
 
 
-def loads(server, result):
+def loads(server: Any, result: Any) -> Any:
     return scrape(server)[f'digits_credential_loads_total{{kind="tls",result="{result}"}}']
 
 
-def served_certificate(server):
+def served_certificate(server: Any) -> Any:
     host, port = server.address.rsplit(":", 1)
     return ssl.get_server_certificate((host, int(port)))
 
 
-def refusal(server, tls):
+def refusal(server: Any, tls: Any) -> Any:
     """How a call ends that can not get a connection."""
     client = DigitClient(server.address, tls=tls, timeout_s=10)
     with client, pytest.raises(DigitError) as caught:
@@ -70,21 +73,29 @@ def refusal(server, tls):
     return caught.value
 
 
-def test_auto_takes_grpcio_for_tls_and_says_so(start_server, authority, files):
+def test_auto_takes_grpcio_for_tls_and_says_so(
+    start_server: Callable[..., RunningServer], authority: Authority, files: tuple[Path, Path]
+) -> None:
     server = start_server(*flags_of(files))
     assert server.announced["transport"] == ("http2")
     assert server.announced["access"] == "TLS, no tokens"
     assert "--tls-ca" in server.announced["try"]
 
 
-def test_clients_are_answered_over_tls(start_server, authority, files, sample, capsys):
+def test_clients_are_answered_over_tls(
+    start_server: Callable[..., RunningServer],
+    authority: Authority,
+    files: tuple[Path, Path],
+    sample: dict[str, np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     server = start_server(*flags_of(files))
     tls = Tls(ca=authority.root)
     with DigitClient(server.address, tls=tls) as client:
         digits = client.classify(sample["images"][:20]).digits
         assert client.get_model()[0].name == "digits"
 
-    async def ask():
+    async def ask() -> Any:
         async with AsyncDigitClient(server.address, tls=tls) as client:
             return (await client.classify(sample["images"][:20])).digits
 
@@ -96,8 +107,8 @@ def test_clients_are_answered_over_tls(start_server, authority, files, sample, c
 
 
 def test_connections_with_tls_are_bounded_and_the_idle_one_makes_room(
-    start_server, authority, files
-):
+    start_server: Callable[..., RunningServer], authority: Authority, files: tuple[Path, Path]
+) -> None:
     bound = {"service.assembly.MAX_TLS_CONNECTIONS": 2}
     server = start_server(*flags_of(files), constants=bound)
     context = ssl.create_default_context(cafile=str(authority.root))
@@ -124,7 +135,9 @@ def test_connections_with_tls_are_bounded_and_the_idle_one_makes_room(
                 read += part
 
 
-def test_caller_that_does_not_trust_the_server_sends_it_nothing(start_server, files, tmp_path):
+def test_caller_that_does_not_trust_the_server_sends_it_nothing(
+    start_server: Callable[..., RunningServer], files: tuple[Path, Path], tmp_path: Path
+) -> None:
     server = start_server(*flags_of(files))
     stranger = Authority(tmp_path, "stranger")
     for tls in (Tls(ca=stranger.root), None):
@@ -135,8 +148,11 @@ def test_caller_that_does_not_trust_the_server_sends_it_nothing(start_server, fi
 
 
 def test_mutual_tls_lets_in_who_has_a_certificate_and_nobody_else(
-    start_server, authority, files, tmp_path
-):
+    start_server: Callable[..., RunningServer],
+    authority: Authority,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
     server = start_server(*flags_of(files), f"--tls-client-ca={authority.root}")
     assert server.announced["access"] == "mutual TLS, no tokens"
     callers = {
@@ -157,14 +173,14 @@ def test_mutual_tls_lets_in_who_has_a_certificate_and_nobody_else(
 class Caller:
     """Calls all the time, on one connection, until told to stop."""
 
-    def __init__(self, server, tls):
+    def __init__(self, server: Any, tls: Any) -> None:
         self.answered = 0
-        self.errors = []
+        self.errors: list[Any] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(server, tls))
         self._thread.start()
 
-    def _run(self, server, tls):
+    def _run(self, server: Any, tls: Any) -> None:
         with DigitClient(server.address, tls=tls, timeout_s=30) as client:
             while not self._stop.is_set():
                 try:
@@ -173,14 +189,17 @@ class Caller:
                     self.errors.append(error)
                 self.answered += 1
 
-    def stop(self):
+    def stop(self) -> None:
         self._stop.set()
         self._thread.join()
 
 
 def test_certificate_is_replaced_under_load_without_a_failed_call(
-    start_server, authority, files, tmp_path
-):
+    start_server: Callable[..., RunningServer],
+    authority: Authority,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
     server = start_server(*flags_of(files))
     caller = Caller(server, Tls(ca=authority.root))
     try:
@@ -199,8 +218,11 @@ def test_certificate_is_replaced_under_load_without_a_failed_call(
 
 
 def test_files_that_do_not_match_keep_the_old_certificate_and_are_logged_once(
-    start_server, authority, files, tmp_path
-):
+    start_server: Callable[..., RunningServer],
+    authority: Authority,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
     server = start_server(*flags_of(files))
     served = served_certificate(server)
     certificate, key = authority.issue("second")
@@ -228,8 +250,11 @@ def test_files_that_do_not_match_keep_the_old_certificate_and_are_logged_once(
 
 
 def test_caller_whose_root_is_taken_away_is_refused_and_its_successor_let_in(
-    start_server, authority, files, tmp_path
-):
+    start_server: Callable[..., RunningServer],
+    authority: Authority,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
     roots = tmp_path / "callers.pem"
     shutil.copy(authority.root, roots)
     server = start_server(*flags_of(files), f"--tls-client-ca={roots}")
@@ -260,8 +285,13 @@ def test_caller_whose_root_is_taken_away_is_refused_and_its_successor_let_in(
     ],
 )
 def test_file_that_can_not_be_used_is_an_error_at_the_start(
-    authority, files, tmp_path, spoil, flag, message
-):
+    authority: Authority,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    spoil: str,
+    flag: str,
+    message: str,
+) -> None:
     certificate, key = files
     roots = tmp_path / "roots.pem"
     shutil.copy(authority.root, roots)
@@ -289,7 +319,7 @@ def test_file_that_can_not_be_used_is_an_error_at_the_start(
     assert secret not in line
 
 
-def resumed(server, authority, pair, version):
+def resumed(server: Any, authority: Any, pair: Any, version: Any) -> Any:
     """Whether a second handshake goes without a look at the caller's certificate."""
     context = ssl.create_default_context(cafile=authority.root)
     context.load_cert_chain(*pair)
@@ -304,7 +334,7 @@ def resumed(server, authority, pair, version):
     return was_resumed
 
 
-def test_mutual_tls_resumes_no_session(authority):
+def test_mutual_tls_resumes_no_session(authority: Authority) -> None:
     """The certificate of a session that is resumed may have expired since."""
     server_pair, caller_pair = authority.issue("server"), authority.issue("caller")
     one_sided = ServerTls(*server_pair, None)
@@ -327,8 +357,8 @@ def test_mutual_tls_resumes_no_session(authority):
     ],
 )
 def test_certificate_that_has_expired_is_warned_about_at_the_start(
-    authority, tmp_path, caplog, days, trouble
-):
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, days: int, trouble: str
+) -> None:
     install(authority.issue("first", days=days), tmp_path)
     assert ServerTls(tmp_path / "server.pem", tmp_path / "server.key", None).context()
     said = [record.getMessage() for record in caplog.records]
@@ -336,7 +366,7 @@ def test_certificate_that_has_expired_is_warned_about_at_the_start(
     assert all(trouble in line and line.endswith("callers will refuse to connect") for line in said)
 
 
-def test_certificate_that_is_not_valid_yet_is_told_from_one_that_is(authority):
+def test_certificate_that_is_not_valid_yet_is_told_from_one_that_is(authority: Authority) -> None:
     pem = authority.issue("later")[0].read_bytes()
     der = tls_module._first_certificate(pem)
     now = dt.datetime.now(dt.UTC)
@@ -346,8 +376,11 @@ def test_certificate_that_is_not_valid_yet_is_told_from_one_that_is(authority):
 
 
 def test_certificate_that_has_expired_does_not_replace_one(
-    start_server, authority, files, tmp_path
-):
+    start_server: Callable[..., RunningServer],
+    authority: Authority,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
     server = start_server(*flags_of(files))
     before = served_certificate(server)
     install(authority.issue("late", days=-1), tmp_path)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.conftest import ROOT, SAMPLES
+from tests.conftest import ROOT, SAMPLES, RunningServer
 
 pytestmark = pytest.mark.full
 
@@ -17,11 +20,11 @@ INSTALL_TIMEOUT_S = 300
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with tritonclient and nothing of ours, or a skip."""
     folder = tmp_path_factory.mktemp("tritonclient")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    command = [folder / "bin/pip", "install", "--disable-pip-version-check", "--quiet"]
+    command: list[Any] = [folder / "bin/pip", "install", "--disable-pip-version-check", "--quiet"]
     command += ["--retries=1", "--timeout=15", "tritonclient[grpc]>=2.50"]
     try:
         done = subprocess.run(
@@ -35,7 +38,9 @@ def python(tmp_path_factory):
     return folder / "bin/python"
 
 
-def test_tritonclient_gets_what_it_asks_for(python, server, sample):
+def test_tritonclient_gets_what_it_asks_for(
+    python: Path, server: RunningServer, sample: dict[str, np.ndarray]
+) -> None:
     done = subprocess.run(
         [python, "-I", CALLER, server.address, SAMPLES / "mnist-500.npz"],
         capture_output=True, text=True, check=False, timeout=120,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from digits.oip import inference_pb2
 from digits.v1 import digits_pb2
 from service.rpc.codec import as_field, parse
 from service.serving.request import InvalidInputError
+from tests.conftest import RunningServer
 from tests.http2.wire import Caller, compressed, in_frames, opening
 from tests.memory import MIB, PeakMemory
 from tests.releases import check_answers
@@ -21,7 +25,7 @@ CALLS = 128  # on each connection
 FIELDS = [(b"%03x" % number, b"\x80") for number in range(400)]
 
 
-def packed_call(path, message, *, whole=True):
+def packed_call(path: Any, message: Any, *, whole: bool = True) -> Any:
     body = compressed(message)
     return lambda stream: opening(stream, path, PACKED) + in_frames(stream, body, whole=whole)
 
@@ -44,11 +48,12 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_memory_is_bounded_by_what_is_unfolded_at_once(start_server, attack):
+def test_memory_is_bounded_by_what_is_unfolded_at_once(
+    start_server: Callable[..., RunningServer], attack: str
+) -> None:
     connections, make = ATTACKS[attack]
     server = start_server()
     check_answers(server)
-    server.port = int(server.address.rpartition(":")[2])
     frames = b"".join(make(2 * n + 1) for n in range(CALLS))
     with PeakMemory(server) as peak:
         callers = [Caller(server) for _ in range(connections)]
@@ -72,18 +77,18 @@ def test_memory_is_bounded_by_what_is_unfolded_at_once(start_server, attack):
         (inference_pb2.ModelInferRequest, NUMBERS),
     ],
 )
-def test_message_of_too_many_fields_is_not_parsed(kind, message):
+def test_message_of_too_many_fields_is_not_parsed(kind: Any, message: Any) -> None:
     with pytest.raises(InvalidInputError, match="at most 131,072 fields"):
         parse(kind, message)
 
 
 @pytest.mark.parametrize("message", [b"\xff" * BYTES, b"\x0a", EMPTY_FILES[:200_000]])
-def test_malformed_message_is_told_so(message):
+def test_malformed_message_is_told_so(message: Any) -> None:
     with pytest.raises(InvalidInputError, match="got malformed bytes"):
         parse(digits_pb2.ClassifyRequest, message)
 
 
-def test_most_files_that_may_be_sent_are_not_too_many():
+def test_most_files_that_may_be_sent_are_not_too_many() -> None:
     files = [bytes(50)] * 100_000  # the largest setting
     message = digits_pb2.ClassifyRequest(encoded=digits_pb2.EncodedImages(files=files))
     assert parse(digits_pb2.ClassifyRequest, message.SerializeToString()) == message

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,7 +18,7 @@ from service.http2.frames import HEADERS, SETTINGS, Setting, frame, settings_pay
 from service.http2.messages import prefixed
 from service.rpc.health import MAX_WATCHES_PER_CONNECTION
 from tests.calls import TRANSPORTS
-from tests.conftest import wait_until
+from tests.conftest import RunningServer, wait_until
 from tests.http2.wire import Caller, call, data, opening
 from tests.memory import MIB, PeakMemory
 from tests.releases import check_answers
@@ -33,18 +35,18 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 class Unreading(Caller):
     """A connection that lets no byte of an answer's message be sent."""
 
-    def __init__(self, server):
+    def __init__(self, server: RunningServer) -> None:
         self.port = int(server.address.rpartition(":")[2])
         super().__init__(self)
         self.send(frame(SETTINGS, 0, 0, settings_payload({Setting.INITIAL_WINDOW_SIZE: 0})))
 
-    def answered(self, calls):
+    def answered(self, calls: Any) -> int:
         """Waits for the headers of so many answers, which no window holds back."""
         heads = (found for found in self.frames() if found[0] == HEADERS)
         return len(list(itertools.islice(heads, calls)))
 
 
-def infer_request(**fields):
+def infer_request(**fields: Any) -> bytes:
     images = np.zeros((1, 28, 28), np.uint8)
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(
         name="image", datatype="UINT8", shape=images.shape
@@ -56,7 +58,9 @@ def infer_request(**fields):
 
 
 @TRANSPORTS
-def test_what_model_infer_would_repeat_is_refused(start_server, transport):
+def test_what_model_infer_would_repeat_is_refused(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     """150 calls at once, each with 4 MB that an answer would hold until it is read."""
     server = start_server(f"--transport={transport}")
     check_answers(server)
@@ -82,7 +86,9 @@ def test_what_model_infer_would_repeat_is_refused(start_server, transport):
 
 @TRANSPORTS
 @pytest.mark.parametrize("method", ["watch", "reflection"])
-def test_names_of_four_megabytes_are_refused(start_server, transport, method):
+def test_names_of_four_megabytes_are_refused(
+    start_server: Callable[..., RunningServer], transport: str, method: str
+) -> None:
     server = start_server(f"--transport={transport}")
     path, message = {
         "watch": (WATCH, health_pb2.HealthCheckRequest(service="x" * NAME_BYTES)),
@@ -97,14 +103,16 @@ def test_names_of_four_megabytes_are_refused(start_server, transport, method):
         calls = [begin(iter([request]), timeout=60) for _ in range(10)]
         for one in calls:
             with pytest.raises(grpc.RpcError) as caught:
-                next(one)
+                next(iter(one))
             assert caught.value.code() is EXHAUSTED
-            assert "larger than max" in caught.value.details()
+            assert "larger than max" in str(caught.value.details())
     check_answers(server)
 
 
 @TRANSPORTS
-def test_watches_of_one_connection_leave_those_of_others(start_server, transport):
+def test_watches_of_one_connection_leave_those_of_others(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}")
     request = health_pb2.HealthCheckRequest().SerializeToString()
     with contextlib.ExitStack() as stack:
@@ -122,17 +130,19 @@ def test_watches_of_one_connection_leave_those_of_others(start_server, transport
         codes = []
         for one in answers:
             try:
-                next(one)
+                next(iter(one))
             except grpc.RpcError as error:
                 codes.append(error.code())
         assert codes == [EXHAUSTED] * (200 - MAX_WATCHES_PER_CONNECTION)
         watching = other(request)
-        assert next(watching)
+        assert next(iter(watching))
         for one in (*answers, watching):
             one.cancel()
 
 
-def test_answers_that_nobody_reads_are_bounded_in_all(start_server):
+def test_answers_that_nobody_reads_are_bounded_in_all(
+    start_server: Callable[..., RunningServer],
+) -> None:
     """Two hundred connections with 256 calls of a few bytes each: 400 MB of answers."""
     server = start_server("--transport=http2")
     check_answers(server)
@@ -148,7 +158,9 @@ def test_answers_that_nobody_reads_are_bounded_in_all(start_server):
     wait_until(lambda: check_answers(server) is None)
 
 
-def test_reflection_that_nobody_reads_is_bounded(start_server):
+def test_reflection_that_nobody_reads_is_bounded(
+    start_server: Callable[..., RunningServer],
+) -> None:
     """A stream answers nothing more until its caller has taken what was answered."""
     server = start_server("--transport=http2")
     check_answers(server)
@@ -166,7 +178,7 @@ def test_reflection_that_nobody_reads_is_bounded(start_server):
     assert peak.grown < 48 * MIB
 
 
-def test_watches_that_nobody_reads_are_bounded(start_server):
+def test_watches_that_nobody_reads_are_bounded(start_server: Callable[..., RunningServer]) -> None:
     server = start_server("--transport=http2")
     check_answers(server)
     request = health_pb2.HealthCheckRequest(service="x" * 500).SerializeToString()

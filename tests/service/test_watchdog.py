@@ -6,6 +6,9 @@ import dataclasses
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -21,7 +24,7 @@ from service.serving.preparing import Preparer
 from service.telemetry.metrics import Metrics
 from service.watchdog import Watchdog
 from tests.calls import TRANSPORTS
-from tests.conftest import REPOSITORY, wait_until
+from tests.conftest import REPOSITORY, RunningServer, wait_until
 from tests.service.trap import FOR_A_WHILE, FOR_EVER, write_trap
 
 HEALTHY = health_pb2.HealthCheckResponse.SERVING
@@ -30,13 +33,13 @@ STALL_TIMEOUT = "service.watchdog.STALL_TIMEOUT_S"
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory):
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trap") / "digits"
     write_trap(path / "1")
     return path
 
 
-def health(address, service=""):
+def health(address: str, service: str = "") -> Any:
     """The status; DEADLINE_EXCEEDED is not healthy either."""
     with grpc.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
@@ -46,29 +49,29 @@ def health(address, service=""):
             return error.code()
 
 
-def http_status(server, path):
+def http_status(server: RunningServer, path: Any) -> Any:
     try:
         return urllib.request.urlopen(server.http + path, timeout=1).status
     except urllib.error.HTTPError as error:
         return error.code
 
 
-def metric(server, series):
+def metric(server: RunningServer, series: Any) -> Any:
     text = urllib.request.urlopen(f"{server.http}/metrics").read().decode()
     return next(
         float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(series + " ")
     )
 
 
-def classify(stub, value, count, timeout):
+def classify(stub: Any, value: Any, count: int, timeout: Any) -> Any:
     request = digits_pb2.ClassifyRequest(pixels=bytes([value]) * 784 * count)
     return stub.Classify.future(request, timeout=timeout)
 
 
 @TRANSPORTS
 def test_an_inference_that_never_returns_is_noticed_and_reported(
-    transport, repository, start_server
-):
+    transport: str, repository: Path, start_server: Callable[..., RunningServer]
+) -> None:
     server = start_server(
         f"--model-repository={repository}",
         f"--transport={transport}",
@@ -94,7 +97,9 @@ def test_an_inference_that_never_returns_is_noticed_and_reported(
 
 
 @TRANSPORTS
-def test_a_lone_call_that_never_returns_takes_health_with_it(transport, repository, start_server):
+def test_a_lone_call_that_never_returns_takes_health_with_it(
+    transport: str, repository: Path, start_server: Callable[..., RunningServer]
+) -> None:
     server = start_server(
         f"--model-repository={repository}",
         f"--transport={transport}",
@@ -115,8 +120,8 @@ def test_a_lone_call_that_never_returns_takes_health_with_it(transport, reposito
 
 @TRANSPORTS
 def test_an_inference_that_returns_after_all_brings_the_server_back(
-    transport, repository, start_server
-):
+    transport: str, repository: Path, start_server: Callable[..., RunningServer]
+) -> None:
     server = start_server(
         f"--model-repository={repository}",
         f"--transport={transport}",
@@ -134,7 +139,7 @@ def test_an_inference_that_returns_after_all_brings_the_server_back(
 
 
 @pytest.fixture
-def hot_path():
+def hot_path() -> Iterator[tuple[Gate, Metrics]]:
     """The path of a call with a model in service, and its metrics."""
     metrics = Metrics([CLASSIFY])
     runner = ModelRunner()
@@ -150,12 +155,12 @@ def hot_path():
 
 
 @pytest.fixture
-def watch(hot_path):
+def watch(hot_path: tuple[Gate, Metrics]) -> Iterator[Callable[..., list[Any]]]:
     """Starts a watchdog that looks often; returns the list of its reports."""
     classify, metrics = hot_path
     watchdogs = []
 
-    def start(threads=lambda: classify.threads):
+    def start(threads: Any = lambda: classify.threads) -> list[Any]:
         reports = []
         watchdogs.append(
             Watchdog(
@@ -171,18 +176,20 @@ def watch(hot_path):
         watchdog.stop()
 
 
-def golden_checks(metrics, result):
+def golden_checks(metrics: Any, result: Any) -> Any:
     return metrics.registry.get_sample_value("digits_golden_checks_total", {"result": result})
 
 
-def with_other_labels(model):
+def with_other_labels(model: Any) -> Any:
     """The model with golden digits that it does not answer as they say."""
     golden = model.artifact.golden
     golden = dataclasses.replace(golden, labels=(golden.labels + 1) % 10)
     return dataclasses.replace(model, artifact=dataclasses.replace(model.artifact, golden=golden))
 
 
-def test_golden_digits_are_checked_again_and_again(hot_path, watch):
+def test_golden_digits_are_checked_again_and_again(
+    hot_path: tuple[Gate, Metrics], watch: Callable[..., list[Any]]
+) -> None:
     _, metrics = hot_path
     reports = watch()
     wait_until(lambda: golden_checks(metrics, "passed") >= 3)
@@ -190,9 +197,13 @@ def test_golden_digits_are_checked_again_and_again(hot_path, watch):
     assert golden_checks(metrics, "failed") == 0
 
 
-def test_wrong_golden_answers_are_reported_until_a_right_model_serves(hot_path, watch, caplog):
+def test_wrong_golden_answers_are_reported_until_a_right_model_serves(
+    hot_path: tuple[Gate, Metrics],
+    watch: Callable[..., list[Any]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     classify, metrics = hot_path
-    honest = classify.model
+    honest: Any = classify.model
     reports = watch()
     classify.serve(with_other_labels(honest))
     wait_until(lambda: reports)
@@ -204,7 +215,7 @@ def test_wrong_golden_answers_are_reported_until_a_right_model_serves(hot_path, 
     assert reports[1] == ""
 
 
-def test_a_dead_thread_is_reported(watch):
+def test_a_dead_thread_is_reported(watch: Callable[..., list[Any]]) -> None:
     dead = threading.Thread(target=lambda: None, name="slot-9")
     dead.start()
     dead.join()
@@ -213,10 +224,12 @@ def test_a_dead_thread_is_reported(watch):
     assert reports == ["thread slot-9 has died; this is a bug"]
 
 
-def test_the_watchdog_survives_a_look_that_fails(watch, caplog):
+def test_the_watchdog_survives_a_look_that_fails(
+    watch: Callable[..., list[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     looks = []
 
-    def threads():
+    def threads() -> list[Any]:
         looks.append(1)
         if len(looks) == 1:
             raise RuntimeError("can't start new thread")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ FOR_EVER, FOR_A_WHILE = 255, 254
 ROUNDS = {FOR_EVER: 2**45, FOR_A_WHILE: 2_000_000}
 
 
-def add_trap(model):
+def add_trap(model: Any) -> None:
     """Makes the graph loop, on an image of one of the two values, before it answers.
 
     Everything else is answered as ever: a model that passes every check at its load.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Told:
         self.dropped.extend(requests)
 
 
-class Answered(list):
+class Answered(list[Any]):
     """Requests in the order in which they ended; waits for a number of them."""
 
     def __init__(self) -> None:
@@ -63,17 +64,22 @@ def pixels(*numbers: int) -> bytes:
     return b"".join(bytes([number % 256]) * IMAGE_BYTES for number in numbers)
 
 
-def numbers(images: bytes | memoryview) -> list[int]:
+def numbers(images: Any) -> list[int]:
     return list(bytes(images)[::IMAGE_BYTES])
 
 
-def doubled(images: bytes | memoryview, model: object = "model") -> Predictions:
+def doubled(images: Any, model: Any = "model") -> Predictions:
     """Predictions that hold twice the number of each image."""
     rows = np.array(numbers(images), np.float32)[:, None] * np.full(10, 2, np.float32)
     return Predictions(Answers(rows, np.ones(len(rows), np.float32)), model)
 
 
-def results(request: Request) -> list[int]:
+def leave(request: Request) -> None:
+    """The caller of a request leaves."""
+    cast("Caller", request.origin).cancelled = True
+
+
+def results(request: Request) -> Any:
     """What a request was answered, in the order of its images."""
     rows = request.result.probabilities[request.first : request.first + request.count]
     return rows[:, 0].astype(int).tolist()
@@ -86,7 +92,7 @@ def twice(*images: int) -> list[int]:
 class Bench:
     """A batcher that is stepped by hand."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any) -> None:
         self.clock = FakeClock()
         self.told = Told()
         self.runs: list[list[int]] = []
@@ -99,14 +105,14 @@ class Bench:
         }  # fmt: skip
         self.batcher = Batcher(self.run, clock=self.clock, **options)
 
-    def run(self, images, count):
+    def run(self, images: bytes | memoryview, count: int) -> Predictions:
         self.runs.append(numbers(images))
         assert len(self.runs[-1]) == count
         if self.fail:
             raise RuntimeError("broken engine")
         return doubled(images, self.model)
 
-    def request(self, *images: int, deadline: float | None = None, reply=None) -> Request:
+    def request(self, *images: int, deadline: float | None = None, reply: Any = None) -> Request:
         reply = reply or self.answered.reply
         return Request(pixels(*images), len(images), deadline, reply, Caller())
 
@@ -133,7 +139,7 @@ class Bench:
 class GatedBench:
     """A started batcher whose engine waits for permission, to see which slots run."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any) -> None:
         self.running = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
         self.answered = Answered()
@@ -146,7 +152,7 @@ class GatedBench:
             self.batcher.expect(expected)
         self.batcher.start()
 
-    def run(self, images, count):
+    def run(self, images: bytes | memoryview, count: int) -> Predictions:
         self.sizes.append(count)
         self.running.release()
         assert self.gate.acquire(timeout=30)

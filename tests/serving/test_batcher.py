@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
 from service.serving.request import Refusal
-from tests.serving.core import Bench, numbers, results, twice
+from tests.serving.core import Bench, leave, numbers, results, twice
 
 
-def test_requests_of_several_callers_share_a_batch_and_get_their_own_results():
+def test_requests_of_several_callers_share_a_batch_and_get_their_own_results() -> None:
     bench = Bench(max_batch_size=8)
     first, second = bench.request(1, 2), bench.request(3)
     assert bench.submit(first, second) == []
@@ -22,7 +23,7 @@ def test_requests_of_several_callers_share_a_batch_and_get_their_own_results():
     assert bench.batcher.queued_images == bench.batcher.queued_requests == 0
 
 
-def test_batch_counts_images_not_requests_and_splits_across_requests():
+def test_batch_counts_images_not_requests_and_splits_across_requests() -> None:
     bench = Bench(max_batch_size=16)
     one, two = bench.request(1, 2, 3), bench.request(*range(10, 26))
     bench.submit(one, two)
@@ -34,7 +35,7 @@ def test_batch_counts_images_not_requests_and_splits_across_requests():
     assert results(two) == twice(*range(10, 26))
 
 
-def test_oversize_request_is_split_and_rejoined_in_order():
+def test_oversize_request_is_split_and_rejoined_in_order() -> None:
     bench = Bench()
     large = bench.request(*range(11))
     bench.submit(large)
@@ -45,7 +46,7 @@ def test_oversize_request_is_split_and_rejoined_in_order():
     assert (large.first, large.batch_images, large.split) == (0, 4, None)
 
 
-def test_parts_that_come_back_out_of_order_are_rejoined_in_order():
+def test_parts_that_come_back_out_of_order_are_rejoined_in_order() -> None:
     bench = Bench()
     large = bench.request(*range(8))
     bench.submit(large)
@@ -56,7 +57,7 @@ def test_parts_that_come_back_out_of_order_are_rejoined_in_order():
     assert (first.finished, second.finished) == ([large], [])
 
 
-def test_failing_batch_fails_only_its_own_requests(caplog):
+def test_failing_batch_fails_only_its_own_requests(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     doomed, neighbour = bench.request(1, 2, 3, 4), bench.request(5, 6)
     bench.submit(doomed, neighbour)
@@ -70,7 +71,9 @@ def test_failing_batch_fails_only_its_own_requests(caplog):
     assert "broken engine" in caplog.text
 
 
-def test_engine_that_fails_every_batch_is_logged_once_a_second(caplog):
+def test_engine_that_fails_every_batch_is_logged_once_a_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     bench = Bench()
     bench.fail = True
     for _ in range(3):
@@ -83,7 +86,7 @@ def test_engine_that_fails_every_batch_is_logged_once_a_second(caplog):
     assert len(caplog.records) == 2
 
 
-def test_split_request_whose_first_part_fails_is_answered_once_and_its_rest_not_run():
+def test_split_request_whose_first_part_fails_is_answered_once_and_its_rest_not_run() -> None:
     bench = Bench()
     large = bench.request(*range(10))
     bench.submit(large)
@@ -97,30 +100,30 @@ def test_split_request_whose_first_part_fails_is_answered_once_and_its_rest_not_
     assert bench.batcher.queued_images == 0
 
 
-def test_cancelled_request_costs_no_inference_and_leaves_its_neighbours():
+def test_cancelled_request_costs_no_inference_and_leaves_its_neighbours() -> None:
     bench = Bench()
     left, stayed = bench.request(1), bench.request(2)
     bench.submit(left, stayed)
-    left.origin.cancelled = True
+    leave(left)
     bench.step()
     assert bench.runs == [[2]]
     assert (left.refusal, results(stayed)) == (Refusal.CANCELLED, [4])
     assert bench.told.dropped == [left]
 
 
-def test_split_request_cancelled_between_its_parts_is_answered_once():
+def test_split_request_cancelled_between_its_parts_is_answered_once() -> None:
     bench = Bench()
     large = bench.request(*range(8))
     bench.submit(large)
     first = bench.start_batch()
-    large.origin.cancelled = True
+    leave(large)
     bench.step()
     bench.end_batch(first)
     assert bench.answered == [large]
     assert large.refusal is Refusal.CANCELLED
 
 
-def test_expired_request_costs_no_inference():
+def test_expired_request_costs_no_inference() -> None:
     bench = Bench()
     late = bench.request(1, deadline=101.0)
     bench.submit(late)
@@ -130,7 +133,7 @@ def test_expired_request_costs_no_inference():
     assert (bench.told.batches, bench.told.dropped) == ([], [late])
 
 
-def test_overload_is_the_work_that_waits_while_a_lane_is_full():
+def test_overload_is_the_work_that_waits_while_a_lane_is_full() -> None:
     bench = Bench(max_batch_size=4, max_queue_images=10)
     bench.batcher.expect({1: 0.01, 4: 0.04})
     bench.submit(*[bench.request(number) for number in range(8)])
@@ -141,7 +144,7 @@ def test_overload_is_the_work_that_waits_while_a_lane_is_full():
     assert bench.batcher.overload_s == 0
 
 
-def test_full_queue_refuses_with_a_hint_and_keeps_what_it_has():
+def test_full_queue_refuses_with_a_hint_and_keeps_what_it_has() -> None:
     bench = Bench(max_queue_images=4, max_batch_size=16)
     bench.batcher.expect({1: 1e-3})
     waiting, refused = bench.request(1, 2, 3), bench.request(4, 5)
@@ -152,13 +155,13 @@ def test_full_queue_refuses_with_a_hint_and_keeps_what_it_has():
     assert bench.answered == bench.told.dropped == [refused]
 
 
-def test_request_larger_than_the_queue_is_admitted_when_nothing_waits():
+def test_request_larger_than_the_queue_is_admitted_when_nothing_waits() -> None:
     bench = Bench(max_queue_images=4)
     assert bench.submit(bench.request(*range(9))) == []
     assert bench.submit(bench.request(1, 2))[0].refusal is Refusal.QUEUE_FULL
 
 
-def test_deadline_that_the_queue_can_not_meet_is_refused_at_once():
+def test_deadline_that_the_queue_can_not_meet_is_refused_at_once() -> None:
     bench = Bench()
     bench.batcher.expect({1: 1.0})
     assert bench.submit(bench.request(*range(10), deadline=200.0)) == []
@@ -168,12 +171,12 @@ def test_deadline_that_the_queue_can_not_meet_is_refused_at_once():
     assert hopeless.retry_after_s == pytest.approx(5.0)
 
 
-def test_admission_follows_what_batches_cost_now():
+def test_admission_follows_what_batches_cost_now() -> None:
     bench = Bench()
     bench.batcher.expect({1: 1.0, 4: 4.0})
     run = bench.run
 
-    def quick(images, count):
+    def quick(images: bytes | memoryview, count: int) -> Any:
         bench.clock.now += count * 1e-3
         return run(images, count)
 
@@ -186,7 +189,7 @@ def test_admission_follows_what_batches_cost_now():
     assert bench.submit(bench.request(1, 2, deadline=bench.clock.now + 1.0)) == []
 
 
-def test_small_request_shares_the_next_batch_with_a_large_one_that_came_before():
+def test_small_request_shares_the_next_batch_with_a_large_one_that_came_before() -> None:
     bench = Bench(max_batch_size=8)
     large = bench.request(*range(100, 120))
     singles = [bench.request(number) for number in range(6)]
@@ -202,7 +205,7 @@ def test_small_request_shares_the_next_batch_with_a_large_one_that_came_before()
     assert results(large) == twice(*range(100, 120))
 
 
-def test_large_requests_get_their_half_while_small_ones_keep_coming():
+def test_large_requests_get_their_half_while_small_ones_keep_coming() -> None:
     bench = Bench(max_batch_size=8)
     large = bench.request(*range(16))
     bench.submit(large)
@@ -212,7 +215,7 @@ def test_large_requests_get_their_half_while_small_ones_keep_coming():
     assert large.result
 
 
-def test_of_an_odd_batch_each_lane_gets_the_larger_half_in_turn():
+def test_of_an_odd_batch_each_lane_gets_the_larger_half_in_turn() -> None:
     bench = Bench(max_batch_size=5)
     singles = [bench.request(number) for number in range(10)]
     bench.submit(bench.request(*range(20, 30)), *singles)
@@ -221,7 +224,7 @@ def test_of_an_odd_batch_each_lane_gets_the_larger_half_in_turn():
     assert bench.runs == [[0, 1, 2, 20, 21], [3, 4, 22, 23, 24]]
 
 
-def test_large_requests_do_not_fill_the_queue_of_small_ones():
+def test_large_requests_do_not_fill_the_queue_of_small_ones() -> None:
     bench = Bench(max_queue_images=20, max_batch_size=8)
     assert bench.submit(bench.request(*range(20))) == []
     assert bench.submit(bench.request(*range(3)))[0].refusal is Refusal.QUEUE_FULL
@@ -229,7 +232,7 @@ def test_large_requests_do_not_fill_the_queue_of_small_ones():
     assert bench.submit(bench.request(1))[0].refusal is Refusal.QUEUE_FULL
 
 
-def test_deadline_on_an_idle_server_is_tried_and_a_passed_one_is_not():
+def test_deadline_on_an_idle_server_is_tried_and_a_passed_one_is_not() -> None:
     bench = Bench()
     bench.batcher.expect({1: 1.0})
     assert bench.submit(bench.request(*range(50), deadline=101.0)) == []
@@ -238,21 +241,21 @@ def test_deadline_on_an_idle_server_is_tried_and_a_passed_one_is_not():
     assert late.refusal is Refusal.EXPIRED
 
 
-def test_large_request_fills_the_largest_batch_whatever_an_image_costs():
+def test_large_request_fills_the_largest_batch_whatever_an_image_costs() -> None:
     bench = Bench(max_batch_size=64)
     bench.batcher.expect({1: 1.0})
     bench.submit(bench.request(*range(100)))
     assert bench.start_batch().images == 64
 
 
-def test_small_requests_fill_a_batch_of_the_target_length():
+def test_small_requests_fill_a_batch_of_the_target_length() -> None:
     bench = Bench(max_batch_size=64)
     bench.batcher.expect({size: 60e-6 + size * 30e-6 for size in (1, 2, 4, 8, 16, 32, 64)})
     bench.submit(*[bench.request(number) for number in range(64)])
     assert bench.start_batch().images == bench.batcher.batch_images == 18
 
 
-def test_small_request_cut_at_its_half_is_one_part_when_the_rest_fits_after_all():
+def test_small_request_cut_at_its_half_is_one_part_when_the_rest_fits_after_all() -> None:
     bench = Bench(max_batch_size=64)
     small, large = bench.request(*range(14)), bench.request(*range(100, 117))
     bench.submit(*[bench.request(number) for number in range(200, 220)], small, large)
@@ -262,7 +265,7 @@ def test_small_request_cut_at_its_half_is_one_part_when_the_rest_fits_after_all(
     assert results(large) == twice(*range(100, 117))
 
 
-def test_split_request_that_two_models_answered_starts_over():
+def test_split_request_that_two_models_answered_starts_over() -> None:
     bench = Bench()
     large, next_one = bench.request(*range(10)), bench.request(20, 21)
     bench.submit(large, next_one)
@@ -282,7 +285,7 @@ def test_split_request_that_two_models_answered_starts_over():
     assert bench.batcher.queued_images == 0
 
 
-def test_split_request_that_one_model_answered_is_run_once():
+def test_split_request_that_one_model_answered_is_run_once() -> None:
     bench = Bench()
     large = bench.request(*range(10))
     bench.submit(large)
@@ -292,10 +295,12 @@ def test_split_request_that_one_model_answered_is_run_once():
     assert len(bench.runs) == 3
 
 
-def test_each_reply_gets_all_its_requests_of_a_batch_in_one_call():
+def test_each_reply_gets_all_its_requests_of_a_batch_in_one_call() -> None:
+    one: list[Any]
+    two: list[Any]
     bench, one, two = Bench(max_batch_size=16), [], []
     requests = [bench.request(n, reply=one.append if n % 2 else two.append) for n in range(7)]
-    requests[3].origin.cancelled = True
+    leave(requests[3])
     bench.submit(*requests)
     bench.step()
     assert one == [[requests[1], requests[5], requests[3]]]
@@ -303,8 +308,10 @@ def test_each_reply_gets_all_its_requests_of_a_batch_in_one_call():
     assert requests[3].refusal is Refusal.CANCELLED
 
 
-def test_reply_that_raises_is_logged_and_loses_nothing_else(caplog):
-    def broken(_requests):
+def test_reply_that_raises_is_logged_and_loses_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(_requests: Any) -> None:
         raise RuntimeError("broken reply")
 
     bench = Bench(max_batch_size=16, max_queue_images=3)
@@ -321,17 +328,19 @@ def test_reply_that_raises_is_logged_and_loses_nothing_else(caplog):
     assert bench.answered[-1] is other
 
 
-def test_listener_that_raises_is_logged_and_keeps_nobody_from_an_answer(caplog):
+def test_listener_that_raises_is_logged_and_keeps_nobody_from_an_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Broken:
-        def batch(self, batch):
+        def batch(self, batch: Any) -> None:
             raise RuntimeError(f"broken listener of {numbers(batch.pixels())}")
 
-        def refused(self, requests):
+        def refused(self, requests: Any) -> None:
             raise RuntimeError("broken listener of refusals")
 
     bench = Bench(listener=Broken())
     left, stayed = bench.request(1), bench.request(2)
-    left.origin.cancelled = True
+    leave(left)
     bench.submit(left, stayed)
     bench.step()
     assert bench.answered == [stayed, left]
@@ -339,15 +348,15 @@ def test_listener_that_raises_is_logged_and_keeps_nobody_from_an_answer(caplog):
     assert "broken listener of refusals" in caplog.text
 
 
-def test_replies_come_before_the_listener():
+def test_replies_come_before_the_listener() -> None:
     bench, order = Bench(), []
-    bench.told.batch = lambda _batch: order.append("listener")
+    bench.told.batch = lambda batch: order.append("listener")
     bench.submit(bench.request(1, reply=lambda _requests: order.append("reply")))
     bench.step()
     assert order == ["reply", "listener"]
 
 
-def test_what_was_decided_is_logged_when_it_changes(caplog):
+def test_what_was_decided_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(max_batch_size=64)
     with caplog.at_level(logging.INFO):
         bench.batcher.expect({1: 20e-6})
@@ -360,4 +369,5 @@ def test_what_was_decided_is_logged_when_it_changes(caplog):
         "batches of small requests: 30 images, at 20 us an image",
         "batches of small requests: 6 images, at 100 us an image",
     ]
-    assert (bench.batcher.batch_images, bench.batcher.image_cost_s) == (30, pytest.approx(20e-6))
+    assert bench.batcher.batch_images == 30
+    assert bench.batcher.image_cost_s == pytest.approx(20e-6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,19 +24,19 @@ SEVEN = (SAMPLES / "7.png").read_bytes()
 class Engine:
     """Says that every image is its mean."""
 
-    def answer(self, images):
+    def answer(self, images: np.ndarray) -> Answers:
         means = np.repeat(images.mean(axis=(1, 2)), 10).reshape(-1, 10).astype(np.float32)
         return Answers(means, np.ones(len(images), np.float32))
 
 
-def model(version="1", image_s=20e-6):
+def model(version: str = "1", image_s: float = 20e-6) -> Any:
     return SimpleNamespace(
         engine=Engine(), version=version, batch_seconds={1: image_s, 4: 4 * image_s}
     )
 
 
 class Core:
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any) -> None:
         self.told, self.answered = Told(), Answered()
         runner = ModelRunner()
         batcher = Batcher(
@@ -45,11 +47,11 @@ class Core:
             listener=self.told, **settings,
         )  # fmt: skip
 
-    def request(self, *images: int, deadline=None) -> Request:
+    def request(self, *images: int, deadline: Any = None) -> Request:
         return Request(pixels(*images), len(images), deadline, self.answered.reply, Caller())
 
 
-def serving(**settings):
+def serving(**settings: Any) -> Core:
     core = Core(**settings)
     core.gate.serve(model())
     core.gate.start()
@@ -58,13 +60,13 @@ def serving(**settings):
 
 
 @pytest.fixture
-def core():
+def core() -> Iterator[Core]:
     core = serving()
     yield core
     assert core.gate.stop(30)
 
 
-def test_requests_get_what_the_model_in_service_says(core):
+def test_requests_get_what_the_model_in_service_says(core: Core) -> None:
     one, two = core.request(10), core.request(20, 30)
     core.gate.submit([one, two])
     core.answered.wait_for(2)
@@ -73,7 +75,7 @@ def test_requests_get_what_the_model_in_service_says(core):
     assert one.result.model is core.gate.model
 
 
-def test_another_model_answers_from_the_next_batch_on_and_its_cost_counts(core):
+def test_another_model_answers_from_the_next_batch_on_and_its_cost_counts(core: Core) -> None:
     core.gate.serve(model("2", image_s=200e-6))
     assert core.gate.batcher.image_cost_s == pytest.approx(200e-6)
     core.gate.submit([core.request(10)])
@@ -81,7 +83,7 @@ def test_another_model_answers_from_the_next_batch_on_and_its_cost_counts(core):
     assert core.answered[0].result.model.version == "2"
 
 
-def test_closed_gate_refuses_with_its_reason():
+def test_closed_gate_refuses_with_its_reason() -> None:
     core = Core()
     early = core.request(1)
     assert (core.gate.is_open, core.gate.closed_reason) == (False, "the model is loading")
@@ -97,7 +99,7 @@ def test_closed_gate_refuses_with_its_reason():
     assert core.answered == core.told.dropped == [early, late, files]
 
 
-def test_what_was_admitted_is_answered_after_the_gate_closed():
+def test_what_was_admitted_is_answered_after_the_gate_closed() -> None:
     core = serving()
     requests = [core.request(n) for n in range(20)]
     core.gate.submit(requests)
@@ -108,14 +110,14 @@ def test_what_was_admitted_is_answered_after_the_gate_closed():
 
 
 @pytest.mark.parametrize("count", [0, 9])
-def test_number_of_images_is_bounded(core, count):
+def test_number_of_images_is_bounded(core: Core, count: int) -> None:
     with pytest.raises(InvalidInputError, match=rf"^field: expected 1 to 8 images, got {count}$"):
         core.gate.check_count("field", count)
     with pytest.raises(InvalidInputError, match="expected 1 to 8 images"):
         core.gate.count_images("field", count * IMAGE_BYTES)
 
 
-def test_pixels_must_be_whole_images(core):
+def test_pixels_must_be_whole_images(core: Core) -> None:
     assert core.gate.count_images("pixels", 8 * IMAGE_BYTES) == 8
     with pytest.raises(InvalidInputError) as caught:
         core.gate.count_images("pixels", 783)
@@ -124,8 +126,8 @@ def test_pixels_must_be_whole_images(core):
     assert violation.expected == "a multiple of 784 bytes"
 
 
-def test_callers_beyond_their_rate_are_refused_and_the_others_served():
-    def limit(requests):
+def test_callers_beyond_their_rate_are_refused_and_the_others_served() -> None:
+    def limit(requests: Any) -> list[Any]:
         over = [one for one in requests if one.count > 1]
         for one in over:
             one.retry_after_s = 7.0
@@ -144,7 +146,7 @@ def test_callers_beyond_their_rate_are_refused_and_the_others_served():
     assert core.told.dropped == [beyond, files]
 
 
-def test_files_become_images_with_their_plausibility(core):
+def test_files_become_images_with_their_plausibility(core: Core) -> None:
     request = core.request()
     core.gate.prepare(request, Pictures([SEVEN, SEVEN]))
     core.answered.wait_for(1)
@@ -154,7 +156,7 @@ def test_files_become_images_with_their_plausibility(core):
     assert request.result.probabilities.shape == (2, 10)
 
 
-def test_file_that_can_not_be_read_is_named_and_no_listener_told():
+def test_file_that_can_not_be_read_is_named_and_no_listener_told() -> None:
     core = serving()
     request = core.request()
     core.gate.prepare(request, Pictures([SEVEN, b"nothing"], name="body.files"))
@@ -167,15 +169,15 @@ def test_file_that_can_not_be_read_is_named_and_no_listener_told():
     assert core.told.dropped == []
 
 
-def test_threads_are_those_that_must_live(core):
+def test_threads_are_those_that_must_live(core: Core) -> None:
     assert len(core.gate.threads) == 3
     assert all(thread.is_alive() for thread in core.gate.threads)
 
 
-def test_request_whose_count_is_not_known_is_charged_once_it_is():
-    charged = []
+def test_request_whose_count_is_not_known_is_charged_once_it_is() -> None:
+    charged: list[Any] = []
 
-    def limit(requests):
+    def limit(requests: Any) -> list[Any]:
         charged.extend(one.count for one in requests)
         return []
 

@@ -12,10 +12,10 @@ def loaded_by(module: str) -> set[str]:
     return set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
 
 
-def test_gate_batcher_and_decoder_know_neither_transports_nor_the_engine():
+def test_gate_batcher_and_decoder_know_neither_transports_nor_the_engine() -> None:
     loaded = loaded_by("service.serving.gate")
     assert not loaded & {"grpc", "google", "aiohttp", "asyncio", "hpack", "onnxruntime"}
 
 
-def test_loader_knows_no_transport():
+def test_loader_knows_no_transport() -> None:
     assert not loaded_by("service.serving.loader") & {"grpc", "aiohttp", "hpack"}

@@ -10,14 +10,16 @@ import gc
 import logging
 import threading
 import weakref
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.serving.batcher import Batcher
 from service.serving.gate import Gate
-from service.serving.model import Answers, ModelRunner
+from service.serving.model import Answers, ModelRunner, Predictions
 from service.serving.pictures import Pictures
 from service.serving.preparing import Preparer
 from service.serving.request import Refusal, Request
@@ -29,7 +31,7 @@ BROKEN = 33
 
 
 @pytest.fixture(autouse=True)
-def _nobody_else_holds_or_frees():
+def _nobody_else_holds_or_frees() -> Iterator[None]:
     """The collector is off, and so is the log: pytest keeps what is logged, errors among it."""
     logging.disable()
     gc.collect()
@@ -44,7 +46,7 @@ class KeptRequest(Request):
 
 
 class Engine:
-    def answer(self, images):
+    def answer(self, images: Any) -> Answers:
         if (images == BROKEN).all():
             raise RuntimeError("broken engine")
         count = len(images)
@@ -52,11 +54,12 @@ class Engine:
 
 
 @pytest.fixture
-def gate():
+def gate() -> Iterator[Gate]:
     runner = ModelRunner()
     batcher = Batcher(runner.run, slots=2, max_batch_size=4, max_queue_images=100)
     gate = Gate(batcher, runner, Preparer(), max_images_per_request=8)
-    gate.serve(SimpleNamespace(engine=Engine(), version="1", batch_seconds={1: 1e-6}))
+    model: Any = SimpleNamespace(engine=Engine(), version="1", batch_seconds={1: 1e-6})
+    gate.serve(model)
     gate.open()
     gate.start()
     yield gate
@@ -76,8 +79,8 @@ def gate():
     ],
     ids=["lone", "split", "failing", "failing split", "files", "damaged", "no file"],
 )
-def test_request_is_let_go_as_it_ends(gate, images, files, how):
-    ended = []
+def test_request_is_let_go_as_it_ends(gate: Gate, images: Any, files: Any, how: Any) -> None:
+    ended: list[Any] = []
     request = KeptRequest(
         pixels(*images), len(images), None,
         lambda requests: ended.extend(one.refusal for one in requests), Caller(),
@@ -93,7 +96,7 @@ def test_request_is_let_go_as_it_ends(gate, images, files, how):
     wait_until(lambda: left() is None)
 
 
-def test_request_that_starts_over_leaves_nothing_of_its_first_run():
+def test_request_that_starts_over_leaves_nothing_of_its_first_run() -> None:
     class Model:
         """What made a result."""
 
@@ -101,14 +104,14 @@ def test_request_that_starts_over_leaves_nothing_of_its_first_run():
     older, newer = (weakref.ref(model) for model in models)
     runs = []
 
-    def run(images, count):
+    def run(images: Any, count: int) -> Predictions:
         runs.append(count)
         predictions = doubled(images, models[0])
         if len(runs) == 1:
             del models[0]
         return predictions
 
-    answered = []
+    answered: list[Any] = []
     batcher = Batcher(run, slots=1, max_batch_size=4, max_queue_images=100)
     batcher.start()
     batcher.submit([Request(pixels(*range(8)), 8, None, answered.extend, Caller())])
@@ -119,11 +122,11 @@ def test_request_that_starts_over_leaves_nothing_of_its_first_run():
     assert batcher.stop(10)
 
 
-def test_idle_slot_holds_neither_requests_nor_what_answered_them():
+def test_idle_slot_holds_neither_requests_nor_what_answered_them() -> None:
     class Model:
         """What made a result."""
 
-    def run(images, _count):
+    def run(images: Any, _count: Any) -> Predictions:
         both.wait(30)
         return doubled(images, models.pop())
 

@@ -6,7 +6,10 @@ import io
 import os
 import resource
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +30,7 @@ from tests.releases import FP32, INT8, change_manifest, rewrite
 from tests.serving.loading import DEFAULT, load, load_one
 
 
-def test_default_version_loads_with_its_identity():
+def test_default_version_loads_with_its_identity() -> None:
     model, results = load(REPOSITORY)
     assert model.name == "digits"
     assert (model.version, model.precision) == ("2", "int8")
@@ -38,7 +41,7 @@ def test_default_version_loads_with_its_identity():
 
 
 @pytest.mark.parametrize("name", [FP32, GOLDEN, PARITY])
-def test_changed_file_is_refused_by_its_hash(repository, name):
+def test_changed_file_is_refused_by_its_hash(repository: Path, name: Any) -> None:
     path = repository / "1" / name
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(ArtifactError, match=f"{name}: expected sha256"):
@@ -46,7 +49,7 @@ def test_changed_file_is_refused_by_its_hash(repository, name):
 
 
 @pytest.mark.parametrize("name", [FP32, GOLDEN, PARITY, MANIFEST])
-def test_missing_file_is_refused_by_name(repository, name):
+def test_missing_file_is_refused_by_name(repository: Path, name: Any) -> None:
     (repository / "1" / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name}: No such file"):
         load_artifact(repository / "1")
@@ -68,7 +71,9 @@ def test_missing_file_is_refused_by_name(repository, name):
         ("variants", {"fp64": {}}),
     ],
 )
-def test_manifest_that_says_something_else_is_refused(repository, field, value):
+def test_manifest_that_says_something_else_is_refused(
+    repository: Path, field: str, value: Any
+) -> None:
     change_manifest(repository / "1", **{field: value})
     with pytest.raises(ArtifactError, match=f"{field}: expected"):
         load_artifact(repository / "1")
@@ -77,13 +82,13 @@ def test_manifest_that_says_something_else_is_refused(repository, field, value):
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", '{"schema_version": 1}', "null", "[" * 200_000, '{"x": NaN}']
 )
-def test_manifest_that_is_no_manifest_is_refused(repository, content):
+def test_manifest_that_is_no_manifest_is_refused(repository: Path, content: Any) -> None:
     (repository / "1" / MANIFEST).write_text(content)
     with pytest.raises(ArtifactError, match="manifest"):
         load_artifact(repository / "1")
 
 
-def test_model_that_onnxruntime_refuses_is_refused(repository):
+def test_model_that_onnxruntime_refuses_is_refused(repository: Path) -> None:
     model = onnx.load(repository / "1" / FP32)
     model.graph.node[0].op_type = "NoSuchOperator"
     rewrite(repository / "1", FP32, model.SerializeToString())
@@ -91,7 +96,7 @@ def test_model_that_onnxruntime_refuses_is_refused(repository):
         load_one(repository / "1")
 
 
-def rename(model, old, new):
+def rename(model: Any, old: Any, new: Any) -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.name = new if value.name == old else value.name
     for node in model.graph.node:
@@ -106,7 +111,9 @@ def rename(model, old, new):
         (lambda model: model.graph.output.pop(0), "outputs: expected"),
     ],
 )
-def test_model_of_another_contract_is_refused(repository, change, message):
+def test_model_of_another_contract_is_refused(
+    repository: Path, change: Callable[..., Any], message: str
+) -> None:
     model = onnx.load(repository / "1" / FP32)
     change(model)
     rewrite(repository / "1", FP32, model.SerializeToString())
@@ -115,13 +122,13 @@ def test_model_of_another_contract_is_refused(repository, change, message):
 
 
 @pytest.mark.parametrize("data", [b"not a model", b"", bytes(100)])
-def test_model_that_is_no_model_is_refused(repository, data):
+def test_model_that_is_no_model_is_refused(repository: Path, data: bytes) -> None:
     rewrite(repository / "1", FP32, data)
     with pytest.raises(ArtifactError, match=r"model\.fp32\.onnx"):
         load_one(repository / "1")
 
 
-def test_golden_arrays_of_another_form_are_refused(repository):
+def test_golden_arrays_of_another_form_are_refused(repository: Path) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, images=np.zeros(3), labels=np.int64(3), probabilities=np.zeros(3))
     rewrite(repository / "1", GOLDEN, buffer.getvalue())
@@ -129,7 +136,7 @@ def test_golden_arrays_of_another_form_are_refused(repository):
         load_artifact(repository / "1")
 
 
-def test_golden_file_that_unfolds_into_a_large_one_is_refused_unread():
+def test_golden_file_that_unfolds_into_a_large_one_is_refused_unread() -> None:
     buffer = io.BytesIO()
     images = np.zeros((50_000, 28, 28), np.uint8)
     np.savez_compressed(buffer, images=images, labels=images[:, 0, 0].astype(np.int64))
@@ -138,7 +145,7 @@ def test_golden_file_that_unfolds_into_a_large_one_is_refused_unread():
         read_golden(buffer.getvalue(), ["fp32"])
 
 
-def test_golden_member_that_is_no_array_is_refused():
+def test_golden_member_that_is_no_array_is_refused() -> None:
     buffer = io.BytesIO((DEFAULT / GOLDEN).read_bytes())
     with zipfile.ZipFile(buffer) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -150,7 +157,7 @@ def test_golden_member_that_is_no_array_is_refused():
         read_golden(buffer.getvalue(), ["fp32"])
 
 
-def test_golden_probability_that_is_infinite_is_refused():
+def test_golden_probability_that_is_infinite_is_refused() -> None:
     golden = read_golden((DEFAULT / GOLDEN).read_bytes(), ["fp32"])
     answered = golden.probabilities["fp32"].copy()
     answered[0, golden.labels[0]] = golden.probabilities["fp32"][0, golden.labels[0]] = np.inf
@@ -158,7 +165,7 @@ def test_golden_probability_that_is_infinite_is_refused():
         golden.check(answered, golden.is_digit["fp32"], "fp32")
 
 
-def test_golden_digits_that_do_not_hold_refuse_the_model(repository):
+def test_golden_digits_that_do_not_hold_refuse_the_model(repository: Path) -> None:
     golden = read_golden((repository / "1" / GOLDEN).read_bytes(), ["fp32"])
     off = golden.probabilities["fp32"].copy()
     off[0] += np.float32(1e-4)
@@ -167,7 +174,7 @@ def test_golden_digits_that_do_not_hold_refuse_the_model(repository):
         load_one(repository / "1")
 
 
-def test_golden_label_that_is_wrong_refuses_the_model(repository):
+def test_golden_label_that_is_wrong_refuses_the_model(repository: Path) -> None:
     golden = read_golden((repository / "1" / GOLDEN).read_bytes(), ["fp32"])
     labels = (golden.labels + 1) % 10
     rewrite(repository / "1", GOLDEN, write_golden(replace(golden, labels=labels)))
@@ -176,7 +183,7 @@ def test_golden_label_that_is_wrong_refuses_the_model(repository):
 
 
 @pytest.mark.parametrize("count", [0, 31])
-def test_too_few_golden_digits_are_refused(count):
+def test_too_few_golden_digits_are_refused(count: int) -> None:
     golden = Golden(
         np.zeros((count, 28, 28), np.uint8),
         np.zeros(count, np.int64),
@@ -187,7 +194,7 @@ def test_too_few_golden_digits_are_refused(count):
         read_golden(write_golden(golden), ["fp32"])
 
 
-def test_golden_probability_that_is_nan_is_refused():
+def test_golden_probability_that_is_nan_is_refused() -> None:
     golden = read_golden((DEFAULT / GOLDEN).read_bytes(), ["fp32"])
     answered = golden.probabilities["fp32"].copy()
     answered[0, golden.labels[0]] = np.nan
@@ -195,7 +202,9 @@ def test_golden_probability_that_is_nan_is_refused():
         golden.check(answered, golden.is_digit["fp32"], "fp32")
 
 
-def test_version_of_another_model_is_refused(repository, caplog):
+def test_version_of_another_model_is_refused(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Another model may have been signed with the same key."""
     change_manifest(repository / "1", name="fashion-mnist")
     with pytest.raises(ArtifactError, match="found none"):
@@ -204,7 +213,9 @@ def test_version_of_another_model_is_refused(repository, caplog):
 
 
 @pytest.mark.parametrize("name", [FP32, MANIFEST, GOLDEN])
-def test_pipe_in_place_of_a_file_is_refused_and_blocks_nobody(repository, name, caplog):
+def test_pipe_in_place_of_a_file_is_refused_and_blocks_nobody(
+    repository: Path, name: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     (repository / "1" / name).unlink()
     os.mkfifo(repository / "1" / name)
     with pytest.raises(ArtifactError, match="found none"):
@@ -212,7 +223,7 @@ def test_pipe_in_place_of_a_file_is_refused_and_blocks_nobody(repository, name, 
     assert f"{name}: expected a regular file" in caplog.text
 
 
-def test_device_without_end_is_refused(repository, caplog):
+def test_device_without_end_is_refused(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
     (repository / "1" / FP32).unlink()
     (repository / "1" / FP32).symlink_to("/dev/zero")
     with pytest.raises(ArtifactError, match="found none"):
@@ -220,7 +231,9 @@ def test_device_without_end_is_refused(repository, caplog):
     assert f"{FP32}: expected a regular file" in caplog.text
 
 
-def test_file_that_is_too_large_is_refused_unread(repository, caplog):
+def test_file_that_is_too_large_is_refused_unread(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """It has holes only, and takes no space on the disk."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with (repository / "1" / FP32).open("r+b") as file:
@@ -231,7 +244,7 @@ def test_file_that_is_too_large_is_refused_unread(repository, caplog):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
 
 
-def test_model_with_weights_in_another_file_is_refused(repository):
+def test_model_with_weights_in_another_file_is_refused(repository: Path) -> None:
     folder = repository / "1"
     model = onnx.load(folder / FP32)
     onnx.external_data_helper.convert_model_to_external_data(model, size_threshold=0)
@@ -241,7 +254,7 @@ def test_model_with_weights_in_another_file_is_refused(repository):
         load_artifact(folder)
 
 
-def test_entry_for_weights_in_another_file_is_seen_in_any_order(repository):
+def test_entry_for_weights_in_another_file_is_seen_in_any_order(repository: Path) -> None:
     """Readers take the fields of a message in any order, and a length with needless zeros."""
     for location in (b"\x12\x01x\n\x08location", b"\n\x88\x00location\x12\x01x"):
         rewrite(repository / "1", FP32, location)

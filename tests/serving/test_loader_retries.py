@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,9 @@ from tests.releases import FP32, copy_release, rewrite
 from tests.serving.loading import load, loader
 
 
-def test_damaged_model_is_tried_once_and_prints_nothing(repository, capfd):
+def test_damaged_model_is_tried_once_and_prints_nothing(
+    repository: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """By itself onnxruntime would load it a second time, and print that it does."""
     model = (repository / "1" / FP32).read_bytes()
     rewrite(repository / "1", FP32, model.replace(b"Conv", b"\xff\xfe\xfdv"))
@@ -35,11 +38,11 @@ OF_THE_ENVIRONMENT = [
 
 
 @pytest.fixture
-def reading_fails(monkeypatch):
+def reading_fails(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
     """Reading the files of a version fails with what is set here."""
-    errors = {}
+    errors: dict[Any, Any] = {}
 
-    def read(path, max_bytes):
+    def read(path: Any, max_bytes: Any) -> Any:
         error = errors.get(path.parent.name)
         if error is not None:
             raise error
@@ -51,9 +54,9 @@ def reading_fails(monkeypatch):
 
 @pytest.mark.parametrize("error", OF_THE_ENVIRONMENT, ids=repr)
 def test_error_of_the_environment_is_tried_again_at_every_look(
-    repository, reading_fails, error, caplog
-):
-    results = []
+    repository: Path, reading_fails: dict[Any, Any], error: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    results: list[Any] = []
     watched = loader(repository, results)
     current = watched.load()
     copy_release(repository, 2, repository / "1")
@@ -66,7 +69,9 @@ def test_error_of_the_environment_is_tried_again_at_every_look(
     assert watched.load_other_than(current).version == "2"
 
 
-def test_version_below_one_that_can_not_be_read_now_does_not_take_over(repository, reading_fails):
+def test_version_below_one_that_can_not_be_read_now_does_not_take_over(
+    repository: Path, reading_fails: dict[Any, Any]
+) -> None:
     copy_release(repository, 2, repository / "1")
     copy_release(repository, 3, repository / "1")
     watched = loader(repository, [])
@@ -79,7 +84,9 @@ def test_version_below_one_that_can_not_be_read_now_does_not_take_over(repositor
     assert watched.load_other_than(current).version == "3"
 
 
-def test_start_without_a_version_that_can_be_read_says_why(repository, reading_fails):
+def test_start_without_a_version_that_can_be_read_says_why(
+    repository: Path, reading_fails: dict[Any, Any]
+) -> None:
     reading_fails["1"] = OSError(errno.EMFILE, "Too many open files")
     with pytest.raises(ArtifactError, match=r"found none; release 1: .*Too many open files"):
         load(repository)
@@ -87,11 +94,13 @@ def test_start_without_a_version_that_can_be_read_says_why(repository, reading_f
 
 @pytest.mark.parametrize("step", ["__init__", "run", "warm_up"])
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("bad allocation")], ids=repr)
-def test_engine_without_memory_says_nothing_about_the_version(repository, monkeypatch, step, error):
-    def fails(*_, **__):
+def test_engine_without_memory_says_nothing_about_the_version(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Any
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise error
 
-    results = []
+    results: list[Any] = []
     watched = loader(repository, results)
     with monkeypatch.context() as patched:
         patched.setattr(Engine, step, fails)
@@ -100,8 +109,10 @@ def test_engine_without_memory_says_nothing_about_the_version(repository, monkey
     assert results == [FAILED, LOADED]
 
 
-def test_version_that_was_refused_is_not_tried_again_until_a_file_changes(repository, caplog):
-    results = []
+def test_version_that_was_refused_is_not_tried_again_until_a_file_changes(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    results: list[Any] = []
     watched = loader(repository, results)
     current = watched.load()
     folder = copy_release(repository, 2, repository / "1")
@@ -114,8 +125,8 @@ def test_version_that_was_refused_is_not_tried_again_until_a_file_changes(reposi
     assert watched.load_other_than(current).version == "2"
 
 
-def test_refusal_that_is_forgotten_is_looked_into_again(repository):
-    results = []
+def test_refusal_that_is_forgotten_is_looked_into_again(repository: Path) -> None:
+    results: list[Any] = []
     watched = loader(repository, results)
     current = watched.load()
     (copy_release(repository, 2, repository / "1") / FP32).write_bytes(b"half a file")
@@ -125,8 +136,10 @@ def test_refusal_that_is_forgotten_is_looked_into_again(repository):
     assert results == [LOADED, REFUSED, REFUSED]
 
 
-def test_repository_that_can_not_be_listed_now_is_an_error_of_its_own(repository, monkeypatch):
-    def fails(_path):
+def test_repository_that_can_not_be_listed_now_is_an_error_of_its_own(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_path: Any) -> None:
         raise OSError(errno.ESTALE, "Stale file handle")
 
     watched = loader(repository, [])

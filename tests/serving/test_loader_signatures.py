@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,13 +23,15 @@ from tests.serving.loading import load, load_one
 
 
 @pytest.fixture
-def key(tmp_path):
+def key(tmp_path: Path) -> tuple[Any, Path]:
     """A new private key, and the PEM file of its public half."""
     folder = write_keys(tmp_path)
     return load_private_key(folder / "private.pem"), folder / "public.pem"
 
 
-def test_required_signature_admits_what_the_key_signed(repository, key):
+def test_required_signature_admits_what_the_key_signed(
+    repository: Path, key: tuple[Any, Path]
+) -> None:
     private, public_key = key
     manifest = (repository / "1" / MANIFEST).read_bytes()
     (repository / "1" / SIGNATURE).write_bytes(private.sign(manifest))
@@ -35,17 +39,17 @@ def test_required_signature_admits_what_the_key_signed(repository, key):
 
 
 @pytest.fixture
-def signed(repository, key, tmp_path):
+def signed(repository: Any, key: tuple[Any, Path], tmp_path: Path) -> tuple[Path, Any, Any]:
     """Three releases of one owner, and what opens a server's view of them."""
     signing_key, public_key = tmp_path / "private.pem", key[1]
     for number in (2, 3):
         copy_release(repository, number, repository / "1")
-    for number in "123":
-        sign_release(repository / number, signing_key)
+    for name in "123":
+        sign_release(repository / name, signing_key)
     return repository, signing_key, public_key
 
 
-def test_promotion_needs_its_owners_signature(signed):
+def test_promotion_needs_its_owners_signature(signed: tuple[Path, Any, Any]) -> None:
     """Who can write to the repository can not turn a server back to an older signed release."""
     repository, signing_key, public_key = signed
     assert load(repository, public_key=public_key)[0].version == "3"
@@ -57,7 +61,9 @@ def test_promotion_needs_its_owners_signature(signed):
     assert load(repository)[0].version == "1", "who asks for no signature reads the number"
 
 
-def test_signature_of_one_promotion_is_none_of_another(signed, tmp_path):
+def test_signature_of_one_promotion_is_none_of_another(
+    signed: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
     repository, signing_key, public_key = signed
     promote(repository, 2, signing_key)
     number, signature = (repository / PROMOTED).read_text().split()
@@ -73,7 +79,9 @@ def test_signature_of_one_promotion_is_none_of_another(signed, tmp_path):
         promoted(other, public_key)
 
 
-def test_nothing_below_the_lowest_release_that_is_wanted_serves(signed, caplog):
+def test_nothing_below_the_lowest_release_that_is_wanted_serves(
+    signed: tuple[Path, Any, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever is removed from the repository, or put back into it."""
     repository, signing_key, public_key = signed
     wanted = wanted_releases(ServerConfig(model_version="2+"))
@@ -87,7 +95,9 @@ def test_nothing_below_the_lowest_release_that_is_wanted_serves(signed, caplog):
         load(repository, wanted=wanted, public_key=public_key)
 
 
-def test_required_signature_refuses_everything_else(repository, key):
+def test_required_signature_refuses_everything_else(
+    repository: Path, key: tuple[Any, Path]
+) -> None:
     private, public_key = key
     with pytest.raises(ArtifactError, match=r"manifest\.sig: No such file"):
         load_one(repository / "1", public_key=public_key)
@@ -99,7 +109,9 @@ def test_required_signature_refuses_everything_else(repository, key):
             load_one(repository / "1", public_key=public_key)
 
 
-def test_file_behind_a_signed_manifest_can_not_be_exchanged(repository, key):
+def test_file_behind_a_signed_manifest_can_not_be_exchanged(
+    repository: Path, key: tuple[Any, Path]
+) -> None:
     private, public_key = key
     manifest = (repository / "1" / MANIFEST).read_bytes()
     (repository / "1" / SIGNATURE).write_bytes(private.sign(manifest))
@@ -109,7 +121,9 @@ def test_file_behind_a_signed_manifest_can_not_be_exchanged(repository, key):
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", None])
-def test_key_that_can_not_be_used_is_an_error_of_its_own(repository, tmp_path, content):
+def test_key_that_can_not_be_used_is_an_error_of_its_own(
+    repository: Path, tmp_path: Path, content: bytes | None
+) -> None:
     """Not a refusal of the version: with a broken key nothing may serve."""
     path = tmp_path / "broken.pem"
     if content is not None:

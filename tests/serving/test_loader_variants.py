@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,7 @@ from tests.serving.loading import load_one, loader, only
 
 
 @pytest.fixture
-def both(tmp_path):
+def both(tmp_path: Path) -> Path:
     """A copy of a release in two precisions, above one in fp32."""
     repository = tmp_path / "both/digits"
     repository.mkdir(parents=True)
@@ -24,17 +27,17 @@ def both(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_precision_that_is_pinned_serves_and_no_other(both, precision):
+def test_precision_that_is_pinned_serves_and_no_other(both: Path, precision: str) -> None:
     assert load_one(both, precision=precision).precision == precision
 
 
-def test_precision_that_a_release_lacks_rejects_it(repository):
+def test_precision_that_a_release_lacks_rejects_it(repository: Path) -> None:
     expected = "precision: expected int8, got a release with fp32"
     with pytest.raises(ArtifactError, match=expected):
         load_one(repository / "1", precision="int8")
 
 
-def test_fp32_serves_where_cuda_works(both, monkeypatch):
+def test_fp32_serves_where_cuda_works(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.serving.loader.cuda_problem", lambda: None)
     monkeypatch.setattr("service.serving.engine.cuda_problem", lambda: "no GPU in this test")
     assert load_one(both, device="auto").precision == "fp32"
@@ -43,7 +46,7 @@ def test_fp32_serves_where_cuda_works(both, monkeypatch):
         load_one(both, device="auto", precision="int8")
 
 
-def spoil_golden(folder, precision):
+def spoil_golden(folder: Path, precision: str) -> None:
     """Makes the golden digits expect other answers of one variant."""
     golden = read_golden((folder / GOLDEN).read_bytes(), ["fp32", "int8"])
     other = golden.probabilities[precision][:, ::-1].copy()
@@ -51,15 +54,17 @@ def spoil_golden(folder, precision):
     rewrite(folder, GOLDEN, write_golden(changed))
 
 
-def spoil_model(folder, precision):
+def spoil_model(folder: Path, precision: str) -> None:
     """Makes onnxruntime reject one variant."""
     rewrite(folder, f"model.{precision}.onnx", b"no model")
 
 
 @pytest.mark.parametrize("spoil", [spoil_golden, spoil_model])
-def test_variant_that_can_not_serve_yields_to_the_other_one_of_the_release(both, spoil, caplog):
+def test_variant_that_can_not_serve_yields_to_the_other_one_of_the_release(
+    both: Path, spoil: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     spoil(both, "int8")
-    results = []
+    results: list[Any] = []
     model = loader(both.parent, results).load()
     assert (model.version, model.precision, results) == ("2", "fp32", [LOADED])
     assert "release 2 serves fp32: " in caplog.text
@@ -69,13 +74,15 @@ def test_variant_that_can_not_serve_yields_to_the_other_one_of_the_release(both,
     assert loader(both.parent, []).load().version == "1", "then to the release before"
 
 
-def test_file_of_either_variant_that_is_damaged_rejects_the_release(both):
+def test_file_of_either_variant_that_is_damaged_rejects_the_release(both: Path) -> None:
     """It may still be being copied, or not be what was signed."""
     (both / FP32).write_bytes(b"half a file")
     assert loader(both.parent, []).load().version == "1"
 
 
-def test_release_with_other_labels_does_not_replace_the_one_in_service(both, caplog):
+def test_release_with_other_labels_does_not_replace_the_one_in_service(
+    both: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     watched = loader(both.parent, [])
     current = watched.load()
     change_manifest(copy_release(both.parent, 3, both), labels=list("abcdefghij"))
@@ -83,7 +90,9 @@ def test_release_with_other_labels_does_not_replace_the_one_in_service(both, cap
     assert "release 3 rejected: manifest.json: labels: expected ['0', '1'," in caplog.text
 
 
-def test_release_that_was_not_published_serves_only_where_it_is_asked_for(both, caplog):
+def test_release_that_was_not_published_serves_only_where_it_is_asked_for(
+    both: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     comparison = {"against": "1", "publish": False, "reasons": ["accuracy: lower"], "measures": []}
     change_manifest(both, comparison=comparison)
     watched = loader(both.parent, [])

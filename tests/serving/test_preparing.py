@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,7 +16,7 @@ from service.serving.preparing import Preparer
 from service.serving.request import Refusal, Request
 from tests.conftest import SAMPLES, wait_until
 from tests.presentations import saved
-from tests.serving.core import Answered, Caller, Told
+from tests.serving.core import Answered, Caller, Told, leave
 
 SEVEN = (SAMPLES / "7.png").read_bytes()
 # 64 KiB, and the dearest of files: 16 megapixels with transparency.
@@ -27,35 +29,35 @@ DECODED = "decoded"
 class Bench:
     """A decoder that is not started yet; outcomes are kept in order."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.told, self.replied = Told(), Answered()
         self.ended: list[tuple[Request, object]] = []
         self.preparer = Preparer(self.told)
 
-    def request(self, deadline=None) -> Request:
+    def request(self, deadline: Any = None) -> Request:
         return Request(b"", 0, deadline, self.refused, Caller())
 
-    def passed_on(self, requests):
+    def passed_on(self, requests: Any) -> None:
         self.ended += [(request, DECODED) for request in requests]
 
-    def refused(self, requests):
+    def refused(self, requests: Any) -> None:
         self.ended += [(request, request.refusal) for request in requests]
 
-    def prepare(self, request, files):
+    def prepare(self, request: Any, files: Any) -> None:
         self.preparer.submit(request, Pictures(files, name="files"), self.passed_on)
 
-    def submit(self, files, deadline=None) -> Request:
+    def submit(self, files: Any, deadline: Any = None) -> Request:
         request = self.request(deadline)
         self.prepare(request, files)
         return request
 
-    def outcome(self, wanted):
+    def outcome(self, wanted: Any) -> Any:
         wait_until(lambda: any(one is wanted for one, _ in self.ended), timeout_s=60)
         return next(outcome for one, outcome in self.ended if one is wanted)
 
 
 @pytest.fixture
-def bench():
+def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
     if not bench.preparer.thread.ident:
@@ -63,7 +65,9 @@ def bench():
     assert bench.preparer.stop(60)
 
 
-def test_small_file_waits_for_one_dear_file_at_most_and_the_dear_are_answered_too(bench):
+def test_small_file_waits_for_one_dear_file_at_most_and_the_dear_are_answered_too(
+    bench: Bench,
+) -> None:
     dear = [bench.submit([DEAR] * 4) for _ in range(2)]
     large = bench.preparer._large
     bench.preparer.start()
@@ -75,7 +79,9 @@ def test_small_file_waits_for_one_dear_file_at_most_and_the_dear_are_answered_to
     assert [bench.outcome(one) for one in dear] == [DECODED, DECODED]
 
 
-def test_large_files_get_their_half_while_small_ones_never_end(bench, monkeypatch):
+def test_large_files_get_their_half_while_small_ones_never_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparing, "SMALL_PIXELS", 2 * preparing.STEP_PIXELS)
     large = bench.submit([saved(Image.new("L", (400, 400)), "PNG")])
     small = [bench.submit([SEVEN]) for _ in range(100)]
@@ -85,24 +91,28 @@ def test_large_files_get_their_half_while_small_ones_never_end(bench, monkeypatc
     assert [one for one, _ in bench.ended if one is not large] == small
 
 
-def test_dear_files_are_refused_by_their_pixels_with_a_hint_of_the_time_they_need(bench):
+def test_dear_files_are_refused_by_their_pixels_with_a_hint_of_the_time_they_need(
+    bench: Bench,
+) -> None:
     bench.preparer._seconds_per_pixel = 1e-6
     requests = [bench.submit([DEAR] * 4) for _ in range(3)]
     for one in requests[1:2]:
-        one.origin.cancelled = True
+        leave(one)
     bench.preparer.start()
     # Two of the largest fill the lane.
     assert bench.outcome(requests[2]) is Refusal.QUEUE_FULL
     assert requests[2].retry_after_s > 60
-    requests[0].origin.cancelled = True  # after the file that is being decoded
+    leave(requests[0])  # after the file that is being decoded
     assert bench.outcome(requests[0]) in (Refusal.CANCELLED, DECODED)
     assert bench.outcome(requests[1]) is Refusal.CANCELLED
     wait_until(lambda: bench.told.dropped[:1] == [requests[2]])
 
 
-def test_what_a_pixel_costs_is_learned_from_the_files_that_are_decoded(bench, monkeypatch):
+def test_what_a_pixel_costs_is_learned_from_the_files_that_are_decoded(
+    bench: Bench, monkeypatch: Any
+) -> None:
     seconds = iter(range(0, 10_000, 3))
-    monkeypatch.setattr(preparing.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("service.serving.preparing.time.monotonic", lambda: float(next(seconds)))
     bench.preparer._learn(preparing.STEP_PIXELS, 3.0)
     assert bench.preparer._seconds_per_pixel == pytest.approx(3.0 / preparing.STEP_PIXELS)
     before = bench.preparer._seconds_per_pixel
@@ -110,7 +120,7 @@ def test_what_a_pixel_costs_is_learned_from_the_files_that_are_decoded(bench, mo
     assert 0.99 * before < bench.preparer._seconds_per_pixel < before
 
 
-def test_deadline_that_the_queue_can_not_meet_is_refused_at_once(bench):
+def test_deadline_that_the_queue_can_not_meet_is_refused_at_once(bench: Bench) -> None:
     bench.preparer._seconds_per_pixel = 1.0
     ahead = bench.submit([SEVEN])
     hurried = bench.submit([SEVEN], time.monotonic() + 600)
@@ -122,7 +132,7 @@ def test_deadline_that_the_queue_can_not_meet_is_refused_at_once(bench):
     assert hurried.retry_after_s == preparing.STEP_PIXELS
 
 
-def test_expired_request_is_not_decoded(bench):
+def test_expired_request_is_not_decoded(bench: Bench) -> None:
     late = bench.submit([SEVEN], time.monotonic() - 1)
     bench.preparer.start()
     assert bench.outcome(late) is Refusal.EXPIRED
@@ -138,7 +148,7 @@ def test_expired_request_is_not_decoded(bench):
     ],
     ids=["requests", "files", "bytes"],
 )
-def test_what_waits_is_bounded_and_room_comes_back(bench, files, admitted):
+def test_what_waits_is_bounded_and_room_comes_back(bench: Bench, files: Any, admitted: Any) -> None:
     bench.preparer._seconds_per_pixel = 1e-6
     for _ in range(admitted):
         bench.submit(files)
@@ -155,30 +165,31 @@ def test_what_waits_is_bounded_and_room_comes_back(bench, files, admitted):
     assert bench.outcome(bench.submit(files)) is Refusal.INVALID
 
 
-def test_request_beyond_every_bound_is_admitted_when_nothing_waits(bench):
+def test_request_beyond_every_bound_is_admitted_when_nothing_waits(bench: Bench) -> None:
     bench.preparer.start()
     assert bench.outcome(bench.submit([DEAR] * 5)) is Refusal.INVALID
     wait_until(lambda: not bench.preparer._requests)
     many = bench.request()
-    many.origin.cancelled = True
+    leave(many)
     bench.prepare(many, [SEVEN] * (preparing.MAX_WAITING_STEPS + 1))
     assert bench.outcome(many) is Refusal.CANCELLED
 
 
-def test_request_that_claims_too_much_takes_no_more_room_than_the_largest(bench):
+def test_request_that_claims_too_much_takes_no_more_room_than_the_largest(bench: Bench) -> None:
     claiming = bench.request()
-    claiming.origin.cancelled = True
+    leave(claiming)
     bench.prepare(claiming, [DEAR] * 100)
     other = bench.submit([DEAR])
     bench.preparer.start()
     assert bench.outcome(other) is DECODED
 
 
-def test_requests_that_race_with_the_end_are_all_told(bench):
+def test_requests_that_race_with_the_end_are_all_told(bench: Bench) -> None:
     bench.preparer.start()
+    submitted: list[Any]
     submitted, running = [], threading.Event()
 
-    def knock():
+    def knock() -> None:
         while not submitted or submitted[-1].refusal is not Refusal.STOPPED:
             submitted.append(bench.submit([SEVEN]))
             running.set()
@@ -201,9 +212,15 @@ def test_requests_that_race_with_the_end_are_all_told(bench):
 )
 @pytest.mark.parametrize("step", ["grey", "examine_grey", "pixels_claimed"])
 def test_bug_or_lack_of_memory_is_not_the_fault_of_the_file(
-    bench, monkeypatch, caplog, step, error, refusal, logged
-):
-    def fails(*_):
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+    error: Any,
+    refusal: Any,
+    logged: str,
+) -> None:
+    def fails(*_: Any) -> None:
         raise error
 
     with monkeypatch.context() as patched:
@@ -217,8 +234,10 @@ def test_bug_or_lack_of_memory_is_not_the_fault_of_the_file(
 
 
 @pytest.mark.parametrize("step", ["digits.files.Image.open", "PIL.ImageFile.ImageFile.load"])
-def test_lack_of_memory_inside_pillow_is_not_the_fault_of_the_file(monkeypatch, step):
-    def fails(*_, **__):
+def test_lack_of_memory_inside_pillow_is_not_the_fault_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(step, fails)
@@ -226,8 +245,10 @@ def test_lack_of_memory_inside_pillow_is_not_the_fault_of_the_file(monkeypatch, 
         Pictures([SEVEN]).do(0)
 
 
-def test_what_takes_the_images_may_raise_and_the_thread_lives_on(bench, caplog):
-    def fails(_requests):
+def test_what_takes_the_images_may_raise_and_the_thread_lives_on(
+    bench: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_requests: Any) -> None:
         raise RuntimeError("broken submit")
 
     bench.passed_on = fails

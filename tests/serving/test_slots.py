@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.serving.batcher import Batcher
+from service.serving.model import Predictions
 from service.serving.request import Refusal, Request
 from tests.conftest import wait_until
 from tests.serving.core import (
@@ -28,7 +30,9 @@ WORTH = [(10e-6, 130), (20e-6, 65), (80e-6, 17), (300e-6, 5)]
 
 
 @pytest.mark.parametrize(("image_s", "enough"), WORTH)
-def test_second_slot_wakes_when_what_waits_takes_one_slot_too_long(image_s, enough):
+def test_second_slot_wakes_when_what_waits_takes_one_slot_too_long(
+    image_s: float, enough: int
+) -> None:
     bench = GatedBench(max_batch_size=64, expected={1: image_s})
     bench.submit_aside(1)
     assert bench.running.acquire(timeout=30)
@@ -43,7 +47,7 @@ def test_second_slot_wakes_when_what_waits_takes_one_slot_too_long(image_s, enou
     assert bench.batcher.stop(30)
 
 
-def test_second_slot_wakes_when_a_queue_shorter_than_that_is_full():
+def test_second_slot_wakes_when_a_queue_shorter_than_that_is_full() -> None:
     bench = GatedBench(max_batch_size=100, max_queue_images=3, expected={1: 20e-6})
     bench.submit_aside(1)
     assert bench.running.acquire(timeout=30)
@@ -54,7 +58,7 @@ def test_second_slot_wakes_when_a_queue_shorter_than_that_is_full():
     assert bench.batcher.stop(30)
 
 
-def test_slot_that_takes_a_batch_wakes_the_next_for_what_is_left():
+def test_slot_that_takes_a_batch_wakes_the_next_for_what_is_left() -> None:
     bench = GatedBench(slots=3, max_batch_size=64, expected={1: 80e-6})
     bench.submit(*range(17 + 17 + 8))
     for _ in range(3):
@@ -64,7 +68,7 @@ def test_slot_that_takes_a_batch_wakes_the_next_for_what_is_left():
     assert bench.batcher.stop(30)
 
 
-def test_stop_answers_what_was_admitted_and_refuses_the_rest():
+def test_stop_answers_what_was_admitted_and_refuses_the_rest() -> None:
     bench = GatedBench()
     bench.submit(*range(20))
     bench.gate.release(100)
@@ -74,7 +78,7 @@ def test_stop_answers_what_was_admitted_and_refuses_the_rest():
     assert bench.answered[-1].refusal is Refusal.STOPPED
 
 
-def test_stop_reports_what_did_not_finish_within_the_grace():
+def test_stop_reports_what_did_not_finish_within_the_grace() -> None:
     bench = GatedBench()
     bench.submit_aside(1)
     assert bench.running.acquire(timeout=30)
@@ -83,7 +87,7 @@ def test_stop_reports_what_did_not_finish_within_the_grace():
     bench.answered.wait_for(1)
 
 
-def test_lone_small_request_runs_on_the_thread_that_submits_it():
+def test_lone_small_request_runs_on_the_thread_that_submits_it() -> None:
     bench, threads = Bench(), []
     bench.batcher.start()
     single = bench.request(7, reply=lambda _: threads.append(threading.current_thread()))
@@ -93,12 +97,12 @@ def test_lone_small_request_runs_on_the_thread_that_submits_it():
     assert bench.batcher.stop(5)
 
 
-def test_request_that_a_reply_submits_is_run_by_a_slot():
+def test_request_that_a_reply_submits_is_run_by_a_slot() -> None:
     """Else a stream whose every answer brings its next item would never return."""
     bench, threads = Bench(), []
     bench.batcher.start()
 
-    def submit_another(requests):
+    def submit_another(requests: Any) -> None:
         threads.append(threading.current_thread())
         if len(threads) < 3:
             bench.submit(bench.request(8, reply=submit_another))
@@ -111,7 +115,7 @@ def test_request_that_a_reply_submits_is_run_by_a_slot():
     assert bench.batcher.stop(5)
 
 
-def test_request_beside_a_lone_one_is_woken_for_when_that_ends():
+def test_request_beside_a_lone_one_is_woken_for_when_that_ends() -> None:
     bench = GatedBench(slots=1)
     lone = bench.submit_aside(1)
     assert bench.running.acquire(timeout=30)
@@ -122,10 +126,10 @@ def test_request_beside_a_lone_one_is_woken_for_when_that_ends():
     assert sorted(results(one)[0] for one in bench.answered) == [2, 4]
 
 
-def test_what_comes_while_a_slot_replies_is_run_by_another():
+def test_what_comes_while_a_slot_replies_is_run_by_another() -> None:
     bench, replying, leave = Bench(), threading.Event(), threading.Event()
 
-    def slow(requests):
+    def slow(requests: Any) -> None:
         replying.set()
         assert leave.wait(30)
         bench.answered.reply(requests)
@@ -145,11 +149,11 @@ def test_what_comes_while_a_slot_replies_is_run_by_another():
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_what_waited_while_a_slot_inferred_is_run_after_its_reply(broken):
+def test_what_waited_while_a_slot_inferred_is_run_after_its_reply(broken: bool) -> None:
     bench = GatedBench()
     reply = bench.answered.reply
 
-    def failing_at_first(requests):
+    def failing_at_first(requests: Any) -> None:
         reply(requests)
         if broken and len(bench.answered) == 2:
             raise RuntimeError("a bug")
@@ -164,7 +168,7 @@ def test_what_waited_while_a_slot_inferred_is_run_after_its_reply(broken):
     assert bench.batcher.stop(30)
 
 
-def test_stop_waits_for_the_inference_of_a_lone_request():
+def test_stop_waits_for_the_inference_of_a_lone_request() -> None:
     bench = GatedBench()
     lone = bench.submit_aside(1)
     assert bench.running.acquire(timeout=30)
@@ -175,10 +179,10 @@ def test_stop_waits_for_the_inference_of_a_lone_request():
     assert bench.batcher.stop(30)
 
 
-def test_stop_waits_for_the_reply_to_a_lone_request():
+def test_stop_waits_for_the_reply_to_a_lone_request() -> None:
     bench, replying, leave = Bench(), threading.Event(), threading.Event()
 
-    def slow(_requests):
+    def slow(_requests: Any) -> None:
         replying.set()
         assert leave.wait(30)
 
@@ -192,7 +196,7 @@ def test_stop_waits_for_the_reply_to_a_lone_request():
     lone.join(30)
 
 
-def test_stop_waits_for_the_bad_news_of_a_lone_request():
+def test_stop_waits_for_the_bad_news_of_a_lone_request() -> None:
     """Whatever goes wrong with it, the count of those that are left comes down."""
     bench = Bench()
     bench.fail = True
@@ -202,12 +206,12 @@ def test_stop_waits_for_the_bad_news_of_a_lone_request():
     assert bench.batcher.stop(5)
 
 
-def test_request_that_starts_over_when_the_slots_would_have_left_is_answered():
+def test_request_that_starts_over_when_the_slots_would_have_left_is_answered() -> None:
     """Its first part is the last to return, on its caller's thread, and of the older model."""
     bench, first_may_return, second_may_return = Bench(slots=1, max_batch_size=2), *events(2)
     bench.batcher.expect({1: 1.0})  # any image that waits is worth another slot
 
-    def run(images, count):
+    def run(images: Any, count: int) -> Predictions:
         bench.runs.append(numbers(images))
         if len(bench.runs) > 2:
             return doubled(images, "newer")
@@ -235,7 +239,7 @@ def test_request_that_starts_over_when_the_slots_would_have_left_is_answered():
     assert (results(request), request.result.model) == ([2, 4, 6], "newer")
 
 
-def events(number):
+def events(number: int) -> list[Any]:
     return [threading.Event() for _ in range(number)]
 
 
@@ -246,12 +250,14 @@ def events(number):
     reloads=st.booleans(),
     data=st.data(),
 )
-def test_every_request_is_answered_once_with_its_own_result(sizes, slots, reloads, data):
+def test_every_request_is_answered_once_with_its_own_result(
+    sizes: Any, slots: Any, reloads: Any, data: Any
+) -> None:
     """Submitted from several threads, in bursts; callers leave and models change on the way."""
     answered = Answered()
     models = iter(range(10_000)) if reloads else None
 
-    def run(images, _count):
+    def run(images: Any, _count: Any) -> Predictions:
         # The model changes for good after some batches, so that what starts over ends.
         return doubled(images, min(next(models), 20) if models else "model")
 

@@ -13,7 +13,7 @@ from tests.soak.traffic import Code
 pytestmark = pytest.mark.full
 
 
-def test_seconds_of_mixed_traffic_and_reloads_are_answered_as_expected():
+def test_seconds_of_mixed_traffic_and_reloads_are_answered_as_expected() -> None:
     with soak.soaked_server("http2") as (server, versions):
         result = soak.soak(server, versions, seconds=4, seed=1)
     assert result["reloads"] >= 4
@@ -24,14 +24,14 @@ def test_seconds_of_mixed_traffic_and_reloads_are_answered_as_expected():
     assert not {"threads", "descriptors"} & set(soak.not_flat(result["used"]))
 
 
-def test_wrong_answer_ends_the_soak():
+def test_wrong_answer_ends_the_soak() -> None:
     with soak.soaked_server("http2") as (server, versions):
         versions.expected["1"] = versions.expected["1"][::-1]
         with pytest.raises(BenchmarkError, match="a wrong answer of version 1"):
             soak.soak(server, versions, seconds=4, seed=1)
 
 
-def test_call_that_the_server_did_not_count_is_noticed(monkeypatch):
+def test_call_that_the_server_did_not_count_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.soak.traffic.TIMEOUT_S", 0.1)
     seen, left = Counter({("Classify", Code.OK): 1}), Counter({"Classify": 0})
     with soak.soaked_server("http2") as (server, _):
@@ -40,7 +40,7 @@ def test_call_that_the_server_did_not_count_is_noticed(monkeypatch):
             soak.check_counts(server, seen, left)
 
 
-def test_memory_that_grows_at_the_end_is_noticed():
+def test_memory_that_grows_at_the_end_is_noticed() -> None:
     samples = soak.Samples(
         [0, 50, 100, 100, 100, 101, 103, 103], [9] * 8, [9, 9, 9, 9, 9, 9, 14, 14]
     )

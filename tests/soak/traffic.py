@@ -187,6 +187,7 @@ class Caller:
         self.calls: Counter[str] = Counter()
         self.ended: Counter[tuple[str, Code]] = Counter()
         self.left: Counter[str] = Counter()
+        self._channel: grpc.Channel
         self._kinds: dict[str, tuple[int, Callable[[], None]]] = {
             "single": (30, self._single),
             "bulk": (10, self._bulk),
@@ -211,7 +212,7 @@ class Caller:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
         self._channel = grpc.insecure_channel(self._address, options=options)
         self._classify = self._channel.unary_unary(CLASSIFY_PATH)
-        self._stub = digits_pb2_grpc.DigitClassifierServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = digits_pb2_grpc.DigitClassifierServiceStub(self._channel)
 
     def run(self, ended: threading.Event) -> None:
         """Calls until the event is set.

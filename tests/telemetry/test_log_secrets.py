@@ -10,6 +10,9 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, SettingsFrame
@@ -19,7 +22,7 @@ from service.telemetry.logs import LIBRARY_LINES_PER_S, LINES_PER_S, LogHandler,
 from tests.attacks.attacks import PREFACE
 from tests.calls import TRANSPORTS
 from tests.certificates import Authority
-from tests.conftest import wait_until
+from tests.conftest import RunningServer, wait_until
 
 SECRET = b"hush-hush-0123456789abcdefghijklmnop"
 CALLS, PER_CONNECTION = 1000, 100
@@ -46,7 +49,7 @@ HEADERS = {
 }
 
 
-def block(*headers):
+def block(*headers: Any) -> bytes:
     """A header block of plain bytes, whatever they are."""
     fields = [*CALL, *headers]
     assert max(len(text) for field in fields for text in field) < 127
@@ -55,7 +58,7 @@ def block(*headers):
     )
 
 
-def call(address, header):
+def call(address: str, header: Any) -> None:
     """Calls on one connection; waits until the server has read the last one."""
     said = [PREFACE, SettingsFrame(0).serialize()]
     for stream in range(1, 2 * PER_CONNECTION, 2):
@@ -79,8 +82,8 @@ def call(address, header):
 
 @TRANSPORTS
 def test_headers_of_thousands_of_calls_leave_no_secret_and_few_bytes(
-    start_server, tmp_path, transport
-):
+    start_server: Callable[..., RunningServer], tmp_path: Path, transport: str
+) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("anna:" + "a" * 32 + "\n")
     tokens.chmod(0o600)
@@ -103,7 +106,9 @@ def test_headers_of_thousands_of_calls_leave_no_secret_and_few_bytes(
 
 
 @TRANSPORTS
-def test_handshakes_that_fail_leave_few_bytes(start_server, tmp_path, transport):
+def test_handshakes_that_fail_leave_few_bytes(
+    start_server: Callable[..., RunningServer], tmp_path: Path, transport: str
+) -> None:
     certificate, key = Authority(tmp_path, "root").issue("server")
     server = start_server(
         f"--transport={transport}", f"--tls-cert={certificate}", f"--tls-key={key}"
@@ -121,25 +126,27 @@ def test_handshakes_that_fail_leave_few_bytes(start_server, tmp_path, transport)
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path: Path) -> Iterator[tuple[LogHandler, Callable[..., list[Any]]]]:
     """A handler, and what it has written so far."""
     path = tmp_path / "log"
     with path.open("wb") as file:
         handler = LogHandler(file.fileno(), _JsonFormatter())
 
-        def lines():
+        def lines() -> list[Any]:
             handler.finish()
             return [json.loads(line) for line in path.read_text().splitlines()]
 
         yield handler, lines
 
 
-def record(name, message, *args, **extra):
+def record(name: str, message: Any, *args: Any, **extra: Any) -> Any:
     return logging.makeLogRecord({"name": name, "msg": message, "args": args, **extra})
 
 
 @pytest.mark.parametrize("name", ["grpc._cython.cygrpc", "asyncio", "aiohttp.server", "PIL.Image"])
-def test_of_a_library_only_what_was_known_before_a_caller_came_is_written(written, name):
+def test_of_a_library_only_what_was_known_before_a_caller_came_is_written(
+    written: tuple[LogHandler, Callable[..., list[Any]]], name: str
+) -> None:
     handler, lines = written
     try:
         raise ValueError("hush: in the error")
@@ -153,7 +160,9 @@ def test_of_a_library_only_what_was_known_before_a_caller_came_is_written(writte
     assert "hush" not in line["exception"].replace('raise ValueError("hush: in the error")', "")
 
 
-def test_lines_of_a_library_and_of_one_logger_are_bounded_and_counted(written):
+def test_lines_of_a_library_and_of_one_logger_are_bounded_and_counted(
+    written: tuple[LogHandler, Callable[..., list[Any]]],
+) -> None:
     handler, lines = written
     before = time.monotonic()
     for number in range(3000):
@@ -170,7 +179,7 @@ def test_lines_of_a_library_and_of_one_logger_are_bounded_and_counted(written):
 
     emitted = 3000
 
-    def told():
+    def told() -> Any:
         nonlocal emitted
         handler.emit(record("service.one", "again"))
         emitted += 1
@@ -180,7 +189,9 @@ def test_lines_of_a_library_and_of_one_logger_are_bounded_and_counted(written):
     wait_until(told)
 
 
-def test_warning_is_written_within_its_bounds(written, monkeypatch):
+def test_warning_is_written_within_its_bounds(
+    written: tuple[LogHandler, Callable[..., list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     handler, lines = written
     logger = logging.getLogger("py.warnings")
     logger.addHandler(handler)
@@ -204,7 +215,7 @@ CONTROLS = "\x1b[31m", "\n", "\r", "\x9b", "\u2028", "\u202e", "\x7f", "\x00"
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_control_characters_get_no_further_than_the_formatter(control):
+def test_control_characters_get_no_further_than_the_formatter(control: str) -> None:
     text = logs._TextFormatter("%(levelname)s %(message)s")
     hostile = f"a{control}b"
     try:
@@ -218,7 +229,7 @@ def test_control_characters_get_no_further_than_the_formatter(control):
     assert text.format(record("x", hostile, fields={"peer": hostile})).count("\n") == 0
 
 
-def test_opencv_does_not_write_past_the_log():
+def test_opencv_does_not_write_past_the_log() -> None:
     """A damaged PNG file, of which OpenCV warns by itself unless it is told not to."""
     told = "import numpy as np, cv2, service.serving.pictures\n"
     damaged = 'cv2.imdecode(np.frombuffer(b"\\x89PNG\\r\\n\\x1a\\n" + b"x" * 60, np.uint8), 0)'

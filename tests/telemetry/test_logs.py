@@ -13,7 +13,10 @@ import subprocess
 import sys
 import urllib.request
 import weakref
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -33,7 +36,7 @@ DROPPED = "digits_log_lines_dropped_total"
 
 
 @pytest.fixture
-def unread():
+def unread() -> Iterator[Any]:
     """The end to write to of a pipe of one page that nobody reads."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -43,7 +46,7 @@ def unread():
 
 
 @pytest.fixture
-def handler(unread):
+def handler(unread: Any) -> Iterator[LogHandler]:
     """Writes to it; what waits is dropped before the descriptor may be that of another file."""
     with contextlib.closing(os.fdopen(os.dup(unread), "wb", 0)) as own:
         made = LogHandler(own.fileno(), _JsonFormatter())
@@ -55,11 +58,11 @@ def handler(unread):
 
 
 @pytest.fixture
-def start():
+def start() -> Iterator[Callable[..., Any]]:
     """Starts servers whose streams are not the tests'; kills those that are left."""
     processes = []
 
-    def started(command, **streams):
+    def started(command: Any, **streams: Any) -> Any:
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         processes.append(
             subprocess.Popen(command, stdin=subprocess.DEVNULL, **{**silent, **streams})
@@ -72,7 +75,7 @@ def start():
         process.wait()
 
 
-def ports_of(process):
+def ports_of(process: Any) -> tuple[Any, Any] | None:
     """The server's HTTP and gRPC port, once it is ready; it may have nowhere to print them."""
     assert process.poll() is None
     with contextlib.suppress(OSError, psutil.Error):
@@ -87,7 +90,7 @@ def ports_of(process):
     return None
 
 
-def call_badly(port, times):
+def call_badly(port: Any, times: Any) -> set[Any]:
     """The codes of calls that each leave a line in the log."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
@@ -95,7 +98,7 @@ def call_badly(port, times):
         return {stub.Classify.future(request, timeout=60).code().name for _ in range(times)}
 
 
-def answers_and_stops(process, calls=100):
+def answers_and_stops(process: Any, calls: int = 100) -> Any:
     web, rpcs = wait_until(partial(ports_of, process))
     assert call_badly(rpcs, calls) == {"INVALID_ARGUMENT"}
     url = f"http://127.0.0.1:{web}/metrics"
@@ -106,12 +109,16 @@ def answers_and_stops(process, calls=100):
 
 
 @TRANSPORTS
-def test_calls_are_answered_while_nobody_reads_the_log(start, unread, transport):
+def test_calls_are_answered_while_nobody_reads_the_log(
+    start: Callable[..., Any], unread: Any, transport: str
+) -> None:
     process = start([*SERVE, f"--transport={transport}"], stderr=unread)
     assert answers_and_stops(process) == f"{DROPPED} 0.0"  # they wait
 
 
-def test_a_second_signal_ends_a_server_whose_log_nobody_reads(start, unread):
+def test_a_second_signal_ends_a_server_whose_log_nobody_reads(
+    start: Callable[..., Any], unread: Any
+) -> None:
     process = start([*SERVE, "--drain-delay-s=3600"], stderr=unread)
     _, rpcs = wait_until(partial(ports_of, process))
     call_badly(rpcs, 100)
@@ -122,13 +129,17 @@ def test_a_second_signal_ends_a_server_whose_log_nobody_reads(start, unread):
     assert process.wait(30) == 128 + 15
 
 
-def test_a_banner_that_nobody_reads_holds_up_nothing(start, unread):
+def test_a_banner_that_nobody_reads_holds_up_nothing(
+    start: Callable[..., Any], unread: Any
+) -> None:
     os.write(unread, b"x" * 4096)
     answers_and_stops(start(SERVE, stdout=unread))
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_stream_to_a_full_disk_or_to_nobody_is_survived(start, stream):
+def test_a_stream_to_a_full_disk_or_to_nobody_is_survived(
+    start: Callable[..., Any], stream: str
+) -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device
         dropped = answers_and_stops(start(SERVE, **{stream: full}))
     assert (dropped == f"{DROPPED} 0.0") == (stream == "stdout")
@@ -141,20 +152,20 @@ def test_a_stream_to_a_full_disk_or_to_nobody_is_survived(start, stream):
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
-def test_closed_streams_are_survived(start, closed):
+def test_closed_streams_are_survived(start: Callable[..., Any], closed: str) -> None:
     answers_and_stops(start(["sh", "-c", f'exec "$@" {closed}', "sh", *SERVE]))
 
 
-def record(message, *args, **extra):
+def record(message: Any, *args: Any, **extra: Any) -> Any:
     return logging.makeLogRecord({"name": "digits", "msg": message, "args": args, **extra})
 
 
-def test_dropped_lines_are_told_in_the_form_of_the_others(handler, unread):
+def test_dropped_lines_are_told_in_the_form_of_the_others(handler: LogHandler, unread: Any) -> None:
     reading = os.open(f"/proc/self/fd/{unread}", os.O_RDONLY)
     for number in range(30):
         handler.emit(record("x" * (QUEUE_BYTES // 10), fields={"number": number}))
     assert handler.dropped > 10
-    lines = []
+    lines: list[Any] = []
     with os.fdopen(reading) as text:
         while not any("dropped" in line["message"] for line in lines):
             lines.append(json.loads(text.readline()))
@@ -162,7 +173,7 @@ def test_dropped_lines_are_told_in_the_form_of_the_others(handler, unread):
     assert (lines[-1]["level"], lines[-1]["logger"]) == ("warning", "service.telemetry.logs")
 
 
-def test_a_record_that_can_not_be_formatted_is_told_and_raises_nothing(tmp_path):
+def test_a_record_that_can_not_be_formatted_is_told_and_raises_nothing(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         handler = LogHandler(file.fileno(), _JsonFormatter())
         handler.emit(record("%d images", "three"))
@@ -173,7 +184,7 @@ def test_a_record_that_can_not_be_formatted_is_told_and_raises_nothing(tmp_path)
     assert second["message"] == "later"
 
 
-def test_a_line_that_waits_keeps_nothing_alive(handler):
+def test_a_line_that_waits_keeps_nothing_alive(handler: LogHandler) -> None:
     class HeldError(RuntimeError):
         pass
 
@@ -187,12 +198,12 @@ def test_a_line_that_waits_keeps_nothing_alive(handler):
     assert held() is None
 
 
-def test_text_lines_carry_the_fields():
+def test_text_lines_carry_the_fields() -> None:
     line = _TextFormatter("%(message)s").format(record("moved", fields={"to": "version 2"}))
     assert line == 'moved to="version 2"'
 
 
-def test_what_python_would_print_is_logged(tmp_path):
+def test_what_python_would_print_is_logged(tmp_path: Path) -> None:
     """A warning, the error that ends a thread, and one that a finalizer raises."""
     code = """if True:
         import threading, warnings

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -13,13 +15,15 @@ from service.telemetry.allowance import Allowance
 from service.telemetry.logs import _TextFormatter
 from service.telemetry.request_log import request_id
 from tests.calls import TRANSPORTS, entries
-from tests.conftest import wait_until
+from tests.conftest import RunningServer, wait_until
 
 INK = bytes([173]) * 784
 
 
 @TRANSPORTS
-def test_a_line_tells_who_called_how_it_ended_and_how_long_it_took(start_server, transport):
+def test_a_line_tells_who_called_how_it_ended_and_how_long_it_took(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", "--request-log-per-s=100")
     with grpc.insecure_channel(server.address) as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
@@ -43,7 +47,9 @@ def test_a_line_tells_who_called_how_it_ended_and_how_long_it_took(start_server,
 
 
 @TRANSPORTS
-def test_a_refused_call_is_told_with_its_reason(start_server, transport):
+def test_a_refused_call_is_told_with_its_reason(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", "--request-log-per-s=100")
     with grpc.insecure_channel(server.address) as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
@@ -54,7 +60,9 @@ def test_a_refused_call_is_told_with_its_reason(start_server, transport):
 
 
 @TRANSPORTS
-def test_a_flood_is_sampled_and_does_not_hide_failures(start_server, transport):
+def test_a_flood_is_sampled_and_does_not_hide_failures(
+    start_server: Callable[..., RunningServer], transport: str
+) -> None:
     server = start_server(f"--transport={transport}", "--request-log-per-s=2")
     with grpc.insecure_channel(server.address) as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
@@ -68,7 +76,7 @@ def test_a_flood_is_sampled_and_does_not_hide_failures(start_server, transport):
         first = len(entries(server, "Classify OK"))
         assert 2 <= first < 100
 
-        def one_more_line():
+        def one_more_line() -> bool:
             stub.Classify(digits_pb2.ClassifyRequest(pixels=INK), timeout=30)
             return len(entries(server, "Classify OK")) > first
 
@@ -77,7 +85,9 @@ def test_a_flood_is_sampled_and_does_not_hide_failures(start_server, transport):
     assert sum(line["suppressed"] for line in told) + len(told) >= 290
 
 
-def test_no_line_is_written_without_an_allowance(start_server):
+def test_no_line_is_written_without_an_allowance(
+    start_server: Callable[..., RunningServer],
+) -> None:
     server = start_server("--request-log-per-s=0")
     with grpc.insecure_channel(server.address) as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
@@ -86,7 +96,7 @@ def test_no_line_is_written_without_an_allowance(start_server):
     assert entries(server, "Classify") == []
 
 
-def test_an_allowance_fills_up_again_and_counts_what_it_passed_over():
+def test_an_allowance_fills_up_again_and_counts_what_it_passed_over() -> None:
     allowance = Allowance(2)
     assert allowance.take(5, now=100) == (2, 0)
     assert allowance.take(4, now=100.1) == (0, 3)
@@ -95,12 +105,12 @@ def test_an_allowance_fills_up_again_and_counts_what_it_passed_over():
 
 
 @pytest.mark.parametrize("hostile", ["two\nlines", 'a "quoted" one', "x" * 65, "", b"\xff"])
-def test_a_request_id_that_could_forge_a_line_is_replaced(hostile):
+def test_a_request_id_that_could_forge_a_line_is_replaced(hostile: Any) -> None:
     made_up = request_id([("x-request-id", hostile)])
     assert len(made_up) == 16
     assert made_up != request_id([])
 
 
-def test_text_lines_carry_the_fields():
+def test_text_lines_carry_the_fields() -> None:
     record = logging.makeLogRecord({"msg": "moved", "fields": {"to": "version 2", "count": 3}})
     assert _TextFormatter("%(message)s").format(record) == 'moved to="version 2" count=3'

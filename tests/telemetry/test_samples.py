@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,25 +16,27 @@ from PIL import Image
 from digits.client import DigitClient
 from service.telemetry import samples as module
 from service.telemetry.samples import FAILED, FULL, WRITTEN, Listeners, SampleError, Samples
-from tests.conftest import wait_until
+from tests.conftest import RunningServer, wait_until
 from training.own import read_own
 
 Unhurried = 3600.0
 
 
 @pytest.fixture
-def counted():
+def counted() -> Any:
     return Counter()
 
 
 @pytest.fixture
-def make(tmp_path, counted, monkeypatch):
+def make(
+    tmp_path: Path, counted: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
     """Samplers that write when they are closed and not before."""
     monkeypatch.setattr(module, "FLUSH_S", Unhurried)
     made = []
 
-    def start(per_s=5, folder=tmp_path / "kept"):
-        def count(result, images):
+    def start(per_s: Any = 5, folder: Any = tmp_path / "kept") -> Any:
+        def count(result: str, images: int) -> None:
             counted[result] += images
 
         made.append(Samples(folder, per_s, count))
@@ -43,7 +47,7 @@ def make(tmp_path, counted, monkeypatch):
         each.close()
 
 
-def batch(*confidences, first=0, pixels=None):
+def batch(*confidences: Any, first: int = 0, pixels: Any = None) -> Any:
     """A batch of one request; image k holds the value k."""
     number = len(confidences)
     probabilities = np.zeros((number, 10), np.float32)
@@ -57,11 +61,13 @@ def batch(*confidences, first=0, pixels=None):
     )
 
 
-def files(folder):
+def files(folder: Path) -> list[Any]:
     return sorted(folder.glob("*/*.png"))
 
 
-def test_so_many_are_kept_of_a_second_whatever_was_classified(make, counted, tmp_path):
+def test_so_many_are_kept_of_a_second_whatever_was_classified(
+    make: Callable[..., Any], counted: Any, tmp_path: Path
+) -> None:
     sampler = make(per_s=5)
     for _ in range(30):
         sampler.batch(batch(*[0.9] * 20))
@@ -70,7 +76,9 @@ def test_so_many_are_kept_of_a_second_whatever_was_classified(make, counted, tmp
     assert counted == {WRITTEN: 5}
 
 
-def test_unsure_answers_are_drawn_more_often_and_sure_ones_too(make, tmp_path):
+def test_unsure_answers_are_drawn_more_often_and_sure_ones_too(
+    make: Callable[..., Any], tmp_path: Path
+) -> None:
     sampler = make(per_s=200)
     for _ in range(100):
         sampler.batch(batch(*[0.999] * 9, 0.3))
@@ -82,7 +90,9 @@ def test_unsure_answers_are_drawn_more_often_and_sure_ones_too(make, tmp_path):
     assert kept["0.999"] > 20
 
 
-def test_file_holds_the_image_under_its_digit_and_nothing_of_its_caller(make, tmp_path):
+def test_file_holds_the_image_under_its_digit_and_nothing_of_its_caller(
+    make: Callable[..., Any], tmp_path: Path
+) -> None:
     sampler = make(per_s=50)
     sampler.batch(batch(*[0.9] * 10, first=3))
     sampler.close()
@@ -98,16 +108,24 @@ def test_file_holds_the_image_under_its_digit_and_nothing_of_its_caller(make, tm
     assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o700
 
 
-def test_folder_that_is_a_file_is_an_error_at_the_start(make, tmp_path):
+def test_folder_that_is_a_file_is_an_error_at_the_start(
+    make: Callable[..., Any], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SampleError, match=r"--sample-dir: .*file: "):
         make(folder=tmp_path / "file")
 
 
-def test_failure_is_logged_once_and_counted(make, counted, tmp_path, caplog, monkeypatch):
+def test_failure_is_logged_once_and_counted(
+    make: Callable[..., Any],
+    counted: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sampler = make()
 
-    def full_disk(*_):
+    def full_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "_write", full_disk)
@@ -124,8 +142,8 @@ def test_failure_is_logged_once_and_counted(make, counted, tmp_path, caplog, mon
 
 
 def test_full_folder_is_left_as_it_is_until_files_are_taken_out(
-    make, counted, tmp_path, monkeypatch
-):
+    make: Callable[..., Any], counted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_FILES", 3)
     sampler = make()
     for _ in range(2):
@@ -139,23 +157,25 @@ def test_full_folder_is_left_as_it_is_until_files_are_taken_out(
     assert counted == {FULL: 5, WRITTEN: 1}
 
 
-def test_listener_that_raises_keeps_nothing_from_the_others(caplog):
+def test_listener_that_raises_keeps_nothing_from_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Broken:
-        def batch(self, _):
+        def batch(self, _: Any) -> None:
             raise RuntimeError("broken")
 
         refused = batch
 
-    told = []
+    told: list[Any] = []
     good = SimpleNamespace(batch=told.append, refused=told.append)
-    listeners = Listeners(Broken(), good)
+    listeners: Any = Listeners(Broken(), good)
     listeners.batch("a batch")
     listeners.refused("some")
     assert told == ["a batch", "some"]
     assert "broken" in caplog.text
 
 
-def counter(server, result):
+def counter(server: RunningServer, result: Any) -> float:
     import urllib.request
 
     text = urllib.request.urlopen(f"{server.http}/metrics", timeout=30).read().decode()
@@ -165,8 +185,8 @@ def counter(server, result):
 
 
 def test_server_keeps_what_training_reads_and_calls_go_on_without_the_folder(
-    start_server, sample, tmp_path
-):
+    start_server: Callable[..., RunningServer], sample: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     folder = tmp_path / "kept"
     server = start_server(f"--sample-dir={folder}", "--sample-per-s=100")
     with DigitClient(server.address) as client:
@@ -185,7 +205,9 @@ def test_server_keeps_what_training_reads_and_calls_go_on_without_the_folder(
     assert server.stop() == 0
 
 
-def test_server_without_the_setting_keeps_nothing_and_a_wrong_one_exits_with_2(tmp_path):
+def test_server_without_the_setting_keeps_nothing_and_a_wrong_one_exits_with_2(
+    tmp_path: Path,
+) -> None:
     import subprocess
     import sys
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from digits.v1 import digits_pb2, digits_pb2_grpc
 from service.rpc.classify import SERVICE
 from tests.calls import IMAGE, TRANSPORTS
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, RunningServer, wait_until
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01")]
@@ -27,30 +29,32 @@ SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Receives spans."""
 
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._received = []
+    endpoint: str
 
-    def Export(self, request, context):
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._received: list[Any] = []
+
+    def Export(self, request: Any, context: Any) -> Any:
         with self._lock:
             self._received.append(request)
         return trace_service_pb2.ExportTraceServiceResponse()
 
     @property
-    def resources(self):
+    def resources(self) -> list[Any]:
         with self._lock:
             return [
                 spans.resource for request in self._received for spans in request.resource_spans
             ]
 
     @property
-    def names(self):
+    def names(self) -> set[Any]:
         return {span.name for span in self._all()}
 
-    def spans(self, name):
+    def spans(self, name: str) -> list[Any]:
         return [span for span in self._all() if span.name == name]
 
-    def _all(self):
+    def _all(self) -> list[Any]:
         with self._lock:
             received = list(self._received)
         return [
@@ -61,14 +65,14 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
             for span in scope.spans
         ]
 
-    def wait_for(self, name):
+    def wait_for(self, name: str) -> Any:
         """The one span of that name."""
         [span] = wait_until(lambda: self.spans(name))
         return span
 
 
 @pytest.fixture
-def collector():
+def collector() -> Iterator[Collector]:
     servicer = Collector()
     server = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(servicer, server)
@@ -79,11 +83,13 @@ def collector():
 
 
 @pytest.fixture
-def traced(start_server, collector):
+def traced(
+    start_server: Callable[..., RunningServer], collector: Any
+) -> Iterator[Callable[..., tuple[RunningServer, Any, Any]]]:
     """Starts a traced server; returns its stub."""
     channels = []
 
-    def start(transport, **env):
+    def start(transport: Any, **env: Any) -> tuple[RunningServer, Any, Any]:
         server = start_server(
             f"--transport={transport}", f"--otlp-endpoint={collector.endpoint}", env={**SOON, **env}
         )
@@ -95,12 +101,14 @@ def traced(start_server, collector):
         channel.close()
 
 
-def attributes(span):
+def attributes(span: Any) -> dict[Any, Any]:
     return {item.key: item.value.int_value or item.value.string_value for item in span.attributes}
 
 
 @TRANSPORTS
-def test_a_call_is_a_span_under_its_callers_with_its_stages(traced, collector, transport):
+def test_a_call_is_a_span_under_its_callers_with_its_stages(
+    traced: Callable[..., tuple[RunningServer, Any, Any]], collector: Collector, transport: str
+) -> None:
     _, channel, stub = traced(transport)
     health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
     request = digits_pb2.ClassifyRequest(pixels=IMAGE * 3)
@@ -131,7 +139,9 @@ def test_a_call_is_a_span_under_its_callers_with_its_stages(traced, collector, t
 
 
 @TRANSPORTS
-def test_failed_calls_and_other_methods_have_spans_too(traced, collector, transport):
+def test_failed_calls_and_other_methods_have_spans_too(
+    traced: Callable[..., tuple[RunningServer, Any, Any]], collector: Collector, transport: str
+) -> None:
     _, _, stub = traced(transport)
     with pytest.raises(grpc.RpcError):
         stub.Classify(digits_pb2.ClassifyRequest(), metadata=TRACEPARENT, timeout=30)
@@ -147,7 +157,9 @@ def test_failed_calls_and_other_methods_have_spans_too(traced, collector, transp
 
 
 @TRANSPORTS
-def test_a_caller_can_not_write_into_the_log(traced, collector, transport):
+def test_a_caller_can_not_write_into_the_log(
+    traced: Callable[..., tuple[RunningServer, Any, Any]], collector: Collector, transport: str
+) -> None:
     server, _, stub = traced(transport)
     metadata = [*TRACEPARENT, ("baggage", "no-equals-sign-hush" * 100)]
     stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), metadata=metadata, timeout=30)
@@ -155,7 +167,9 @@ def test_a_caller_can_not_write_into_the_log(traced, collector, transport):
     assert "hush" not in server.log_text()
 
 
-def test_documented_spans_are_those_that_are_sent(traced, collector):
+def test_documented_spans_are_those_that_are_sent(
+    traced: Callable[..., tuple[RunningServer, Any, Any]], collector: Collector
+) -> None:
     _, _, stub = traced("http2")
     stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), timeout=30)
     stub.GetModel(digits_pb2.GetModelRequest(), timeout=30)
@@ -167,7 +181,7 @@ def test_documented_spans_are_those_that_are_sent(traced, collector):
     assert collector.names == set(documented)
 
 
-def documented_spans():
+def documented_spans() -> dict[Any, set[Any]]:
     """Attributes by the name of their span, from the table in docs/metrics.md."""
     text = (ROOT / "docs/metrics.md").read_text()
     table = text.partition("<!-- spans -->")[2].partition("<!-- end of spans -->")[0]
@@ -175,21 +189,27 @@ def documented_spans():
     return {row[0].strip(" `"): set(re.findall(r"`(.+?)`", row[3])) for row in rows}
 
 
-def test_the_standard_variables_apply(traced, collector):
+def test_the_standard_variables_apply(
+    traced: Callable[..., tuple[RunningServer, Any, Any]], collector: Collector
+) -> None:
     server, _, stub = traced("http2", OTEL_TRACES_SAMPLER="always_off")
     stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), metadata=TRACEPARENT, timeout=30)
     assert server.stop() == 0
     assert collector.resources == []
 
 
-def test_what_waits_is_sent_before_the_exit(traced, collector):
+def test_what_waits_is_sent_before_the_exit(
+    traced: Callable[..., tuple[RunningServer, Any, Any]], collector: Collector
+) -> None:
     server, _, stub = traced("http2", OTEL_BSP_SCHEDULE_DELAY="3600000")
     stub.Classify(digits_pb2.ClassifyRequest(pixels=IMAGE), timeout=30)
     assert server.stop() == 0
     assert len(collector.spans(f"{SERVICE}/Classify")) == 1
 
 
-def test_a_collector_that_is_away_keeps_nothing_from_being_answered(start_server):
+def test_a_collector_that_is_away_keeps_nothing_from_being_answered(
+    start_server: Callable[..., RunningServer],
+) -> None:
     server = start_server("--otlp-endpoint=http://127.0.0.1:9", env=SOON)
     with grpc.insecure_channel(server.address) as channel:
         stub = digits_pb2_grpc.DigitClassifierServiceStub(channel)
@@ -200,12 +220,12 @@ def test_a_collector_that_is_away_keeps_nothing_from_being_answered(start_server
     assert time.monotonic() - stopping < 8  # its exporter would go on for longer
 
 
-def test_without_an_endpoint_opentelemetry_is_not_even_imported():
+def test_without_an_endpoint_opentelemetry_is_not_even_imported() -> None:
     check = "import service.server, sys; assert 'opentelemetry' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-def test_an_endpoint_that_is_no_url_is_refused(capfd):
+def test_an_endpoint_that_is_no_url_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "service.cli", "serve", "--otlp-endpoint=collector:4317"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,5 +8,5 @@ from training.data import Split
 
 
 @pytest.fixture(scope="module")
-def split(sample):
+def split(sample: dict[str, np.ndarray]) -> Split:
     return Split(torch.from_numpy(sample["images"]), torch.from_numpy(sample["labels"]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from training import data
 from training.data import DataError, Split, load_split
 
 
-def test_full_data_set_has_the_published_sizes(full_data):
+def test_full_data_set_has_the_published_sizes(full_data: Path) -> None:
     for name, size in (("train", 60_000), ("test", 10_000)):
         loaded = load_split("mnist", name, full_data)
         assert loaded.images.shape == (size, 28, 28)
@@ -20,7 +22,7 @@ def test_full_data_set_has_the_published_sizes(full_data):
         assert loaded.labels.unique().tolist() == list(range(10))
 
 
-def test_truncated_data_set_is_refused(tmp_path, full_data):
+def test_truncated_data_set_is_refused(tmp_path: Path, full_data: Path) -> None:
     raw = tmp_path / "MNIST/raw"
     raw.mkdir(parents=True)
     for path in (full_data / "MNIST/raw").iterdir():
@@ -29,7 +31,7 @@ def test_truncated_data_set_is_refused(tmp_path, full_data):
         load_split("mnist", "test", tmp_path)
 
 
-def test_data_set_with_one_changed_byte_is_refused(tmp_path, full_data):
+def test_data_set_with_one_changed_byte_is_refused(tmp_path: Path, full_data: Path) -> None:
     raw = tmp_path / "MNIST/raw"
     raw.mkdir(parents=True)
     for path in (full_data / "MNIST/raw").iterdir():
@@ -41,13 +43,13 @@ def test_data_set_with_one_changed_byte_is_refused(tmp_path, full_data):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
-def test_every_data_set_loads(full_data, name):
+def test_every_data_set_loads(full_data: Path, name: str) -> None:
     if not (full_data / data.DATASETS[name].source.__name__).is_dir():
         pytest.skip(f"{name} is not under {full_data}")
     assert len(load_split(name, "test", full_data)) == 10_000
 
 
-def test_digest_depends_on_pixels_and_labels(split):
+def test_digest_depends_on_pixels_and_labels(split: Split) -> None:
     images, labels = split.images.clone(), split.labels.clone()
     images[0, 0, 0] += 1
     labels[0] = (labels[0] + 1) % 10
@@ -56,8 +58,10 @@ def test_digest_depends_on_pixels_and_labels(split):
     assert len(digests) == 3
 
 
-def test_command_without_data_fails_with_a_clear_error(tmp_path, monkeypatch, capsys):
-    def nothing(*_, **__):
+def test_command_without_data_fails_with_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(*_: Any, **__: Any) -> None:
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
     monkeypatch.setitem(data.DATASETS, "mnist", replace(data.DATASETS["mnist"], source=nothing))

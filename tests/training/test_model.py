@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_architecture_maps_pixels_to_logits(arch):
+def test_every_architecture_maps_pixels_to_logits(arch: Any) -> None:
     model = Classifier(arch).eval()
     with torch.inference_mode():
         logits = model(torch.zeros((3, 28, 28), dtype=torch.uint8))
@@ -27,17 +29,17 @@ def test_every_architecture_maps_pixels_to_logits(arch):
 
 
 @pytest.mark.parametrize(("arch", "count"), PARAMETERS.items())
-def test_parameters_are_as_counted_by_hand(arch, count):
+def test_parameters_are_as_counted_by_hand(arch: Any, count: Any) -> None:
     assert parameter_count(Classifier(arch)) == count
 
 
 @pytest.mark.parametrize("arch", ["lenet", "", "32-", "p-32", "0-32", "32-48-q", "1000000"])
-def test_unknown_architecture_is_refused_by_name(arch):
+def test_unknown_architecture_is_refused_by_name(arch: str) -> None:
     with pytest.raises(ValueError, match=rf"arch: expected one of mlp, .*, got '{arch}'"):
         Classifier(arch)
 
 
-def test_layers_can_be_given_as_a_text():
+def test_layers_can_be_given_as_a_text() -> None:
     model = Classifier("8-p-16-24s-p", scored=True).eval()
     layers = trace_layers(model, torch.zeros((1, 28, 28), dtype=torch.uint8))
     assert [(layer.name, layer.shape[1:]) for layer in layers if layer.macs] == [
@@ -50,7 +52,7 @@ def test_layers_can_be_given_as_a_text():
         Classifier("8-p-p-p-p")
 
 
-def test_knobs_change_the_network_that_has_them_and_are_refused_elsewhere():
+def test_knobs_change_the_network_that_has_them_and_are_refused_elsewhere() -> None:
     five = Classifier("conv32-64-128", Knobs(kernel_size=5, dropout=0.5))
     assert parameter_count(five) > parameter_count(Classifier("conv32-64-128"))
     assert [m.p for m in five.modules() if isinstance(m, nn.Dropout)] == [0.5]
@@ -58,13 +60,13 @@ def test_knobs_change_the_network_that_has_them_and_are_refused_elsewhere():
         Classifier("mlp", Knobs(kernel_size=5))
 
 
-def test_pixels_are_scaled_and_not_shifted():
+def test_pixels_are_scaled_and_not_shifted() -> None:
     """Background stays 0, which is what convolutions pad with."""
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 28, 3)
     torch.testing.assert_close(Classifier("mlp").scale(images)[0, 0], torch.tensor([0, 0.2, 1]))
 
 
-def test_scored_classifier_also_says_whether_an_image_is_a_digit():
+def test_scored_classifier_also_says_whether_an_image_is_a_digit() -> None:
     images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
     plain, scored = Classifier("light").eval(), Classifier("light", scored=True).eval()
     assert [tuple(part.shape) for part in plain.answer(images)] == [(5, 10), (5, 0)]
@@ -76,7 +78,7 @@ def test_scored_classifier_also_says_whether_an_image_is_a_digit():
     assert torch.equal(is_digit, scored.answer(images)[1])  # the temperature is the digits' own
 
 
-def test_layers_are_traced_with_shapes_parameters_and_macs():
+def test_layers_are_traced_with_shapes_parameters_and_macs() -> None:
     layers = trace_layers(Classifier("conv32-64-fc128"), torch.zeros((5, 28, 28)))
     convolution = next(layer for layer in layers if layer.name == "Conv2d 3x3")
     assert convolution.shape == (5, 32, 28, 28)
@@ -86,14 +88,14 @@ def test_layers_are_traced_with_shapes_parameters_and_macs():
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_describe_prints_every_layer(arch, capsys):
+def test_describe_prints_every_layer(arch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["describe", f"--arch={arch}", "--batch=7"]) == 0
     printed = capsys.readouterr().out
     assert "(7, 10)" in printed
     assert f"{parameter_count(Classifier(arch)):,}" in printed
 
 
-def test_dropout_and_temperature_act_in_one_mode_alone():
+def test_dropout_and_temperature_act_in_one_mode_alone() -> None:
     model = Classifier("conv32-64-128", Knobs(dropout=0.5))
     images = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
     model.eval()

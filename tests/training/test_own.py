@@ -6,6 +6,9 @@ import gzip
 import re
 import shutil
 import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,37 +27,39 @@ from training.sets import Sets
 from training.start import load_start
 
 
-def idx(path, array, magic):
+def idx(path: Any, array: Any, magic: Any) -> None:
     head = struct.pack(f">I{array.ndim}I", magic, *array.shape)
     path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
 
 
-def as_npz(folder, images, labels):
+def as_npz(folder: Path, images: np.ndarray, labels: Any) -> Path:
     np.savez(folder / "own.npz", images=images, labels=labels)
     return folder / "own.npz"
 
 
-def as_csv(folder, images, labels):
+def as_csv(folder: Path, images: np.ndarray, labels: Any) -> Path:
     rows = np.column_stack([labels, images.reshape(len(images), -1)])
     np.savetxt(folder / "own.csv", rows, "%d", delimiter=",", header="label,pixels", comments="")
     return folder / "own.csv"
 
 
-def as_idx(folder, images, labels):
+def as_idx(folder: Path, images: np.ndarray, labels: Any) -> Path:
     idx(folder / "train-images-idx3-ubyte.gz", images, 0x803)
     idx(folder / "train-labels-idx1-ubyte.gz", labels, 0x801)
     return folder
 
 
 @pytest.mark.parametrize("write", [as_npz, as_csv, as_idx])
-def test_arrays_are_read_as_they_are(write, sample, tmp_path):
+def test_arrays_are_read_as_they_are(
+    write: Callable[..., Any], sample: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     images, labels = sample["images"][:40], sample["labels"][:40]
     found = read_own(write(tmp_path, images, labels))
     assert np.array_equal(found.split.images.numpy(), images)
     assert np.array_equal(found.split.labels.numpy(), labels)
 
 
-def test_folders_of_pictures_are_brought_to_the_form_that_serves(tmp_path):
+def test_folders_of_pictures_are_brought_to_the_form_that_serves(tmp_path: Path) -> None:
     for digit in range(10):
         (tmp_path / str(digit)).mkdir()
         picture = Image.open(SAMPLES / f"{digit}.png").convert("L")
@@ -70,7 +75,7 @@ def test_folders_of_pictures_are_brought_to_the_form_that_serves(tmp_path):
     assert f"fewer than {MIN_OF_A_CLASS} images of 0, 1" in remarks
 
 
-def test_duplicates_are_dropped_and_told(sample, tmp_path):
+def test_duplicates_are_dropped_and_told(sample: dict[str, np.ndarray], tmp_path: Path) -> None:
     twice = np.concatenate([sample["images"][:30]] * 2)
     found = read_own(as_npz(tmp_path, twice, np.concatenate([sample["labels"][:30]] * 2)))
     assert (len(found.split), found.duplicates) == (30, 30)
@@ -87,14 +92,14 @@ def test_duplicates_are_dropped_and_told(sample, tmp_path):
         ({"images": np.zeros((0, 28, 28), np.uint8), "labels": np.zeros(0)}, "expected images"),
     ],
 )
-def test_arrays_of_another_form_are_refused(arrays, said, tmp_path):
+def test_arrays_of_another_form_are_refused(arrays: Any, said: str, tmp_path: Path) -> None:
     good = {"images": np.zeros((3, 28, 28), np.uint8), "labels": np.array([1, 2, 3])}
     with pytest.raises(DataError, match=said):
         read_own(as_npz(tmp_path, **(good | arrays)))
 
 
 @pytest.mark.parametrize("name", ["none", "own.npz", "own.csv", "own.txt", "folder"])
-def test_what_is_no_data_set_is_refused_by_name(name, tmp_path):
+def test_what_is_no_data_set_is_refused_by_name(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if name == "folder":
         path.mkdir()
@@ -104,7 +109,7 @@ def test_what_is_no_data_set_is_refused_by_name(name, tmp_path):
         read_own(path)
 
 
-def test_test_images_are_of_every_class_and_always_the_same(split):
+def test_test_images_are_of_every_class_and_always_the_same(split: Split) -> None:
     train, test = train_and_test(split)
     assert len(train) + len(test) == len(split)
     assert set(test.labels.tolist()) == set(range(10))
@@ -114,7 +119,7 @@ def test_test_images_are_of_every_class_and_always_the_same(split):
         train_and_test(one)
 
 
-def test_own_images_are_repeated_in_a_mix_and_never_validated_with(split):
+def test_own_images_are_repeated_in_a_mix_and_never_validated_with(split: Split) -> None:
     own = Split(255 - split.images[:50], split.labels[:50])
     kept, validation = Sets({"mnist": split, "own": own}, {}).hold_out(110)
     trained = [image.numpy().tobytes() for image in kept.images]
@@ -125,7 +130,12 @@ def test_own_images_are_repeated_in_a_mix_and_never_validated_with(split):
     assert 0.15 < share < 0.35
 
 
-def test_validation_images_may_be_a_set_of_their_own(split, tmp_path, monkeypatch, capsys):
+def test_validation_images_may_be_a_set_of_their_own(
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     held = as_npz(tmp_path, split.images.numpy()[:60], split.labels.numpy()[:60])
     flags = ["--recipe=classic", "--arch=mlp", "--epochs=1", f"--run-dir={tmp_path / 'run'}"]
@@ -135,7 +145,7 @@ def test_validation_images_may_be_a_set_of_their_own(split, tmp_path, monkeypatc
     assert (found.config.validation, found.metrics["validation"]["images"]) == (0, 60)
 
 
-def test_release_goes_on_as_the_function_that_it_is(split):
+def test_release_goes_on_as_the_function_that_it_is(split: Split) -> None:
     release = load_artifact(REPOSITORY / "2")
     model, sha256 = load_start(REPOSITORY / "2", split)
     assert sha256 == release.variants["fp32"].sha256
@@ -147,7 +157,7 @@ def test_release_goes_on_as_the_function_that_it_is(split):
     assert float((model(split.images).argmax(dim=1) == split.labels).float().mean()) > 0.98
 
 
-def test_what_is_no_start_is_refused(split, tmp_path):
+def test_what_is_no_start_is_refused(split: Split, tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "2", tmp_path / "2")
     (tmp_path / "2/model.fp32.onnx").unlink()
     for path in (tmp_path / "2", tmp_path):
@@ -155,7 +165,12 @@ def test_what_is_no_start_is_refused(split, tmp_path):
             load_start(path, split)
 
 
-def test_command_goes_on_from_a_release_and_compares(split, tmp_path, monkeypatch, capsys):
+def test_command_goes_on_from_a_release_and_compares(
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     monkeypatch.setattr("training.commands.load_split", lambda *_: split)
     mirrored = split.images.numpy()[::2, :, ::-1].copy()

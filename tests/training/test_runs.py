@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,13 +24,15 @@ QUICK = ["--recipe=classic", "--arch=mlp", "--epochs=1", "--validation=50"]
 
 
 @pytest.fixture(autouse=True)
-def in_folder(tmp_path, monkeypatch, sample):
+def in_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: dict[str, np.ndarray]
+) -> None:
     split = Split(torch.from_numpy(sample["images"]), torch.from_numpy(sample["labels"]))
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     monkeypatch.chdir(tmp_path)
 
 
-def test_run_is_named_by_date_and_architecture_and_is_the_latest():
+def test_run_is_named_by_date_and_architecture_and_is_the_latest() -> None:
     assert command.main(QUICK) == 0
     [run] = [path for path in LATEST.parent.iterdir() if path != LATEST]
     assert run.name.endswith("-mlp")
@@ -35,7 +40,7 @@ def test_run_is_named_by_date_and_architecture_and_is_the_latest():
     assert (LATEST / CHECKPOINT).is_file()
 
 
-def test_run_is_not_overwritten(capsys):
+def test_run_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([*QUICK, "--run-dir=one"]) == 0
     assert command.main([*QUICK, "--run-dir=one"]) == 1
     assert "--run-dir: one holds a run already" in capsys.readouterr().err
@@ -44,10 +49,12 @@ def test_run_is_not_overwritten(capsys):
 @pytest.mark.parametrize(
     ("finished", "said"), [(0, "nothing was saved"), (1, "state.pt holds the last epoch")]
 )
-def test_interrupt_says_what_was_saved(finished, said, monkeypatch, capsys):
+def test_interrupt_says_what_was_saved(
+    finished: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real, calls = Trainer._epoch, []
 
-    def interrupted(self, *arguments):
+    def interrupted(self: Any, *arguments: Any) -> Any:
         calls.append(1)
         if len(calls) > finished:
             raise KeyboardInterrupt
@@ -67,14 +74,14 @@ def test_interrupt_says_what_was_saved(finished, said, monkeypatch, capsys):
         (["--bogus"], "unrecognized arguments"),
     ],
 )
-def test_wrong_use_exits_with_2(flags, said, capsys):
+def test_wrong_use_exits_with_2(flags: Any, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         command.main(flags)
     assert left.value.code == 2
     assert said in capsys.readouterr().err
 
 
-def test_wrong_use_is_told_before_pytorch_is_loaded():
+def test_wrong_use_is_told_before_pytorch_is_loaded() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from training.__main__ import main;"
         "main(['--arch=resnet'])"
@@ -85,7 +92,7 @@ def test_wrong_use_is_told_before_pytorch_is_loaded():
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
 
 
-def test_pytorch_gets_one_thread_before_it_is_loaded():
+def test_pytorch_gets_one_thread_before_it_is_loaded() -> None:
     code = (
         "import os, sys; os.environ.pop('OMP_NUM_THREADS', None); sys.modules['torch'] = None\n"
         "from training.__main__ import main\n"
@@ -98,8 +105,8 @@ def test_pytorch_gets_one_thread_before_it_is_loaded():
     assert (done.stdout, done.stderr) == ("loading PyTorch\n1\n", "")
 
 
-def test_bug_shows_its_traceback(monkeypatch):
-    def broken(*_):
+def test_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
         raise ValueError("a bug of ours")
 
     monkeypatch.setattr(commands, "describe", broken)
@@ -107,7 +114,9 @@ def test_bug_shows_its_traceback(monkeypatch):
         command.main(["describe"])
 
 
-def test_what_a_network_does_not_have_is_told_in_one_line(capsys):
+def test_what_a_network_does_not_have_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert command.main([*QUICK, "--run-dir=mlp"]) == 0
     seven = str(ROOT / "tests/samples/7.png")
     assert command.main(["explain", seven, "--run-dir=mlp"]) == 1
@@ -116,7 +125,7 @@ def test_what_a_network_does_not_have_is_told_in_one_line(capsys):
     assert "light has no such choice" in capsys.readouterr().err
 
 
-def test_names_are_those_of_what_there_is():
+def test_names_are_those_of_what_there_is() -> None:
     assert set(ARCHITECTURE_NAMES) == set(ARCHITECTURES)
     assert set(DATASET_NAMES) == set(DATASETS)
     assert TrainingConfig.arch in ARCHITECTURES

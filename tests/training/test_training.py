@@ -4,6 +4,8 @@ import io
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,41 +33,41 @@ from training.train import Trainer
 QUICK = TrainingConfig(epochs=2, batch_size=50, seed=3, validation=0, not_digits=False)
 
 
-def judged(model, split):
+def judged(model: Any, split: Any) -> Any:
     return evaluate(predict_logits(model, split.images), split.labels)
 
 
-def quiet():
+def quiet() -> Any:
     return Console(file=io.StringIO())
 
 
-def state_of(model):
+def state_of(model: Any) -> dict[Any, Any]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def train(config, split, console=None):
+def train(config: Any, split: Any, console: Any = None) -> tuple[Any, Trainer]:
     nothing = Split(split.images[:0], split.labels[:0])
     trainer = Trainer(config, split, nothing, console or quiet())
     return trainer.run(), trainer
 
 
-def assert_same_weights(first, second):
+def assert_same_weights(first: Any, second: Any) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_same_seed_gives_the_same_weights(split):
+def test_same_seed_gives_the_same_weights(split: Split) -> None:
     first, second = (state_of(train(QUICK, split)[0]) for _ in range(2))
     assert_same_weights(first, second)
 
 
-def test_another_seed_gives_other_weights(split):
+def test_another_seed_gives_other_weights(split: Split) -> None:
     first = state_of(train(QUICK, split)[0])
     other = state_of(train(replace(QUICK, seed=4), split)[0])
     assert not torch.equal(first["network.1.0.weight"], other["network.1.0.weight"])
 
 
-def test_training_learns_and_reports_each_epoch(split):
+def test_training_learns_and_reports_each_epoch(split: Split) -> None:
     output = io.StringIO()
     config = replace(QUICK, epochs=15, ema_decay=0.9)
     kept, held = hold_out(split, 100)
@@ -77,7 +79,7 @@ def test_training_learns_and_reports_each_epoch(split):
     assert trainer.seconds > 0
 
 
-def test_classic_recipe_prints_its_running_loss(split):
+def test_classic_recipe_prints_its_running_loss(split: Split) -> None:
     output = io.StringIO()
     config = make_config("classic", {"arch": "conv16", "epochs": 1, "batch_size": 2})
     train(config, split, Console(file=output, width=150))
@@ -85,14 +87,14 @@ def test_classic_recipe_prints_its_running_loss(split):
     assert [line.split()[3] for line in lines] == ["100/250", "200/250"]
 
 
-def test_classic_recipe_takes_plain_sgd_with_its_usual_rate():
+def test_classic_recipe_takes_plain_sgd_with_its_usual_rate() -> None:
     assert make_config("classic", {"optimizer": "sgd"}).max_lr == 0.01
     assert make_config("classic", {"optimizer": "sgd", "max_lr": 0.1}).max_lr == 0.1
     assert make_config("classic", {}).max_lr == 1e-3
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_every_optimizer_lowers_the_loss(split, optimizer):
+def test_every_optimizer_lowers_the_loss(split: Split, optimizer: str) -> None:
     rate = 0.02 if optimizer == "sgd" else 1e-3
     config = make_config(
         "classic", {"arch": "mlp", "optimizer": optimizer, "max_lr": rate, "epochs": 4}
@@ -111,22 +113,22 @@ def test_every_optimizer_lowers_the_loss(split, optimizer):
         ({"dropout": 1.0}, "dropout: expected"),
     ],
 )
-def test_setting_out_of_bounds_is_refused_by_name(setting, message):
+def test_setting_out_of_bounds_is_refused_by_name(setting: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_config("default", setting)
 
 
-def test_unknown_recipe_is_refused_by_name():
+def test_unknown_recipe_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="recipe: expected one of default, classic, got 'x'"):
         make_config("x", {})
 
 
-def test_split_smaller_than_a_batch_is_refused(split):
+def test_split_smaller_than_a_batch_is_refused(split: Split) -> None:
     with pytest.raises(ValueError, match="batch_size: expected at most 10, got 50"):
         train(QUICK, Split(split.images[:10], split.labels[:10]))
 
 
-def test_held_out_images_are_not_trained_on_and_are_always_the_same(split):
+def test_held_out_images_are_not_trained_on_and_are_always_the_same(split: Split) -> None:
     kept, held = hold_out(split, 120)
     assert (len(kept), len(held)) == (380, 120)
     everything = {image.numpy().tobytes() for image in split.images}
@@ -138,7 +140,9 @@ def test_held_out_images_are_not_trained_on_and_are_always_the_same(split):
 
 
 @pytest.mark.parametrize("recipe", ["default", "classic"])
-def test_interrupted_run_resumes_to_the_same_weights(split, tmp_path, monkeypatch, recipe):
+def test_interrupted_run_resumes_to_the_same_weights(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     flags = [f"--recipe={recipe}", "--epochs=3", "--batch-size=50", "--validation=50"]
     flags += ["--arch=conv32-64-128", "--dropout=0.3"]  # dropout draws from the global generator
@@ -146,7 +150,7 @@ def test_interrupted_run_resumes_to_the_same_weights(split, tmp_path, monkeypatc
     assert command.main([*flags, f"--run-dir={whole}"]) == 0
     real, calls = Trainer._epoch, []
 
-    def interrupted(self, *arguments):
+    def interrupted(self: Any, *arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -162,7 +166,12 @@ def test_interrupted_run_resumes_to_the_same_weights(split, tmp_path, monkeypatc
     assert len(second.metrics["history"]) == 3
 
 
-def test_resuming_another_configuration_is_refused(split, tmp_path, monkeypatch, capsys):
+def test_resuming_another_configuration_is_refused(
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     flags = ["--arch=mlp", "--recipe=classic", "--validation=50", f"--run-dir={tmp_path}"]
     assert command.main([*flags, "--epochs=1"]) == 0
@@ -170,13 +179,18 @@ def test_resuming_another_configuration_is_refused(split, tmp_path, monkeypatch,
     assert "was saved by another configuration" in capsys.readouterr().err
 
 
-def test_resuming_nothing_is_refused(split, tmp_path, monkeypatch, capsys):
+def test_resuming_nothing_is_refused(
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     assert command.main([f"--run-dir={tmp_path}", "--validation=0", "--resume"]) == 1
     assert "state.pt: no such file: no epoch was finished" in capsys.readouterr().err
 
 
-def test_temperature_is_fitted_on_validation_and_applied(split):
+def test_temperature_is_fitted_on_validation_and_applied(split: Split) -> None:
     model, _ = train(replace(QUICK, epochs=10, ema_decay=0.9), split)
     before = predict_logits(model, split.images)
     nll = judged(model, split)["nll"]
@@ -191,13 +205,13 @@ def test_temperature_is_fitted_on_validation_and_applied(split):
         assert judged(model, split)["nll"] > best
 
 
-def test_predictions_do_not_depend_on_the_batch_size(split):
+def test_predictions_do_not_depend_on_the_batch_size(split: Split) -> None:
     model = Classifier("light")
     whole = predict(model, split.images, 500)[0]
     torch.testing.assert_close(predict(model, split.images, 7)[0], whole, atol=1e-5, rtol=1e-5)
 
 
-def checkpoint_of(model, split, config=QUICK):
+def checkpoint_of(model: Any, split: Any, config: Any = QUICK) -> Checkpoint:
     return Checkpoint(
         model=model,
         config=config,
@@ -208,7 +222,7 @@ def checkpoint_of(model, split, config=QUICK):
     )
 
 
-def test_checkpoint_comes_back_as_it_was(split, tmp_path):
+def test_checkpoint_comes_back_as_it_was(split: Split, tmp_path: Path) -> None:
     model, _ = train(QUICK, split)
     saved = checkpoint_of(model, split)
     save_checkpoint(saved, tmp_path / "run/checkpoint.pt")
@@ -219,12 +233,12 @@ def test_checkpoint_comes_back_as_it_was(split, tmp_path):
     )
 
 
-def test_checkpoint_that_is_not_there_says_what_to_do(tmp_path):
+def test_checkpoint_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="run 'make train' first"):
         load_checkpoint(tmp_path / "none.pt")
 
 
-def test_damaged_checkpoint_is_refused(split, tmp_path):
+def test_damaged_checkpoint_is_refused(split: Split, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(checkpoint_of(Classifier("light"), split), path)
     path.write_bytes(path.read_bytes()[:5000])
@@ -232,9 +246,9 @@ def test_damaged_checkpoint_is_refused(split, tmp_path):
         load_checkpoint(path)
 
 
-def test_checkpoint_that_would_run_code_is_refused(tmp_path):
+def test_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Payload:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
             return (print, ("ran",))
 
     path = tmp_path / "checkpoint.pt"
@@ -243,12 +257,17 @@ def test_checkpoint_that_would_run_code_is_refused(tmp_path):
         load_checkpoint(path)
 
 
-def width_of(path):
+def width_of(path: Any) -> Any:
     with Image.open(path) as picture:
         return picture.size[0]
 
 
-def test_command_trains_and_leaves_a_report(split, tmp_path, monkeypatch, capsys):
+def test_command_trains_and_leaves_a_report(
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     run = tmp_path / "run"
     arguments = ["--epochs=2", "--batch-size=50", "--validation=60", f"--run-dir={run}"]
@@ -275,8 +294,8 @@ def test_command_trains_and_leaves_a_report(split, tmp_path, monkeypatch, capsys
 
 
 def test_report_of_a_network_without_convolutions_leaves_the_filters_out(
-    split, tmp_path, monkeypatch
-):
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     flags = ["--arch=mlp", "--recipe=classic", "--epochs=1", "--validation=0"]
     assert command.main([*flags, f"--run-dir={tmp_path}"]) == 0
@@ -284,7 +303,12 @@ def test_report_of_a_network_without_convolutions_leaves_the_filters_out(
     assert (tmp_path / "report.html").is_file()
 
 
-def test_compare_averages_the_runs_of_an_architecture(split, tmp_path, monkeypatch, capsys):
+def test_compare_averages_the_runs_of_an_architecture(
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     runs = []
     for arch, seed in (("mlp", 0), ("mlp", 1), ("conv16", 0)):
@@ -314,7 +338,7 @@ def test_compare_averages_the_runs_of_an_architecture(split, tmp_path, monkeypat
     assert " over " not in printed  # one seed is shared: it says nothing
 
 
-def test_explain_draws_the_steps_of_a_real_digit(split, tmp_path):
+def test_explain_draws_the_steps_of_a_real_digit(split: Split, tmp_path: Path) -> None:
     save_checkpoint(checkpoint_of(Classifier("light"), split), tmp_path / "checkpoint.pt")
     arguments = [f"--run-dir={tmp_path}", f"--out={tmp_path / 'out'}"]
     assert command.main(["explain", str(SAMPLES / "7.png"), *arguments]) == 0
@@ -322,12 +346,14 @@ def test_explain_draws_the_steps_of_a_real_digit(split, tmp_path):
         assert width_of(tmp_path / f"out/{name}.png") > 500
 
 
-def test_explain_of_what_is_no_digit_is_an_error(tmp_path, capsys):
+def test_explain_of_what_is_no_digit_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command.main(["explain", __file__, f"--run-dir={tmp_path}"]) == 1
     assert "expected a PNG, JPEG, WebP or BMP file" in capsys.readouterr().err
 
 
-def test_accuracy_is_told_for_every_corruption(split):
+def test_accuracy_is_told_for_every_corruption(split: Split) -> None:
     model, _ = train(replace(QUICK, epochs=15, ema_decay=0.9), split)
     accuracy = evaluate_corruptions(partial(predict_logits, model), split)
     assert set(accuracy) == set(CORRUPTIONS)
@@ -339,8 +365,8 @@ def test_accuracy_is_told_for_every_corruption(split):
     ("flags", "expected"), [([], True), (["--no-bfloat16"], False), (["--recipe=classic"], False)]
 )
 def test_default_recipe_takes_bfloat16_where_the_device_has_it(
-    flags, expected, split, tmp_path, monkeypatch
-):
+    flags: Any, expected: bool, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
     monkeypatch.setattr(commands, "has_bfloat16", lambda _: True)
     flags = [*flags, "--arch=mlp", "--epochs=1", "--validation=50", "--drawn=0"]
@@ -349,11 +375,13 @@ def test_default_recipe_takes_bfloat16_where_the_device_has_it(
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_bfloat16_computes_in_it_and_keeps_float32_weights(split, bfloat16, monkeypatch):
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(
+    split: Split, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = set()
     forward = torch.nn.Conv2d.forward
 
-    def noted(layer, images):
+    def noted(layer: Any, images: Any) -> Any:
         result = forward(layer, images)
         seen.add(result.dtype)
         return result

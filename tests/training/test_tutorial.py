@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from digits.client import DigitClient
 from export.__main__ import main as export_main
 from service.artifact.format import load_artifact
-from tests.conftest import ROOT
+from tests.conftest import ROOT, RunningServer
 from tests.hand import EACH, FOLDER
 from training import __main__ as training
 from training.data import DataError
@@ -19,18 +21,22 @@ pytestmark = pytest.mark.full
 
 
 @pytest.fixture
-def without_mnist(monkeypatch):
+def without_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is downloaded: accuracy on MNIST is then told to be missing."""
 
-    def absent(*_):
+    def absent(*_: Any) -> None:
         raise DataError("mnist is not here")
 
     monkeypatch.setattr("training.commands.load_split", absent)
 
 
 def test_pictures_become_a_release_that_serves(
-    tmp_path, monkeypatch, without_mnist, start_server, capsys
-):
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_mnist: None,
+    start_server: Callable[..., RunningServer],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = f"--data={FOLDER}"
     flags = [f"--init={ROOT / 'models/digits/1'}", "--epochs=8", "--max-lr=1e-3"]

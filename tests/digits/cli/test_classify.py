@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +16,20 @@ import pytest
 from digits.cli.main import main
 from digits.cli.output import drawn
 from digits.cli.sources import PicturesError, items_of
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, RunningServer
 
 SEVEN, THREE = str(SAMPLES / "7.png"), str(SAMPLES / "3.png")
 CLASSIFY = [sys.executable, "-m", "digits", "classify"]
 
 
-def predicted(text):
+def predicted(text: Any) -> list[tuple[Any, Any]]:
     """File and digit of each prediction of a JSON document."""
     return [(each["file"], each["digit"]) for each in json.loads(text)["predictions"]]
 
 
-def test_table_with_what_the_network_saw(server, capsys):
+def test_table_with_what_the_network_saw(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["classify", "--address", server.address, SEVEN, THREE]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["file", "digit", "confidence", "score", "runner-up"]
@@ -39,7 +43,9 @@ def test_table_with_what_the_network_saw(server, capsys):
     assert max(map(len, lines)) <= 80
 
 
-def test_many_rows_have_no_pictures_unless_asked_for(server, capsys):
+def test_many_rows_have_no_pictures_unless_asked_for(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     samples = str(SAMPLES)
     assert main(["classify", "--address", server.address, samples]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 13
@@ -47,7 +53,7 @@ def test_many_rows_have_no_pictures_unless_asked_for(server, capsys):
     assert len(capsys.readouterr().out.splitlines()) > 100
 
 
-def test_pictures_are_what_the_network_saw(sample):
+def test_pictures_are_what_the_network_saw(sample: dict[str, np.ndarray]) -> None:
     image = sample["images"][0]
     ink = image >= 96
     lines = list(drawn(image))
@@ -60,7 +66,9 @@ def test_pictures_are_what_the_network_saw(sample):
     assert list(drawn(np.zeros((28, 28), np.uint8))) == ["(no ink)"]
 
 
-def test_json_holds_predictions_and_models(server, capsys):
+def test_json_holds_predictions_and_models(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["classify", "--json", "--address", server.address, SEVEN]) == 0
     printed = json.loads(capsys.readouterr().out)
     [prediction] = printed["predictions"]
@@ -72,7 +80,9 @@ def test_json_holds_predictions_and_models(server, capsys):
     assert model["version"] == prediction["model_version"]
 
 
-def test_folder_and_pattern_in_order(server, capsys):
+def test_folder_and_pattern_in_order(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, pattern = str(SAMPLES), str(SAMPLES / "[1-3].png")
     assert main(["classify", "--json", "--address", server.address, folder, pattern]) == 0
     printed = predicted(capsys.readouterr().out)
@@ -80,14 +90,16 @@ def test_folder_and_pattern_in_order(server, capsys):
     assert printed[-1][0] == THREE
 
 
-def test_standard_input_is_a_file(server):
+def test_standard_input_is_a_file(server: RunningServer) -> None:
     command = [*CLASSIFY, "--json", "--address", server.address, "-"]
     content = (SAMPLES / "4.png").read_bytes()
     done = subprocess.run(command, input=content, capture_output=True, check=True)
     assert predicted(done.stdout) == [("-", 4)]
 
 
-def test_bad_files_are_named_and_the_others_classified(server, tmp_path, capsys):
+def test_bad_files_are_named_and_the_others_classified(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = [tmp_path / name for name in ("a.png", "b.png", "gone.png")]
     for path in bad:
         path.write_bytes(b"nonsense")
@@ -104,7 +116,9 @@ def test_bad_files_are_named_and_the_others_classified(server, tmp_path, capsys)
     assert third == f"digits classify: {bad[2]}: No such file or directory"
 
 
-def test_what_is_not_there_is_named(server, capsys, tmp_path):
+def test_what_is_not_there_is_named(
+    server: RunningServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["classify", "nowhere.png"]) == 1
     assert capsys.readouterr().err == "digits classify: nowhere.png: No such file or directory\n"
     assert main(["classify", "--json", "--address", server.address, "nowhere.png", SEVEN]) == 1
@@ -116,7 +130,7 @@ def test_what_is_not_there_is_named(server, capsys, tmp_path):
             items_of([name])
 
 
-def test_no_server_is_said_in_one_line(capsys):
+def test_no_server_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["classify", "--address", "127.0.0.1:1", "--timeout-s", "5", SEVEN]) == 1
     error = capsys.readouterr().err
     assert error.startswith("digits classify: UNAVAILABLE")
@@ -124,7 +138,7 @@ def test_no_server_is_said_in_one_line(capsys):
     assert error.count("\n") == 1
 
 
-def test_many_pictures_show_progress_on_a_terminal_only(server):
+def test_many_pictures_show_progress_on_a_terminal_only(server: RunningServer) -> None:
     command = [*CLASSIFY, "--json", "--address", server.address, *[SEVEN] * 200]
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
@@ -142,7 +156,9 @@ def test_many_pictures_show_progress_on_a_terminal_only(server):
     assert silent.stdout == done.stdout
 
 
-def test_terminal_that_is_not_utf_8_gets_what_it_can_show(server, tmp_path):
+def test_terminal_that_is_not_utf_8_gets_what_it_can_show(
+    server: RunningServer, tmp_path: Path
+) -> None:
     """The blocks of a picture and the name are beyond its characters; nothing has failed."""
     path = shutil.copy(SAMPLES / "7.png", tmp_path / "sieben-ü-七.png")
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -155,7 +171,7 @@ def test_terminal_that_is_not_utf_8_gets_what_it_can_show(server, tmp_path):
     assert done.stdout.splitlines()[-1].startswith(b"model digits/")
 
 
-def test_lines_that_were_read_come_as_they_are(server):
+def test_lines_that_were_read_come_as_they_are(server: RunningServer) -> None:
     command = [*CLASSIFY, "--address", server.address, *[SEVEN] * 3000]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         first = [process.stdout.readline() for _ in range(2)]
@@ -166,7 +182,9 @@ def test_lines_that_were_read_come_as_they_are(server):
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-def test_token_is_the_first_of_the_file(server, tmp_path, capsys):
+def test_token_is_the_first_of_the_file(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The server's own tests cover what a token gives access to."""
     path = tmp_path / "tokens"
     flags = ["classify", "--address", server.address, "--token-file", str(path), SEVEN]

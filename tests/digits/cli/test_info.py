@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from digits.cli.main import main
+from tests.conftest import RunningServer
 
 
-def test_info_tells_model_and_origin(server, capsys):
+def test_info_tells_model_and_origin(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["info", "--address", server.address]) == 0
     said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert main(["info", "--json", "--address", server.address]) == 0
@@ -19,6 +24,6 @@ def test_info_tells_model_and_origin(server, capsys):
     assert said["commit"] == manifest["source_commit"]
 
 
-def test_info_without_a_server_fails(capsys):
+def test_info_without_a_server_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--address", "127.0.0.1:1", "--timeout-s", "5"]) == 1
     assert capsys.readouterr().err.startswith("digits info: UNAVAILABLE")
