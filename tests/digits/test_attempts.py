@@ -70,9 +70,10 @@ def test_what_a_server_refuses_for_good_is_sent_once(
     assert error.code is code
     assert not error.transient
     after = wait_until(lambda: (now := handled(server)) != before and now)
-    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
-        code.name: 1
-    }
+    changed = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    if what == "too large" and server.announced["transport"] == "grpcio":
+        code = grpc.StatusCode.CANCELLED  # grpcio's own rejection looks like that to a handler
+    assert changed == {code.name: 1}
 
 
 class Refusing(digits_pb2_grpc.DigitClassifierServiceServicer):
