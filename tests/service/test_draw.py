@@ -181,7 +181,8 @@ def test_the_answer_is_seen_without_scrolling(open_page, tmp_path, size):
     from PIL import Image
 
     width, height = size
-    page = open_page(viewport={"width": width, "height": height}, refused=True)
+    phone = {"is_mobile": True, "has_touch": True} if width < 500 else {}
+    page = open_page(viewport={"width": width, "height": height}, refused=True, **phone)
 
     def expect_on_screen(*selectors):
         for selector in selectors:
