@@ -119,7 +119,7 @@ def test_ambiguous_arrays_are_rejected_with_a_way_to_convert(array: Any, says: s
 
 @pytest.mark.parametrize("largest", [1, 15])
 def test_faint_pixels_are_warned_of(largest: int) -> None:
-    with pytest.warns(UserWarning, match=f"got {largest} at most; multiply"):
+    with pytest.warns(UserWarning, match=f"got {largest} at most in 1 of 1; multiply"):
         sizes((SEVEN > 127) * np.uint8(largest))
 
 

@@ -73,7 +73,7 @@ def test_no_public_type_is_forgotten() -> None:
     values = [getattr(digits.client, name) for name in digits.client.__all__]
     values += [each for each in vars(digits.images).values() if isinstance(each, type)]
     public = {each for each in values if isinstance(each, type)}
-    modules = ("digits.answers", "digits.channel", "digits.errors", "digits.images")
+    modules = {f"digits.{name}" for name in ("answers", "channel", "errors", "formats", "images")}
     ours = {each for each in public if each.__module__ in modules}
     assert ours == {type(thing) for thing in THINGS}
 

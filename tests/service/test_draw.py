@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from digits.v1 import digits_pb2, digits_pb2_grpc
+from service.ops_http.app import MAX_BODY_BYTES
 from tests.conftest import SAMPLES, RunningServer, running_server, wait_until
 from tests.service.http import STARTED, ask, metric
 
@@ -182,6 +183,58 @@ def test_a_finger_draws_on_a_phone_and_nothing_is_cut_off(open_page: Callable[..
         assert button.bounding_box()["height"] >= 44  # what a finger can hit
 
 
+@pytest.mark.parametrize("size", [(360, 640), (1280, 800)])
+def test_the_answer_is_seen_without_scrolling(
+    open_page: Callable[..., Any], tmp_path: Path, size: tuple[int, int]
+) -> None:
+    from PIL import Image
+
+    width, height = size
+    phone: dict[str, Any] = {"is_mobile": True, "has_touch": True} if width < 500 else {}
+    page = open_page(viewport={"width": width, "height": height}, refused=True, **phone)
+
+    def expect_on_screen(*selectors: str) -> None:
+        for selector in selectors:
+            box = page.locator(selector).bounding_box()
+            assert box["y"] >= 0, selector
+            assert box["y"] + box["height"] <= height, selector
+            assert box["x"] + box["width"] <= width, selector
+        assert page.evaluate("scrollY") == 0
+
+    draw(page, THREE)
+    expect_digit(page, 3)
+    expect_on_screen("#drawing", "#clear", "#choose", "#digit", "#confidence", "#seen")
+    Image.new("L", (60, 60), 255).save(tmp_path / "blank.png")
+    page.set_input_files("#file", tmp_path / "blank.png")
+    expect(page.locator("#confidence")).to_contain_text("unsure", timeout=TIMEOUT_MS)
+    expect(page.locator("main")).to_have_class("unsure")
+    expect_on_screen("#drawing", "#clear", "#choose", "#digit", "#confidence", "#seen")
+    Image.new("L", (9, 9)).save(tmp_path / "moving.gif")
+    page.set_input_files("#file", tmp_path / "moving.gif")
+    expect(page.get_by_role("alert")).to_contain_text("GIF", timeout=TIMEOUT_MS)
+    expect(page.locator("main")).not_to_have_class("unsure")
+    expect_on_screen("#drawing", "#clear", "#choose", "#problem", "#digit", "#confidence")
+
+
+def test_a_photo_that_is_larger_than_the_server_takes_is_shrunk(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    import numpy as np
+    from PIL import Image
+
+    digit = Image.open(SAMPLES / "7.png").convert("L").resize((600, 600))
+    ink = Image.new("L", (2400, 1800))
+    ink.paste(digit, (900, 600))
+    noise = np.random.default_rng(1).normal(0, 8, (1800, 2400, 3))
+    tones = 200 - np.asarray(ink)[..., None] * 0.7 + noise
+    Image.fromarray(np.clip(tones, 0, 255).astype(np.uint8)).save(tmp_path / "photo.bmp")
+    assert (tmp_path / "photo.bmp").stat().st_size > MAX_BODY_BYTES
+    page = open_page()
+    page.set_input_files("#file", tmp_path / "photo.bmp")
+    expect_digit(page, 7)
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
 def test_a_digit_can_be_drawn_and_cleared_by_keyboard_alone(open_page: Callable[..., Any]) -> None:
     page = open_page()
     page.keyboard.press("Tab")
@@ -253,16 +306,35 @@ def test_a_photo_of_dark_ink_on_paper_is_sent_as_it_is(
     expect(page.locator("#score")).to_have_text(re.compile(r"^[0-4]?\d\.\d %$"), timeout=TIMEOUT_MS)
 
 
-def test_a_file_that_is_no_picture_is_refused_with_its_name(
-    open_page: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "content", "got"),
+    [
+        ("notes.txt", b"no picture", "10 bytes of something else"),
+        ("photo.heic", b"\0\0\0\x18ftypheic", "12 bytes of HEIC; convert it to JPEG"),
+        ("draft.svg", b"<svg/>", "6 bytes of SVG; convert it to PNG"),
+        ("moving.gif", None, "bytes of GIF; convert it to PNG"),  # which a browser can show
+    ],
+)
+def test_what_the_server_refuses_clears_the_answer(
+    open_page: Callable[..., Any], tmp_path: Path, name: str, content: bytes | None, got: str
 ) -> None:
-    page = open_page()
-    path = tmp_path / "notes.txt"
-    path.write_text("no picture")
+    from PIL import Image
+
+    page = open_page(refused=True)
+    draw(page, THREE)
+    expect_digit(page, 3)
+    path = tmp_path / name
+    if content is None:
+        Image.new("L", (9, 9)).save(path)
+    else:
+        path.write_bytes(content)
     page.set_input_files("#file", path)
-    expect(page.get_by_role("alert")).to_have_text(
-        "notes.txt: expected a picture, got something else"
-    )
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text(f"{name}: expected a PNG, JPEG, WebP or BMP file, got ")
+    expect(alert).to_contain_text(got)
+    expect(page.locator("#digit")).to_have_text(NOTHING)
+    expect(page.locator("#confidence")).to_have_text("no answer")
+    expect(page.locator("#bars li.best")).to_have_count(0)
     draw(page, THREE)
     expect_digit(page, 3)
     expect(page.get_by_role("alert")).to_be_hidden()
