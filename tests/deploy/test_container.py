@@ -6,7 +6,6 @@ share the host's network, so that no bridge is needed; ports are free ones.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -14,21 +13,18 @@ import re
 import shutil
 import signal
 import subprocess
-import tarfile
-import threading
 import time
 import uuid
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 import yaml
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from PIL import Image
 
 from digits.client import DigitClient
-from service.artifact.format import MANIFEST, load_artifact
+from service.artifact.format import load_artifact
 from service.artifact.repository import in_serving_order
 from service.rpc.classify import SERVICE
 from service.serving.loader import ON_CPU
@@ -38,132 +34,19 @@ from tests.releases import FP32
 pytest.importorskip("kubernetes_validate", reason="make test installs it")
 
 from tests.deploy.conftest import combined
+from tests.deploy.containers import IMAGE, NEEDS_IMAGE, Container, Containers, load, podman
 
-IMAGE = os.environ.get("TEST_IMAGE", "")
-pytestmark = [
-    pytest.mark.full,
-    pytest.mark.skipif(not IMAGE, reason="TEST_IMAGE names no image: make image-test"),
-    pytest.mark.skipif(not shutil.which("podman"), reason="podman is not installed"),
-]
-# A version after all that are committed.
-NEXT = 1000
-# The pod's settings (deploy/base), by the flags of podman.
-RESTRICTED = (
-    *("--network=host", "--read-only", "--tmpfs=/tmp:size=16m", "--cap-drop=all"),
-    *("--security-opt=no-new-privileges", "--user=65532:65532", "--pids-limit=256"),
-    *("--memory=512m", "--memory-swap=512m", "--cpus=1"),
-)
-
-
-def podman(*arguments, check=True, stdin=None, timeout_s=None):
-    done = subprocess.run(
-        ["podman", *arguments], input=stdin, capture_output=True, check=False, timeout=timeout_s
-    )
-    assert not check or done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr}"
-    return done.stdout.decode().strip()
-
-
-class Container:
-    """A container that runs the image."""
-
-    def __init__(self, name, port):
-        self.name, self.port = name, port
-
-    @property
-    def address(self):
-        return f"127.0.0.1:{self.port}"
-
-    def state(self, field):
-        return podman("inspect", self.name, "--format", f"{{{{.State.{field}}}}}")
-
-    def logs(self):
-        done = subprocess.run(
-            ["podman", "logs", self.name], capture_output=True, text=True, check=False
-        )
-        return done.stdout + done.stderr
-
-    def health(self, service):
-        with grpc.insecure_channel(self.address) as channel:
-            request = health_pb2.HealthCheckRequest(service=service)
-            try:
-                return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
-            except grpc.RpcError:
-                return None
-
-    def wait_for_serving(self):
-        def serving():
-            assert self.state("Running") == "true", self.logs()
-            return self.health(SERVICE) == health_pb2.HealthCheckResponse.SERVING
-
-        wait_until(serving, timeout_s=120)
-
-    def announced(self):
-        entries = [json.loads(line) for line in self.logs().splitlines() if line.startswith("{")]
-        (entry,) = [entry for entry in entries if entry["message"] == "SERVING"]
-        return entry
-
-    def exit_code(self):
-        return int(podman("wait", self.name, timeout_s=60))
-
-    def signal(self, number):
-        podman("kill", f"--signal={number.value}", self.name)
+pytestmark = NEEDS_IMAGE
 
 
 @pytest.fixture
-def start():
-    """Starts the image under the pod's restrictions; removed at the end."""
-    names = []
-
-    def run(*flags, command=()):
-        grpc_port, http_port = free_ports(2)
-        name = f"digits-{uuid.uuid4().hex[:8]}"
-        names.append(name)
-        podman(
-            "run", "-d", f"--name={name}", *RESTRICTED,
-            f"--env=DIGITS_GRPC_PORT={grpc_port}", f"--env=DIGITS_HTTP_PORT={http_port}",
-            "--env=DIGITS_LOG_FORMAT=json", *flags, IMAGE, *command,
-        )  # fmt: skip
-        return Container(name, grpc_port)
-
-    yield run
-    for name in names:
-        podman("rm", "--force", "--time=0", name, check=False)
+def served(start: Containers) -> Container:
+    return start.serving()
 
 
-@pytest.fixture
-def served(start):
-    container = start()
-    container.wait_for_serving()
-    return container
-
-
-@contextlib.contextmanager
-def load(address, images, callers=8):
-    """Callers that do not rest until the block ends; yields what went wrong."""
-    ended, errors, answered = threading.Event(), [], [0] * callers
-
-    def call(caller):
-        with DigitClient(address, timeout_s=30) as client:
-            while not ended.is_set():
-                try:
-                    client.classify(images[: 1 + caller * 60])
-                    answered[caller] += 1
-                except Exception as error:
-                    errors.append(error)
-                    return
-
-    threads = [threading.Thread(target=call, args=(caller,)) for caller in range(callers)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield errors, answered
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
-
-
-def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(served):
+def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(
+    served: Container,
+) -> None:
     status = podman("exec", served.name, "cat", "/proc/1/status")
     fields = dict(re.findall(r"^(\w+):\s*(.+)$", status, flags=re.MULTILINE))
     assert int(fields["CapEff"], 16) == 0
@@ -180,17 +63,19 @@ def test_container_runs_without_rights_and_with_one_inference_for_one_cpu(served
 
 
 @pytest.mark.parametrize(("service", "code"), [(SERVICE, 0), ("", 0), ("digits.v1.Other", 3)])
-def test_probe_client_of_kubernetes_gets_its_answer(served, service, code):
+def test_probe_client_of_kubernetes_gets_its_answer(
+    served: Container, service: str, code: int
+) -> None:
     """grpc_health_probe, in Go as the kubelet: 3 is an error's code, here NOT_FOUND."""
     probe = Path(os.environ.get("CLUSTER_PROGRAMS", "/nowhere"), "grpc-health-probe")
     if not probe.exists():
         pytest.skip("CLUSTER_PROGRAMS names no folder with grpc-health-probe: make cluster-test")
-    command = [probe, f"-addr={served.address}", f"-service={service}"]
+    command = [str(probe), f"-addr={served.address}", f"-service={service}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
 
 
-def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served):
+def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served: Container) -> None:
     names = ("torch", "pip", "training", "export")
     modules = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     assert podman("exec", served.name, "/opt/digits/bin/python", "-c", modules) == "[]"
@@ -198,20 +83,19 @@ def test_image_holds_no_compiler_no_torch_and_no_installer_of_its_own(served):
         assert not podman("exec", served.name, "/bin/sh", "-c", f"command -v {compiler} || true")
 
 
-def test_image_adds_320_mb_to_its_base_at_most(served):
+def test_image_adds_320_mb_to_its_base_at_most(served: Container) -> None:
     """Unpacked. The last stage copies two folders and runs nothing."""
     sizes = podman("exec", served.name, "du", "-sb", "/opt/digits", "/models")
     assert sum(int(line.split()[0]) for line in sizes.splitlines()) <= 320e6, sizes
 
 
-def test_server_imports_everything_that_it_may_need(served):
+def test_server_imports_everything_that_it_may_need(served: Container) -> None:
     """The Dockerfile takes away nothing of that: tracing, signatures and every format work."""
     program = """if True:
         import importlib, pkgutil, digits.client, digits.files, onnxruntime, service
         from PIL import features
         for module in pkgutil.walk_packages(service.__path__, "service."):
-            if module.name != "service.top.command":  # rich is for people, and not in the image
-                importlib.import_module(module.name)
+            importlib.import_module(module.name)
         service.telemetry.tracing.Tracing("http://127.0.0.1:1")
         print([name for name in ("zlib", "jpg", "webp") if not features.check(name)])
     """
@@ -220,7 +104,9 @@ def test_server_imports_everything_that_it_may_need(served):
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "BMP"])
-def test_image_files_of_every_format_are_read(served, sample, format_):
+def test_image_files_of_every_format_are_read(
+    served: Container, sample: dict[str, np.ndarray], format_: str
+) -> None:
     file = io.BytesIO()
     Image.fromarray(sample["images"][0]).save(file, format_)
     with DigitClient(served.address) as client:
@@ -228,9 +114,10 @@ def test_image_files_of_every_format_are_read(served, sample, format_):
 
 
 @pytest.mark.parametrize("transport", ["http2", "grpcio"])
-def test_load_survives_within_512_mib_and_sigterm_drains(start, sample, transport):
-    container = start(f"--env=DIGITS_TRANSPORT={transport}", "--env=DIGITS_DRAIN_DELAY_S=1")
-    container.wait_for_serving()
+def test_load_survives_within_512_mib_and_sigterm_drains(
+    start: Containers, sample: dict[str, np.ndarray], transport: str
+) -> None:
+    container = start.serving(settings={"TRANSPORT": transport, "DRAIN_DELAY_S": 1})
     with load(container.address, sample["images"]) as (errors, answered):
         wait_until(lambda: errors or min(answered) >= 50, timeout_s=120)
     assert not errors
@@ -241,20 +128,22 @@ def test_load_survives_within_512_mib_and_sigterm_drains(start, sample, transpor
     assert container.state("OOMKilled") == "false"
 
 
-def test_sigterm_during_the_load_of_a_model_ends_the_process(start):
+def test_sigterm_during_the_load_of_a_model_ends_the_process(start: Containers) -> None:
     """As PID 1 a process that has no handler ignores it: the handler comes before all else."""
     container = start()
     status = Path("/proc", container.state("Pid"), "status")
     caught = re.compile(r"^SigCgt:\s*(\w+)$", re.MULTILINE)
     terminate = 1 << (signal.SIGTERM - 1)
-    wait_until(lambda: int(caught.search(status.read_text())[1], 16) & terminate)
+    wait_until(lambda: int(caught.findall(status.read_text())[0], 16) & terminate)
     container.signal(signal.SIGTERM)
     began = time.monotonic()
     assert container.exit_code() == 0, container.logs()
     assert time.monotonic() - began < 10
 
 
-def test_model_from_a_mounted_volume_serves_and_a_damaged_one_does_not(start, tmp_path):
+def test_model_from_a_mounted_volume_serves_and_a_damaged_one_does_not(
+    start: Containers, tmp_path: Path
+) -> None:
     version = in_serving_order(COMMITTED)[0]
     good, bad = tmp_path / "good", tmp_path / "bad"
     for folder in (good, bad):
@@ -262,80 +151,22 @@ def test_model_from_a_mounted_volume_serves_and_a_damaged_one_does_not(start, tm
     tmp_path.chmod(0o755)
     model = bad / version.name / FP32
     model.write_bytes(model.read_bytes()[:-1] + b"\0")
-    container = start(f"--volume={good}:/models/digits:ro")
-    container.wait_for_serving()
+    container = start.serving(volume=good)
     assert container.announced()["sha256"] == load_artifact(version).first_of(ON_CPU).sha256
-    refused = start(f"--volume={bad}:/models/digits:ro")
+    refused = start(volume=bad)
     assert refused.exit_code() == 1
     assert FP32 in refused.logs()
 
 
-def archive(version, name, cut=None):
-    """A version as NEXT, in the form in which ``kubectl cp`` sends it.
-
-    Args:
-        version: Folder of the version.
-        name: Folder in the archive.
-        cut: Bytes of the fp32 model after which the rest is missing.
-    """
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for file in [version / FP32] if cut else version.iterdir():
-            content = file.read_bytes()[:cut]
-            if file.name == MANIFEST:
-                content = json.dumps(json.loads(content) | {"version": NEXT}).encode()
-            member = tarfile.TarInfo(f"{name}/{file.name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
-
-
-@pytest.mark.parametrize("way", ["copied in two goes", "renamed", "linked"])
-def test_version_that_comes_onto_the_volume_serves_and_no_call_is_lost(
-    start, tmp_path, sample, way
-):
-    """examples/model-volume: pods read the volume, the loader of the README writes to it."""
-    component = combined(tmp_path / "overlay", ["model-volume"])
-    (mount,) = [m for m in component.container["volumeMounts"] if m["name"] == "models"]
-    assert mount["readOnly"] is True
-    version = in_serving_order(COMMITTED)[0]
-    volume = tmp_path / "volume"
-    shutil.copytree(version, volume / version.name)
-    tmp_path.chmod(0o755)
-    volume.chmod(0o777)  # the loader's fsGroup does it
-    loader = start(
-        f"--volume={volume}:{mount['mountPath']}", "--entrypoint=sleep", command=["9999"]
-    )
-    into = ("exec", "--interactive", f"--workdir={mount['mountPath']}", loader.name)
-    container = start(
-        f"--volume={volume}:{mount['mountPath']}:ro", "--env=DIGITS_RELOAD_INTERVAL_S=0.1"
-    )
-    container.wait_for_serving()
-    with (
-        load(container.address, sample["images"], callers=3) as (errors, answered),
-        DigitClient(container.address) as client,
-    ):
-        if way == "copied in two goes":
-            podman(*into, "tar", "-x", stdin=archive(version, NEXT, cut=1000))
-            wait_until(lambda: f"version {NEXT} refused" in container.logs())
-            podman(*into, "tar", "-x", stdin=archive(version, NEXT))
-        else:
-            podman(*into, "tar", "-x", stdin=archive(version, ".next"))
-            step = ["mv", ".next"] if way == "renamed" else ["ln", "-s", ".next"]
-            podman(*into, *step, str(NEXT))
-        wait_until(lambda: errors or client.get_model()[0].version == str(NEXT))
-        before = list(answered)
-        wait_until(lambda: errors or all(a > b for a, b in zip(answered, before, strict=True)))
-    assert not errors
-
-
-def test_cuda_without_a_gpu_ends_with_the_cause(start):
-    container = start("--env=DIGITS_DEVICE=cuda")
+def test_cuda_without_a_gpu_ends_with_the_cause(start: Containers) -> None:
+    container = start(settings={"DEVICE": "cuda"})
     assert container.exit_code() == 1
     assert "cuda" in container.logs().lower()
 
 
-def test_rendered_deployment_serves_and_drains(tmp_path, sample):
+def test_rendered_deployment_serves_and_drains(
+    tmp_path: Path, sample: dict[str, np.ndarray]
+) -> None:
     """overlays/cpu as it is, on the host's network and other ports."""
     grpc_port, http_port = free_ports(2)
     name = f"digits-{uuid.uuid4().hex[:8]}"
