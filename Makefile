@@ -113,7 +113,7 @@ CLUSTER := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/digits-serving/cluster
 image-test: .venv/dev.stamp ## Build the image and run it as a pod would: limits, load, drain (needs podman)
 	ENGINE=podman deploy/build-image.sh cpu $(ARGS)
 	CLUSTER_PROGRAMS=$(CLUSTER) TEST_IMAGE=localhost/digits-serving:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
-		$(BIN)/pytest tests/deploy/test_container.py
+		$(BIN)/pytest tests/deploy/test_container*.py
 
 cluster-test: .venv/dev.stamp ## Apply deploy/ to a real control plane, built with Go (the first time long)
 	tests/cluster/build.sh $(CLUSTER)

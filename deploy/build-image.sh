@@ -3,9 +3,9 @@
 #
 #   deploy/build-image.sh [cpu|cuda] [more flags of the engine's build command]
 #
-# IMAGE is its name, such as registry.example/digits-serving:1. ENGINE names docker, podman or buildah. MODELS is the repository that goes into the image, in this checkout and named
-# after its model; by default models/digits. BASE_IMAGE (by digest: a build that can be repeated) and SOURCE_DATE_EPOCH are
-# taken over from the environment.
+# From the environment: IMAGE, its name, such as registry.example/digits-serving:1. ENGINE: docker, podman or buildah.
+# MODELS, the repository that goes into the image, in this checkout and named after its model; by default models/digits.
+# BASE_IMAGE, by digest for a build that can be repeated. SOURCE_DATE_EPOCH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

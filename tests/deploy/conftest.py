@@ -18,6 +18,7 @@ import yaml
 
 from service.config import ServerConfig, load_config
 from tests.conftest import ROOT
+from tests.deploy.containers import Containers
 
 DEPLOY = ROOT / "deploy"
 COMPONENTS = sorted(path.name for path in (DEPLOY / "components").iterdir())
@@ -38,6 +39,14 @@ def tool(name: str) -> str:
     if not path.exists():
         pytest.skip(f"{name} is not installed beside {sys.executable}: make test installs it")
     return str(path)
+
+
+def checkov() -> str:
+    """Has an environment of its own: it pins versions that others need newer."""
+    program = ROOT / ".venv-checkov/bin/checkov"
+    if not program.exists():
+        pytest.skip(f"{program} is not there: make manifests installs it")
+    return str(program)
 
 
 Object = dict[str, Any]
@@ -133,6 +142,13 @@ def with_component(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 def manifests(request: pytest.FixtureRequest) -> Manifests:
     """All that runs the server in a Deployment."""
     return rendered(request.param)
+
+
+@pytest.fixture
+def start() -> Iterator[Containers]:
+    """Starts containers of the image."""
+    with Containers() as started:
+        yield started
 
 
 @functools.cache

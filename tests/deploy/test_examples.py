@@ -20,13 +20,6 @@ from tests.deploy.conftest import DEPLOY, Manifests, image_variables, rendered
 from tests.deploy.validators import NEWEST, validate
 
 
-def test_gpu_pod_asks_for_a_gpu_and_never_serves_on_the_cpu() -> None:
-    gpu = rendered("examples/gpu")
-    assert gpu.config.device == "cuda"
-    assert gpu.container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert gpu.container["image"].endswith("-cuda")
-
-
 def test_metrics_of_kedas_query_are_in_a_live_scrape_and_have_its_namespace(
     with_component: Callable[[str], Manifests], start_server: Callable[..., RunningServer]
 ) -> None:

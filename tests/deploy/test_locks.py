@@ -17,8 +17,8 @@ SERVER = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLIENT = tomllib.loads((ROOT / "proto/pyproject.toml").read_text())
 OWN = {each["project"]["name"]: each["project"] for each in (SERVER, CLIENT)}
 LOCKS = {
-    "cpu": ["cpu", "signing", "otel"],
-    "cuda": ["gpu", "signing", "otel"],
+    "cpu": ["cpu", "signing", "otel", "top"],
+    "cuda": ["gpu", "signing", "otel", "top"],
     "build": [],
     "dev": ["dev"],
 }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import pytest
 import yaml
 
 from tests.deploy.conftest import Manifests, Object
-from tests.monitoring.dashboard import DASHBOARD, RULES
+from tests.monitoring.dashboard import RULES
 from tests.monitoring.prometheus import JOB
 
 
@@ -32,14 +31,3 @@ def test_pods_are_scraped_at_a_port_that_they_have(objects: dict[tuple[str, str]
 
 def test_rules_arrive_unchanged(objects: dict[tuple[str, str], Object]) -> None:
     assert objects["PrometheusRule", JOB]["spec"] == yaml.safe_load(RULES.read_text())
-
-
-def test_dashboard_arrives_unchanged(objects: dict[tuple[str, str], Object]) -> None:
-    [board] = [
-        each
-        for (kind, _), each in objects.items()
-        if kind == "ConfigMap" and "grafana_dashboard" in each["metadata"].get("labels", {})
-    ]
-    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
-    [content] = board["data"].values()
-    assert json.loads(content) == json.loads(DASHBOARD.read_text())

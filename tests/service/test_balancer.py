@@ -31,10 +31,20 @@ STREAM_ITEMS = 20
 
 
 class Load:
-    """Callers of every kind until told to stop. Every answer is checked."""
+    """Callers of every kind until told to stop. Every answer is checked.
 
-    def __init__(self, address: str, images: np.ndarray, expected: Any) -> None:
+    Args:
+        address: Where they call.
+        images: What they send, in parts.
+        expected: The digit of each.
+        options: Of the channels of those that are not our client.
+    """
+
+    def __init__(
+        self, address: str, images: np.ndarray, expected: Any, options: Any = NO_RETRIES
+    ) -> None:
         self.address, self.images, self.expected = address, images, expected
+        self.options = options
         self.failures: list[Any]
         self.failures, self.unary, self.streams, self.long_items = [], 0, 0, 0
         self._stop = threading.Event()
@@ -63,7 +73,7 @@ class Load:
             setattr(self, kind, getattr(self, kind) + 1)
 
     def _stub(self) -> tuple[grpc.Channel, Any]:
-        channel = grpc.insecure_channel(self.address, options=NO_RETRIES)
+        channel = grpc.insecure_channel(self.address, options=self.options)
         return channel, digits_pb2_grpc.DigitClassifierServiceStub(channel)
 
     def _request(self, number: int) -> Any:
