@@ -175,7 +175,7 @@ class Batcher:
         request.enqueued = now
         if (
             request.deadline is not None
-            or (lane.images and lane.images + count > self._max_queue_images)
+            or lane.images + count > self._max_queue_images
             or self._stopping
         ):
             refusal = self._refusal(request, lane, now)
