@@ -23,6 +23,9 @@ def test_what_is_no_grpc_is_refused_at_its_end_or_when_too_much_comes(body: byte
         refused = caller.until(lambda kind, _flags, stream, _: (kind, stream) == (HEADERS, 1))
         assert refused is not None
         assert b"415" in refused[3]
+        why = caller.until(lambda kind, _flags, stream, _: (kind, stream) == (DATA, 1))
+        assert why is not None
+        assert b"expected application/grpc" in why[3]
 
 
 def test_caller_that_was_pinged_has_its_time_to_answer() -> None:

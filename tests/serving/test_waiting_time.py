@@ -29,7 +29,8 @@ class Steps:
         """Takes no time."""
 
     def give_to(self, request: Request) -> None:
-        """Has no images."""
+        """Has no images; counts its steps."""
+        request.count += self.steps
 
 
 class Waiting:
@@ -75,3 +76,10 @@ def test_many_pixels_that_take_little_time_fit_into_a_deadline(waiting: Waiting)
     waiting.preparer.start()
     waiting.ended.wait_for(3)
     assert refusals(requests) == [None, None, None]
+
+
+def test_images_are_given_once_after_the_last_step(waiting: Waiting) -> None:
+    requests = [waiting.submit(1), waiting.submit(1, 1, 1)]
+    waiting.preparer.start()
+    waiting.ended.wait_for(2)
+    assert [request.count for request in requests] == [1, 3]
