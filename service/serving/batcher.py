@@ -320,10 +320,8 @@ class Batcher:
             self.distribute(batch)
         finally:
             if batch.split:
-                with self._condition:
+                with self._condition:  # the thread itself wakes the others as it ends
                     self._splitting -= 1
-                    if self._stopping:
-                        self._condition.notify_all()
         self._replies.end(batch)
         if batch.error is not None:
             self._log_failure(batch.error)
