@@ -175,7 +175,7 @@ class Batcher:
         request.enqueued = now
         if (
             request.deadline is not None
-            or (lane.images and lane.images + count > self._max_queue_images)
+            or lane.images + count > self._max_queue_images
             or self._stopping
         ):
             refusal = self._refusal(request, lane, now)
@@ -320,10 +320,8 @@ class Batcher:
             self.distribute(batch)
         finally:
             if batch.split:
-                with self._condition:
+                with self._condition:  # the thread itself wakes the others as it ends
                     self._splitting -= 1
-                    if self._stopping:
-                        self._condition.notify_all()
         self._replies.end(batch)
         if batch.error is not None:
             self._log_failure(batch.error)
