@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.http2.frames import GOAWAY, frame
-from tests.http2.test_connection import greeted
+from tests.http2.peer import greeted
 
 
 @pytest.mark.parametrize("reason", [b"", b"x" * 100])
