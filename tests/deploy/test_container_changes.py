@@ -24,8 +24,8 @@ from tests.conftest import COMMITTED, wait_until
 from tests.deploy.containers import MODELS, NEEDS_IMAGE, Container, Containers, load, podman
 from tests.releases import FP32, copy_release
 from tests.service.envoy import Envoy
+from tests.service.load import Load
 from tests.service.nginx import Nginx
-from tests.service.test_balancer import Load
 
 pytestmark = NEEDS_IMAGE
 

@@ -13,8 +13,8 @@ import pytest
 from digits.client import DigitClient
 from tests.calls import TRANSPORTS
 from tests.conftest import RunningServer
+from tests.service.load import Load
 from tests.service.nginx import Nginx, nginx_program
-from tests.service.test_balancer import Load
 
 pytestmark = pytest.mark.full
 
