@@ -129,7 +129,7 @@ ARCHITECTURES: dict[str, Callable[[Knobs], list[nn.Module]]] = {
     "conv32-64-128": conv32_64_128,
     "strided": partial(from_text, "32-32-64s-64-p"),
     # The default. Strides in place of pooling are cheaper still and read shifted digits worse.
-    "light": partial(from_text, "16-24-48s-48-p"),
+    "light": partial(from_text, "32-p-48-48-p"),
 }
 WITH_KNOBS = frozenset({"conv32-64-128"})
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from digits import ink as inks
-from digits.form import SIDE, Pixels, box_of, formed, holes, is_formed
+from digits.form import SIDE, Box, Pixels, box_of, formed, holes, is_formed
 from digits.formats import PictureError as PictureError  # noqa: PLC0414 - it is public here
 from digits.formats import levels
-from digits.ink import Grey, Ink, Part
+from digits.ink import Grey, Ink
+from digits.parts import Part, parts
 
 # Pictures are examined with at most so many pixels a side, those with shadows or lines in more;
 # ink that has fewer than the third number of them is looked at closer, so that each pixel of the
@@ -37,17 +38,20 @@ SHEET_SHARE, SHEET_INSET = 0.5, 2
 # Strokes are thinner than these shares of the picture's longer side.
 MEDIUM, FINE, BROAD = 0.15, 0.07, 0.3
 # These, and how strong ink is beside the strongest.
-LOCAL = ((MEDIUM, 0.4), (FINE, 0.4), (BROAD, 0.4), (MEDIUM, 0.65))
-# Lines have this share of the picture's side; of a box that touches the digit, of their both's.
-LINE, BOX_LINE, BOX_BAND = 0.6, 0.75, 0.2
+LOCAL = ((FINE, 0.4), (BROAD, 0.4), (MEDIUM, 0.65))
+# Lines have this share of the picture's side.
+LINE = 0.6
 # The first reading is taken at this score, if it is of all the ink. Others are looked for until two
 # agree on a digit with the second one; of one that no other agrees with, this share is left.
 SURE, AGREED, DOUBT = 0.8, 0.8, 0.3
 # Who has no network to ask takes a reading of this plausibility.
 PLAUSIBLE = 0.5
 MOST_HOLES = 2
-# What encloses another digit, or has more holes than an 8, keeps this share of its plausibility.
-ENCLOSING = 0.3
+# What ends at the picture's edge is cut off, unless its box fills this share of the picture.
+FILLED = 0.6
+# What encloses another digit, or has more holes than an 8, keeps the first share of its
+# plausibility; what is cut off the second, with which it can still be the digit, but not surely.
+ENCLOSING, CUT_OFF = 0.3, 0.8
 
 # Where a shape stops being a digit's, and where it surely is none: of the second largest part, its
 # area over the largest one's; width over height; stroke width in pixels of the box; contrast over
@@ -150,7 +154,7 @@ def examine_grey(grey: npt.NDArray[Any], judge: Judge = by_shape) -> Normalised:
         seen.append((score, digit, reading))
         agreeing = sorted((one for one in seen if one[1] == digit), key=itemgetter(0))
         if len(agreeing) > 1 and agreeing[-2][0] >= AGREED:
-            return agreeing[-1][2]
+            return max(agreeing, key=itemgetter(0))[2]
     if not seen:
         return BLANK
     total = {
@@ -176,11 +180,8 @@ def readings(grey: npt.NDArray[Any]) -> Iterator[Normalised]:
     if sheet is not None:
         yield from _read(sheet, partial(_locally, share=MEDIUM, least=0.4), LOCAL_SIDE)
     apart = inks.apart_from_around(small, MEDIUM)
-    yield from _shaped(inks.standing_out(inks.without_lines(apart, LINE)))
-    for part in filter(attrgetter("framed"), inks.parts(inks.standing_out(apart))):
-        top, bottom, left, right = box_of(part.values)
-        inside = inks.without_lines(apart[top:bottom, left:right], BOX_LINE, BOX_BAND)
-        yield from _shaped(inks.standing_out(inside))
+    ink = inks.standing_out(inks.without_lines(apart, LINE))
+    yield from (_in_form(ink, part) for part in parts(ink))
 
 
 def _locally(grey: Grey, share: float, least: float) -> Ink:
@@ -192,7 +193,7 @@ def _read(grey: Grey, find: Finder, side: int) -> Iterator[Normalised]:
     for look in range(MAX_LOOKS):
         small = inks.shrunk(grey, side)
         ink = find(small)
-        found = inks.parts(ink)
+        found = parts(ink)
         if not found:
             return
         top, bottom, left, right = box_of(found[0].values)
@@ -217,30 +218,32 @@ def _is_sheet(values: npt.NDArray[Any], contrast: float) -> bool:
     return float((values > contrast / 2).mean()) > SHEET_SHARE
 
 
-def _shaped(ink: Ink) -> Iterator[Normalised]:
-    """Candidates for the digit, in the network's form."""
-    return (_in_form(ink, part) for part in inks.parts(ink))
-
-
 def _in_form(ink: Ink, part: Part) -> Normalised:
     top, bottom, left, right = box = box_of(part.values)
     side = max(bottom - top, right - left)
     pixels, stroke = formed(part.values, box)
     aspect = (right - left) / (bottom - top)
     plausibility = _plausibility(part.second, aspect, stroke, ink.contrast / (ink.noise + 1))
-    if part.encloses:
-        plausibility *= ENCLOSING
     clean = not ink.local and ink.apart.shape == (SIDE, SIDE) and ink.noise == 0
     is_ready = clean and is_formed(np.maximum(ink.apart, 0), side)
     if is_ready:
         pixels = np.rint(np.clip(ink.apart, 0, 255)).astype(np.uint8)
-    elif holes(pixels) > MOST_HOLES:
+    elif part.encloses or holes(pixels) > MOST_HOLES:
         plausibility *= ENCLOSING
+    elif _is_cut_off(box, part.values.shape):
+        plausibility *= CUT_OFF
     # Several digits, and nothing else: another reading would find one of them.
     several = part.alone and part.second > SECOND_PART[0]
     single = part.alone and part.second == 0
-    alone = is_ready or several or (single and plausibility == 1)
+    alone = is_ready or several or part.thing or (single and plausibility == 1)
     return Normalised(pixels, plausibility, part.whole, alone)
+
+
+def _is_cut_off(box: Box, shape: tuple[int, ...]) -> bool:
+    """True of what ends at the picture's edge, without filling the picture."""
+    top, bottom, left, right = box
+    at_edge = min(top, left) == 0 or bottom == shape[0] or right == shape[1]
+    return at_edge and (bottom - top) * (right - left) < FILLED * shape[0] * shape[1]
 
 
 def _plausibility(second: float, aspect: float, stroke: float, clarity: float) -> float:

@@ -6,7 +6,6 @@ Everything works on a picture that was shrunk to a few dozen pixels a side.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +17,6 @@ import numpy.typing as npt
 # uint8[h, w] and float32[h, w]; OpenCV's annotations promise neither.
 Grey = npt.NDArray[Any]
 Values = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 # The shortest interval that holds this share of the pixels along the edge is paper: a digit that
 # was cropped tightly touches the edge with more than half of them now and then. Source of the
@@ -53,24 +51,6 @@ FIT_SHARE = 0.5
 SHEET_SHARE, CONVEX = (0.08, 0.85), 0.85
 # Dark ink on paper that is darker than this is not scaled up further.
 DARKEST_PAPER = np.uint8(32)
-# A part with less than this share of the main part's area is a speck, and so is one with less
-# than the second share that is farther from it than the third share of its longer side.
-SPECK_SHARE = 0.04
-FAR_SPECK_SHARE = 0.10
-FAR = 0.25
-# What touches the picture's edge is a frame, a ruled line or another's ink if a part that does not
-# has this share of its area; beside shadows and lines, this share of the picture's side.
-INNER_SHARE = 0.20
-INNER_SIDE = 0.12
-# What encloses a part of this share of its own side is a frame or a circle around the digit.
-ENCLOSED_SHARE = 0.35
-# What is not narrower or wider than this and fills this share of its box is a sheet; what covers
-# the second share of each side, in a band of the third share of the box, a frame.
-WIDE, SHEET_FILL, FRAME_COVER, FRAME_BAND = 2.5, 0.5, 0.8, 0.12
-# Ink of this share of the strongest is no blur.
-CORE = 0.5
-# What is as long as this share of the picture's side is a line across it.
-LINE_SHARE = 0.95
 # Lines are looked for that are turned by at most so much, in so many steps.
 MOST_TURN, TURNS = 0.08, 9
 HALF = np.uint8(128)
@@ -101,28 +81,6 @@ class Ink:
     local: bool
 
 
-@dataclass(frozen=True)
-class Part:
-    """Ink that may be one digit.
-
-    Attributes:
-        values: float32 or uint8[h, w], ``apart`` of this ink alone, 0 elsewhere.
-        second: Area of its second largest connected part over the largest one's.
-        encloses: Whether another digit may be inside of it.
-        framed: Whether it is a frame around the digit, or a sheet.
-        whole: Whether next to nothing else was found.
-        alone: Whether it is whole and one connected part, no frame, away from the picture's edges;
-            or whole and several parts, of which none spans the picture.
-    """
-
-    values: npt.NDArray[Any]
-    second: float = 0.0
-    encloses: bool = False
-    framed: bool = False
-    whole: bool = False
-    alone: bool = False
-
-
 def shrunk(grey: Grey, side: int) -> Grey:
     """Means of pixels, so that no side is longer than ``side``; the picture itself if none is."""
     factor = math.ceil(max(grey.shape) / side)
@@ -143,7 +101,7 @@ def on_paper(grey: Grey) -> Ink:
     Ink is what stands out, to whichever side the differences are skewed. Light falls on ink and
     paper alike: on uneven paper the difference of dark ink is counted as a share of the paper's.
     """
-    edge = np.sort(_edge(grey)).astype(np.float32)
+    edge = np.sort(edge_of(grey)).astype(np.float32)
     low, high = _paper_interval(edge)
     reach = high - low + 1
     near = edge[np.searchsorted(edge, low - reach) : np.searchsorted(edge, high + reach, "right")]
@@ -152,7 +110,7 @@ def on_paper(grey: Grey) -> Ink:
     light: Any = np.float32(1)
     if high - low > EVEN_SHARE * (float(grey.max()) - float(grey.min())):
         paper = _uneven_paper(grey, float(level))
-        left = _paper_interval(np.sort(_edge(grey - paper)))
+        left = _paper_interval(np.sort(edge_of(grey - paper)))
         # Where ink is most of the edge, as of an upright 1 that is cropped to its ink, none fits.
         if left[1] - left[0] <= FIT_SHARE * (high - low):
             apart, light = grey - paper, 255 / np.maximum(paper, DARKEST_PAPER)
@@ -234,7 +192,8 @@ def standing_out(apart: Grey, least: float = LOCAL_INK_SHARE) -> Ink:
     return Ink(apart, found, contrast, noise, local=True)
 
 
-def _edge(grey: Grey) -> Grey:
+def edge_of(grey: Grey) -> Grey:
+    """The pixels along the edge; those of corners twice."""
     return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
 
 
@@ -245,7 +204,7 @@ def _paper_interval(ordered: Values) -> tuple[float, float]:
     return float(ordered[least]), float(ordered[least + held])
 
 
-def without_lines(apart: Grey, length: float, band: float = 0.5) -> Grey:
+def without_lines(apart: Grey, length: float) -> Grey:
     """Takes out straight lines, level or upright to a few degrees, of a share of each side.
 
     The picture is sheared until its rows are darkest in few of them; what is dark all along a row
@@ -254,7 +213,6 @@ def without_lines(apart: Grey, length: float, band: float = 0.5) -> Grey:
     Args:
         apart: See ``Ink``.
         length: Of a line, as a share of the side.
-        band: Lines further inside than this share of the other side stay.
     """
     for _ in range(2):
         apart = cv2.transpose(apart)
@@ -265,8 +223,6 @@ def without_lines(apart: Grey, length: float, band: float = 0.5) -> Grey:
         thick = cv2.dilate(sheared, np.ones((3, 1), np.uint8))
         row = np.ones((1, max(3, int(length * width))), np.uint8)
         lines = cv2.morphologyEx(thick, cv2.MORPH_OPEN, row, borderType=cv2.BORDER_REPLICATE)
-        within = round(band * height)
-        lines[within : height - within] = 0
         rest = cv2.subtract(sheared, lines)
         rest = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((5, 1), np.uint8))
         apart = _sheared(rest, -turn)
@@ -282,110 +238,3 @@ def _sheared(apart: Grey, shear: float) -> Grey:
     height, width = apart.shape
     matrix = np.array([[1, 0, 0], [shear, 1, -shear * width / 2]], np.float32)
     return cv2.warpAffine(apart, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
-
-
-def parts(ink: Ink) -> list[Part]:
-    """Candidates for the digit: the main part with those near it, and the one that it encloses."""
-    if ink.contrast < MIN_CONTRAST:
-        return []
-    return [part for part in _parts(ink) if part.values.any()]
-
-
-def _parts(ink: Ink) -> Iterator[Part]:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(ink.found, ltype=cv2.CV_16U)
-    left, top, width, height, area = stats[1:].T
-    boxes = np.stack([top, left, top + height, left + width])
-    rows, columns = ink.found.shape
-    near = 1 if ink.local else 0
-    at_edge = (boxes[:2].min(axis=0) <= near) | (boxes[2] >= rows - near)
-    at_edge |= boxes[3] >= columns - near
-    if count == 2:
-        encloses = not ink.local and _encloses(ink)
-        framed = _is_frame_or_sheet(ink.found, boxes[:, 0])
-        alone = not (encloses or framed or ink.local or at_edge[0])
-        yield Part(_values(ink, ink.found), 0.0, encloses, framed, not encloses, alone)
-    elif count > 2:
-        yield from _chosen(ink, labels, boxes, area, at_edge)
-
-
-def _chosen(
-    ink: Ink, labels: Values, boxes: Values, area: Values, at_edge: Mask
-) -> Iterator[Part]:  # fmt: skip
-    side = (boxes[2:] - boxes[:2]).max(axis=0)
-    inner = np.where(at_edge, 0, area)
-    if ink.local:
-        has_inner = (inner[side >= INNER_SIDE * max(ink.found.shape)]).any()
-    else:
-        has_inner = inner.max() >= INNER_SHARE * area.max()
-    if has_inner:
-        area = inner
-    if ink.local:  # a pale part is larger than a digit, now and then
-        weight = np.bincount(labels.ravel(), ink.apart.ravel())[1:]
-        area = np.where(area > 0, weight, 0)
-    main = int(area.argmax())
-    inside = (boxes[:2] > boxes[:2, [main]]).all(axis=0) & (side > ENCLOSED_SHARE * side[main])
-    inside &= (boxes[2:] < boxes[2:, [main]]).all(axis=0)
-    yield _part(ink, labels, boxes, area, main, encloses=bool(inside.any()))
-    second = np.where(inside, area, 0)
-    if second.any():
-        area = np.where(np.arange(len(area)) == main, 0, area)
-        yield _part(ink, labels, boxes, area, int(second.argmax()))
-
-
-def _encloses(ink: Ink) -> bool:
-    """True if ink of a digit's size lies in a hole of other ink."""
-    dark = (ink.apart > CORE * ink.contrast).view(np.uint8)
-    outlines, tree = cv2.findContours(dark, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
-    for outline, (_, _, _, hole) in zip(outlines, tree[0] if len(outlines) else [], strict=True):
-        if hole >= 0 and tree[0][hole][3] >= 0:
-            around = max(cv2.boundingRect(outlines[tree[0][hole][3]])[2:])
-            if max(cv2.boundingRect(outline)[2:]) > ENCLOSED_SHARE * around:
-                return True
-    return False
-
-
-def _is_frame_or_sheet(found: Grey, box: npt.NDArray[Any]) -> bool:
-    """True if there is ink along all sides of its box, or in most of it."""
-    top, left, bottom, right = box
-    found = found[top:bottom, left:right]
-    height, width = found.shape
-    if not 1 / WIDE < width / height < WIDE:
-        return False
-    if found.mean() > SHEET_FILL:
-        return True
-    rows, columns = round(FRAME_BAND * height) + 1, round(FRAME_BAND * width) + 1
-    across = found[:rows].any(axis=0), found[-rows:].any(axis=0)
-    down = found[:, :columns].any(axis=1), found[:, -columns:].any(axis=1)
-    return all(band.mean() >= FRAME_COVER for band in (*across, *down))
-
-
-def _part(
-    ink: Ink, labels: npt.NDArray[Any], boxes: npt.NDArray[Any], area: npt.NDArray[Any], main: int,
-    *, encloses: bool = False,
-) -> Part:  # fmt: skip
-    """A connected part and those that belong to it: large ones, and small ones near by."""
-    low, high = boxes[:2], boxes[2:]
-    gap = np.maximum(low - high[:, [main]], low[:, [main]] - high).max(axis=0)
-    share = area / area[main]
-    chosen = (gap <= FAR * (high[:, main] - low[:, main]).max()) & (share >= SPECK_SHARE)
-    if ink.local:
-        chosen &= ~((low < low[:, [main]]) & (high > high[:, [main]])).all(axis=0)
-    else:
-        chosen |= share >= FAR_SPECK_SHARE
-    chosen[main] = True
-    shares = np.sort(share[chosen])
-    second = float(min(shares[-2], 1 / shares[-2])) if len(shares) > 1 else 0.0
-    kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
-    whole = not encloses and bool(share[~chosen].sum() < FAR_SPECK_SHARE)
-    framed = _is_frame_or_sheet(ink.found, boxes[:, main])
-    size = np.array([ink.found.shape]).T
-    lines = (high - low)[:, chosen] >= LINE_SHARE * size  # of ruled paper
-    alone = whole and second > 0 and not ink.local and not lines.any()
-    return Part(_values(ink, kept), second, encloses, framed, whole, alone)
-
-
-def _values(ink: Ink, mask: Grey) -> npt.NDArray[Any]:
-    if ink.local:  # the threshold is high, and edges below it are strokes', too
-        return cv2.copyTo(ink.apart, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
-    values: Values = np.maximum(ink.apart * mask, 0)
-    return values

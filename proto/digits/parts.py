@@ -1,0 +1,215 @@
+"""Finds the part of the ink that is most likely one digit: frames, lines and specks are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from digits.ink import MIN_CONTRAST, Grey, Ink, Values, edge_of
+
+# A part with less than this share of the main part's area is a speck, and so is one with less
+# than the second share that is farther from it than the third share of its longer side.
+SPECK_SHARE = 0.04
+FAR_SPECK_SHARE = 0.10
+FAR = 0.25
+# What touches the picture's edge is a frame, a ruled line or another's ink if a part that does not
+# has this share of its area; beside shadows and lines, this share of the picture's side.
+INNER_SHARE = 0.20
+INNER_SIDE = 0.12
+# Ink of this share of the strongest is no blur.
+CORE = 0.5
+# What is not narrower or wider than this and fills this share of its box is a sheet; what covers
+# the second share of each side, in a band of the third share of the box, a frame.
+WIDE, SHEET_FILL, FRAME_COVER, FRAME_BAND = 2.5, 0.5, 0.8, 0.12
+# What is as long as this share of the picture's side is a line across it. A line below the digit is
+# so many times as wide as high, and in the third share of their height.
+LINE_SHARE, FLAT, LINE_BAND = 0.95, 3, 0.15
+# The inside of a ring begins where less than this share of a layer is ink, if the ring is narrower
+# than the second share of its radius.
+RING_INK, RING_WIDTH = 0.5, 0.25
+# What is inside has these shares of the ring's side and ink, and the third of its radius as depth.
+ENCLOSED_SIDE, ENCLOSED_INK, ENCLOSED_DEPTH = 0.35, 0.1, 0.3
+# What has this share of the picture's height or width is across it; what is as deep as the second
+# share of its own is solid; what fills the third share of its box is a rectangle; paper is beside
+# what covers less than the last share of the picture's edge.
+ACROSS, SOLID, RECTANGLE, BESIDE = 0.95, 0.1, 0.88, 0.3
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Ink that may be one digit.
+
+    Attributes:
+        values: float32 or uint8[h, w], ``apart`` of this ink alone, 0 elsewhere.
+        second: Area of its second largest connected part over the largest one's.
+        encloses: Whether another digit may be inside of it.
+        framed: Whether it is a frame around the digit, or a sheet.
+        whole: Whether next to nothing else was found, and it is away from the picture's edges.
+        alone: Whether it is whole and one connected part, and no frame; or whole and several parts,
+            of which none spans the picture or is inside of another.
+        thing: Whether it is a solid thing across the picture.
+    """
+
+    values: npt.NDArray[Any]
+    second: float = 0.0
+    encloses: bool = False
+    framed: bool = False
+    whole: bool = False
+    alone: bool = False
+    thing: bool = False
+
+
+def parts(ink: Ink) -> list[Part]:
+    """Candidates for the digit: the main part with those near it, and what it encloses."""
+    if ink.contrast < MIN_CONTRAST:
+        return []
+    inside = _enclosed(ink)
+    found = [_main_part(ink, ink.found, encloses=inside is not None)]
+    if inside is not None:
+        found.append(_main_part(ink, inside, inside=True))
+    return [part for part in found if part]
+
+
+def _main_part(
+    ink: Ink, found: Grey, *, encloses: bool = False, inside: bool = False
+) -> Part | None:  # fmt: skip
+    """The part that is most likely the digit, and those that belong to it."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(found, ltype=cv2.CV_16U)
+    if count == 1:
+        return None
+    left, top, width, height, area = stats[1:].T
+    boxes = np.stack([top, left, top + height, left + width])
+    near = 1 if ink.local else 0
+    at_edge = (boxes[:2].min(axis=0) <= near) | (boxes[2] >= found.shape[0] - near)
+    at_edge |= boxes[3] >= found.shape[1] - near
+    if count == 2:
+        box = boxes[:, 0]
+        thing = not ink.local and _is_thing(found, box)
+        framed = not thing and _is_frame_or_sheet(found, box)
+        whole = not (encloses or inside or at_edge[0] or _is_underlined(found, box))
+        alone = whole and not (framed or ink.local)
+        return Part(_values(ink, found), 0.0, encloses, framed, whole, alone, thing)
+    weights = _weights(ink, labels, boxes, area, at_edge)
+    main = int(weights.argmax())
+    # A line below it, as wide or wider, is no part of it.
+    line = (width > FLAT * height) & (left <= left[main]) & (boxes[2] > boxes[2, main])
+    line &= boxes[3] >= boxes[3, main]
+    chosen, second = _belonging(boxes, np.where(line, 0, weights), main, local=ink.local)
+    others = float(weights[~(chosen | line)].sum() / weights[main])
+    whole = not (encloses or inside or at_edge[main]) and others < FAR_SPECK_SHARE
+    framed = _is_frame_or_sheet(found, boxes[:, main])
+    spans = (boxes[2:] - boxes[:2] >= LINE_SHARE * np.array([found.shape]).T).any(axis=0)
+    nested = (boxes[:2] > boxes[:2, [main]]).all(axis=0) & (boxes[2:] < boxes[2:, [main]]).all(
+        axis=0
+    )
+    alone = whole and second > 0 and not ink.local and not (spans | nested)[chosen].any()
+    kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
+    return Part(_values(ink, kept), second, encloses, framed, whole, alone)
+
+
+def _weights(ink: Ink, labels: Grey, boxes: Values, area: Values, at_edge: Mask) -> Values:
+    """How much each part may be the digit: its area, 0 at the edge if there is enough elsewhere."""
+    inner = np.where(at_edge, 0, area)
+    if not ink.local:
+        return inner if inner.max() >= INNER_SHARE * area.max() else area
+    side = (boxes[2:] - boxes[:2]).max(axis=0)
+    has_inner = (inner[side >= INNER_SIDE * max(ink.found.shape)]).any()
+    # A pale part is larger than a digit, now and then.
+    weights = np.bincount(labels.ravel(), ink.apart.ravel())[1:]
+    return np.where(at_edge, 0, weights) if has_inner else weights
+
+
+def _enclosed(ink: Ink) -> Grey | None:
+    """Where ink is inside of a ring or a box, even if it touches that; None if there is none.
+
+    Layer by layer from the outline, all is the ring's until a layer has little ink.
+    """
+    dark = ink.found if ink.local else (ink.apart > CORE * ink.contrast).view(np.uint8)
+    outlines, tree = cv2.findContours(dark, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if tree is None or not (tree[0, :, 3] >= 0).any():
+        return None
+    outline = max(outlines, key=cv2.contourArea)
+    filled = cv2.drawContours(np.zeros_like(dark), [outline], -1, 1, cv2.FILLED)
+    filled = cv2.copyMakeBorder(filled, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    depth = np.ceil(cv2.distanceTransform(filled, cv2.DIST_L2, 3)[1:-1, 1:-1]).astype(np.int32)
+    inked: Values = np.bincount(depth.ravel(), dark.ravel())[1:]
+    pale: Mask = inked < RING_INK * np.bincount(depth.ravel())[1:]
+    width = int(pale.argmax())
+    if not pale[width] or width > RING_WIDTH * len(pale):
+        return None
+    deep = (depth > width).view(np.uint8)
+    inside: Grey = cv2.bitwise_and(dark, deep)
+    longest = max(cv2.boundingRect(inside)[2:]) / max(cv2.boundingRect(outline)[2:])
+    inner = inked[width:]
+    if longest < ENCLOSED_SIDE or inner.sum() < ENCLOSED_INK * inked[:width].sum():
+        return None
+    if np.arange(width, len(inked)) @ inner < ENCLOSED_DEPTH * len(inked) * inner.sum():
+        return None
+    return cv2.bitwise_and(cv2.dilate(inside, np.ones((3, 3), np.uint8)), deep)
+
+
+def _is_underlined(found: Grey, box: Values) -> bool:
+    """True if there is a line all along the bottom that is wider than what is above it."""
+    top, left, bottom, right = box
+    found = found[top:bottom, left:right]
+    rows, margin = round(LINE_BAND * len(found)) + 1, 1 + (right - left) // 32
+    above: Mask = found[:-rows].any(axis=0)
+    beyond = above[:margin].any() or above[-margin:].any()
+    return not beyond and float(found[-rows:].any(axis=0).mean()) > LINE_SHARE
+
+
+def _is_thing(found: Grey, box: Values) -> bool:
+    """True of a solid thing across the picture, with paper beside it, and no rectangular sheet."""
+    height, width = box[2:] - box[:2]
+    if height < ACROSS * len(found) and width < ACROSS * len(found[0]):
+        return False
+    outlines, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rectangular = cv2.contourArea(outlines[0]) > RECTANGLE * (width - 1) * (height - 1)
+    depth = float(cv2.distanceTransform(found, cv2.DIST_L2, 3).max())
+    solid = depth > SOLID * max(width, height)
+    return solid and not rectangular and float(edge_of(found).mean()) < BESIDE
+
+
+def _is_frame_or_sheet(found: Grey, box: npt.NDArray[Any]) -> bool:
+    """True if there is ink along all sides of its box, or in most of it."""
+    top, left, bottom, right = box
+    found = found[top:bottom, left:right]
+    height, width = found.shape
+    if not 1 / WIDE < width / height < WIDE:
+        return False
+    if found.mean() > SHEET_FILL:
+        return True
+    rows, columns = round(FRAME_BAND * height) + 1, round(FRAME_BAND * width) + 1
+    across = found[:rows].any(axis=0), found[-rows:].any(axis=0)
+    down = found[:, :columns].any(axis=1), found[:, -columns:].any(axis=1)
+    return all(band.mean() >= FRAME_COVER for band in (*across, *down))
+
+
+def _belonging(
+    boxes: Values, weights: Values, main: int, *, local: bool
+) -> tuple[Mask, float]:  # fmt: skip
+    """The main part and those that belong to it, large or near by; the second one's share of it."""
+    low, high = boxes[:2], boxes[2:]
+    gap = np.maximum(low - high[:, [main]], low[:, [main]] - high).max(axis=0)
+    share = weights / weights[main]
+    chosen = (gap <= FAR * (high[:, main] - low[:, main]).max()) & (share >= SPECK_SHARE)
+    if local:
+        chosen &= ~((low < low[:, [main]]) & (high > high[:, [main]])).all(axis=0)
+    else:
+        chosen |= share >= FAR_SPECK_SHARE
+    chosen[main] = True
+    shares = np.sort(share[chosen])
+    return chosen, float(min(shares[-2], 1 / shares[-2])) if len(shares) > 1 else 0.0
+
+
+def _values(ink: Ink, mask: Grey) -> npt.NDArray[Any]:
+    if ink.local:  # the threshold is high, and edges below it are strokes', too
+        return cv2.copyTo(ink.apart, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
+    values: Values = np.maximum(ink.apart * mask, 0)
+    return values
