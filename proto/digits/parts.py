@@ -159,7 +159,7 @@ def _is_underlined(found: Grey, box: Values) -> bool:
     top, left, bottom, right = box
     found = found[top:bottom, left:right]
     rows, margin = round(LINE_BAND * len(found)) + 1, 1 + (right - left) // 32
-    above: Mask = found[:-rows].any(axis=0)
+    above = found[:-rows].max(axis=0, initial=0) > 0
     beyond = above[:margin].any() or above[-margin:].any()
     return not beyond and float(found[-rows:].any(axis=0).mean()) > LINE_SHARE
 
