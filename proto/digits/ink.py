@@ -39,6 +39,8 @@ MIN_CONTRAST = 6.0
 INK_SHARE, LOCAL_INK_SHARE = 0.15, 0.4
 INK_DEVIATIONS = 4.0
 INK_LEVELS = 2.0
+# Ink this many times as strong as the threshold is full ink: a stroke that fades in glare stays whole.
+SATURATION = 3
 # The strongest ink is that of the highest 1 in so many pixels.
 STRONGEST, LOCAL_STRONGEST = 400, 200
 # Uneven paper is a quadratic surface, fitted to the means of so many fields a side: first a level,
@@ -189,7 +191,7 @@ def standing_out(apart: Grey, least: float = LOCAL_INK_SHARE) -> Ink:
     contrast = float(ranks.searchsorted(1 - 1 / LOCAL_STRONGEST))
     threshold = max(least * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
     found = cv2.threshold(smooth, threshold, 1, cv2.THRESH_BINARY)[1]
-    return Ink(apart, found, contrast, noise, local=True)
+    return Ink(np.minimum(apart, np.uint8(min(255, SATURATION * threshold))), found, contrast, noise, local=True)
 
 
 def edge_of(grey: Grey) -> Grey:

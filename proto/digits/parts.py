@@ -69,11 +69,11 @@ def parts(ink: Ink) -> list[Part]:
     """Candidates for the digit: the main part with those near it, and what it encloses."""
     if ink.contrast < MIN_CONTRAST:
         return []
-    inside = _enclosed(ink)
-    found = [_main_part(ink, ink.found, encloses=inside is not None)]
-    if inside is not None:
-        found.append(_main_part(ink, inside, inside=True))
-    return [part for part in found if part]
+    inside, above = _enclosed(ink), _above_line(ink.found)
+    rests = [rest for rest in (inside, above) if rest is not None]
+    found = [_main_part(ink, ink.found, encloses=inside is not None, inside=bool(rests))]
+    found += [_main_part(ink, rest, inside=True) for rest in rests]
+    return [part for part in found if part and part.values.any()]
 
 
 def _main_part(
@@ -90,15 +90,16 @@ def _main_part(
     at_edge |= boxes[3] >= found.shape[1] - near
     if count == 2:
         box = boxes[:, 0]
-        thing = not ink.local and _is_thing(found, box)
+        thing = not (ink.local or encloses) and _is_thing(found, box)
         framed = not thing and _is_frame_or_sheet(found, box)
-        whole = not (encloses or inside or at_edge[0] or _is_underlined(found, box))
+        whole = not (encloses or inside or at_edge[0])
         alone = whole and not (framed or ink.local)
         return Part(_values(ink, found), 0.0, encloses, framed, whole, alone, thing)
     weights = _weights(ink, labels, boxes, area, at_edge)
-    main = int(weights.argmax())
     # A line below it, as wide or wider, is no part of it.
-    line = (width > FLAT * height) & (left <= left[main]) & (boxes[2] > boxes[2, main])
+    line = width > FLAT * height
+    main = int(np.where(line, INNER_SHARE * weights, weights).argmax())
+    line &= (left <= left[main]) & (boxes[2] > boxes[2, main])
     line &= boxes[3] >= boxes[3, main]
     chosen, second = _belonging(boxes, np.where(line, 0, weights), main, local=ink.local)
     others = float(weights[~(chosen | line)].sum() / weights[main])
@@ -154,14 +155,19 @@ def _enclosed(ink: Ink) -> Grey | None:
     return cv2.bitwise_and(cv2.dilate(inside, np.ones((3, 3), np.uint8)), deep)
 
 
-def _is_underlined(found: Grey, box: Values) -> bool:
-    """True if there is a line all along the bottom that is wider than what is above it."""
-    top, left, bottom, right = box
-    found = found[top:bottom, left:right]
-    rows, margin = round(LINE_BAND * len(found)) + 1, 1 + (right - left) // 32
-    above = found[:-rows].max(axis=0, initial=0) > 0
-    beyond = above[:margin].any() or above[-margin:].any()
-    return not beyond and float(found[-rows:].any(axis=0).mean()) > LINE_SHARE
+def _above_line(found: Grey) -> Grey | None:
+    """Ink above a line that touches it all along the bottom and is wider; None without such a line."""
+    left, top, width, height = cv2.boundingRect(found)
+    band, margin = round(LINE_BAND * height) + 1, 1 + width // 32
+    inked = found[top : top + height, left : left + width]
+    above = inked[:-band].any(axis=0)
+    if above[:margin].any() or above[-margin:].any() or not above.any():
+        return None
+    if inked[-band:].any(axis=0).mean() <= LINE_SHARE:
+        return None
+    rest: Grey = found.copy()
+    rest[top + height - band :] = 0
+    return rest
 
 
 def _is_thing(found: Grey, box: Values) -> bool:
@@ -170,7 +176,8 @@ def _is_thing(found: Grey, box: Values) -> bool:
     if height < ACROSS * len(found) and width < ACROSS * len(found[0]):
         return False
     outlines, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    rectangular = cv2.contourArea(outlines[0]) > RECTANGLE * (width - 1) * (height - 1)
+    rectangle = cv2.minAreaRect(outlines[0])[1]
+    rectangular = cv2.contourArea(outlines[0]) > RECTANGLE * rectangle[0] * rectangle[1]
     depth = float(cv2.distanceTransform(found, cv2.DIST_L2, 3).max())
     solid = depth > SOLID * max(width, height)
     return solid and not rectangular and float(edge_of(found).mean()) < BESIDE
