@@ -35,10 +35,13 @@ MIN_INK_SIDE = 36
 MAX_LOOKS = 3
 # What fills this share of the picture is paper in a frame; the digit is further inside than this.
 SHEET_SHARE, SHEET_INSET = 0.5, 2
-# Strokes are thinner than these shares of the picture's longer side.
-MEDIUM, FINE, BROAD = 0.15, 0.07, 0.3
-# These, and how strong ink is beside the strongest.
-LOCAL = ((FINE, 0.4), (BROAD, 0.4), (MEDIUM, 0.65))
+# Local contrast is measured for strokes thinner than these shares of the picture's longer side:
+# the thinnest are thinner than a finger's shadow.
+FINE, MEDIUM, BROAD = 0.04, 0.07, 0.15
+# The order of readings by local contrast, and their thresholds as shares of the strongest ink: the
+# low one keeps strokes that fade in glare, the high one leaves out printed lines.
+LOW, MIDDLE, HIGH = 0.2, 0.4, 0.65
+LOCAL = ((FINE, LOW), (MEDIUM, MIDDLE), (BROAD, LOW), (BROAD, HIGH))
 # Lines have this share of the picture's side.
 LINE = 0.6
 # The first reading is taken at this score, if it is of all the ink. Others are looked for until two
@@ -173,19 +176,16 @@ def readings(grey: npt.NDArray[Any]) -> Iterator[Normalised]:
     if grey.dtype != np.uint8:
         grey = np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
     yield from _read(grey, inks.on_paper, WORK_SIDE)
-    for share, least in LOCAL:
-        yield from _read(grey, partial(_locally, share=share, least=least), LOCAL_SIDE)
+    for share, threshold in LOCAL:
+        find = partial(inks.by_local_contrast, stroke=share, threshold=threshold)
+        yield from _read(grey, find, LOCAL_SIDE)
     small = inks.shrunk(grey, LOCAL_SIDE)
     sheet = inks.sheet(small)
     if sheet is not None:
-        yield from _read(sheet, partial(_locally, share=MEDIUM, least=0.4), LOCAL_SIDE)
-    apart = inks.apart_from_around(small, MEDIUM)
-    ink = inks.standing_out(inks.without_lines(apart, LINE))
+        find = partial(inks.by_local_contrast, stroke=BROAD, threshold=LOW)
+        yield from _read(sheet, find, LOCAL_SIDE)
+    ink = inks.by_local_contrast(small, BROAD, MIDDLE, without_lines=LINE)
     yield from (_in_form(ink, part) for part in parts(ink))
-
-
-def _locally(grey: Grey, share: float, least: float) -> Ink:
-    return inks.standing_out(inks.apart_from_around(grey, share), least)
 
 
 def _read(grey: Grey, find: Finder, side: int) -> Iterator[Normalised]:

@@ -34,12 +34,11 @@ HALF_WIDTH = 0.674
 # Less contrast than this, of 255, is no ink.
 MIN_CONTRAST = 6.0
 # Ink stands out by this share of the strongest ink, by so many standard deviations of the noise,
-# and by so many grey levels of 255 (JPEG's traces on even paper stay below). Beside shadows and
-# printed lines it stands out by the second share.
-INK_SHARE, LOCAL_INK_SHARE = 0.15, 0.4
+# and by so many grey levels of 255 (JPEG's traces on even paper stay below).
+INK_SHARE = 0.15
 INK_DEVIATIONS = 4.0
 INK_LEVELS = 2.0
-# Ink this many times as strong as the threshold is full ink: a stroke that fades in glare stays whole.
+# Local contrast of so many times the threshold is full ink.
 SATURATION = 3
 # The strongest ink is that of the highest 1 in so many pixels.
 STRONGEST, LOCAL_STRONGEST = 400, 200
@@ -171,27 +170,35 @@ def sheet(grey: Grey) -> Grey | None:
     return np.where(mask > 0, grey, np.uint8(np.median(grey[mask > 0])))
 
 
-def apart_from_around(grey: Grey, share: float) -> Grey:
-    """How much darker each pixel is than the paper around strokes, as a share of the paper's grey.
+def by_local_contrast(
+    grey: Grey, stroke: float, threshold: float, without_lines: float = 0
+) -> Ink:  # fmt: skip
+    """Ink that is darker than the paper around it, which shadows do not disturb.
 
-    Strokes are thinner than a share of the picture's side. Light falls on ink and paper alike. The
-    paper is the morphological closing, which keeps the edges of shadows. Returns uint8[h, w].
+    The paper is the morphological closing: it fills strokes and keeps the edges of shadows. Light
+    falls on ink and paper alike, so contrast is a share of the paper's grey.
+
+    Args:
+        grey: The picture.
+        stroke: Strokes are thinner than this share of the picture's longer side.
+        threshold: Ink has this share of the strongest contrast.
+        without_lines: Lines of this share of a side are taken out; 0 for none.
     """
-    size = max(3, round(share * max(grey.shape)) | 1)
+    size = max(3, round(stroke * max(grey.shape)) | 1)
     square = np.ones((size, size), np.uint8)
     paper = cv2.morphologyEx(grey, cv2.MORPH_CLOSE, square, borderType=cv2.BORDER_REPLICATE)
-    return cv2.divide(cv2.subtract(paper, grey), np.maximum(paper, DARKEST_PAPER), scale=255)
-
-
-def standing_out(apart: Grey, least: float = LOCAL_INK_SHARE) -> Ink:
-    """Ink is what has this share of the strongest ink."""
+    apart = cv2.divide(cv2.subtract(paper, grey), np.maximum(paper, DARKEST_PAPER), scale=255)
+    if without_lines:
+        apart = _without_lines(apart, without_lines)
     smooth = cv2.GaussianBlur(apart, (3, 3), 0)
     ranks = cv2.calcHist([smooth], [0], None, [256], [0, 256]).ravel().cumsum() / smooth.size
     noise = float(ranks.searchsorted(0.5)) / HALF_WIDTH + 1
     contrast = float(ranks.searchsorted(1 - 1 / LOCAL_STRONGEST))
-    threshold = max(least * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
-    found = cv2.threshold(smooth, threshold, 1, cv2.THRESH_BINARY)[1]
-    return Ink(np.minimum(apart, np.uint8(min(255, SATURATION * threshold))), found, contrast, noise, local=True)
+    level = max(threshold * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
+    found = cv2.threshold(smooth, level, 1, cv2.THRESH_BINARY)[1]
+    # Strokes that fade are as strong as the rest.
+    apart = np.minimum(apart, np.uint8(min(255, SATURATION * level)))
+    return Ink(apart, found, contrast, noise, local=True)
 
 
 def edge_of(grey: Grey) -> Grey:
@@ -206,7 +213,7 @@ def _paper_interval(ordered: Values) -> tuple[float, float]:
     return float(ordered[least]), float(ordered[least + held])
 
 
-def without_lines(apart: Grey, length: float) -> Grey:
+def _without_lines(apart: Grey, length: float) -> Grey:
     """Takes out straight lines, level or upright to a few degrees, of a share of each side.
 
     The picture is sheared until its rows are darkest in few of them; what is dark all along a row

@@ -79,48 +79,50 @@ def parts(ink: Ink) -> list[Part]:
 def _main_part(
     ink: Ink, found: Grey, *, encloses: bool = False, inside: bool = False
 ) -> Part | None:  # fmt: skip
-    """The part that is most likely the digit, and those that belong to it."""
+    """The connected component that is most likely the digit, and those that belong to it."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(found, ltype=cv2.CV_16U)
     if count == 1:
         return None
-    left, top, width, height, area = stats[1:].T
-    boxes = np.stack([top, left, top + height, left + width])
+    low, high, area = stats[1:, :2].T, (stats[1:, :2] + stats[1:, 2:4]).T, stats[1:, 4]
     near = 1 if ink.local else 0
-    at_edge = (boxes[:2].min(axis=0) <= near) | (boxes[2] >= found.shape[0] - near)
-    at_edge |= boxes[3] >= found.shape[1] - near
+    far = np.array([[found.shape[1] - near], [found.shape[0] - near]])
+    at_edge = ((low <= near) | (high >= far)).any(axis=0)
     if count == 2:
-        box = boxes[:, 0]
-        thing = not (ink.local or encloses) and _is_thing(found, box)
-        framed = not thing and _is_frame_or_sheet(found, box)
+        thing = not (ink.local or encloses) and _is_thing(found, stats[1])
+        framed = not thing and _is_frame_or_sheet(found, stats[1])
         whole = not (encloses or inside or at_edge[0])
         alone = whole and not (framed or ink.local)
         return Part(_values(ink, found), 0.0, encloses, framed, whole, alone, thing)
-    weights = _weights(ink, labels, boxes, area, at_edge)
-    # A line below it, as wide or wider, is no part of it.
+    weights = _weights(ink, labels, high - low, area, at_edge)
+    # A line below the digit, as wide or wider, is no part of it.
+    width, height = high - low
     line = width > FLAT * height
     main = int(np.where(line, INNER_SHARE * weights, weights).argmax())
-    line &= (left <= left[main]) & (boxes[2] > boxes[2, main])
-    line &= boxes[3] >= boxes[3, main]
-    chosen, second = _belonging(boxes, np.where(line, 0, weights), main, local=ink.local)
+    line &= (low[0] <= low[0, main]) & (high >= high[:, [main]]).all(axis=0)
+    line[main] = False
+    chosen, second = _belonging(low, high, np.where(line, 0, weights), main, local=ink.local)
     others = float(weights[~(chosen | line)].sum() / weights[main])
     whole = not (encloses or inside or at_edge[main]) and others < FAR_SPECK_SHARE
-    framed = _is_frame_or_sheet(found, boxes[:, main])
-    spans = (boxes[2:] - boxes[:2] >= LINE_SHARE * np.array([found.shape]).T).any(axis=0)
-    nested = (boxes[:2] > boxes[:2, [main]]).all(axis=0) & (boxes[2:] < boxes[2:, [main]]).all(
-        axis=0
-    )
+    framed = _is_frame_or_sheet(found, stats[main + 1])
+    spans = (high - low >= LINE_SHARE * far).any(axis=0)
+    nested = _within(low, high, low[:, [main]], high[:, [main]])
     alone = whole and second > 0 and not ink.local and not (spans | nested)[chosen].any()
     kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
     return Part(_values(ink, kept), second, encloses, framed, whole, alone)
 
 
-def _weights(ink: Ink, labels: Grey, boxes: Values, area: Values, at_edge: Mask) -> Values:
+def _within(low: Values, high: Values, outer_low: Values, outer_high: Values) -> Mask:
+    """Which bounding boxes are inside of other ones."""
+    inside: Mask = ((low > outer_low) & (high < outer_high)).all(axis=0)
+    return inside
+
+
+def _weights(ink: Ink, labels: Grey, sides: Values, area: Values, at_edge: Mask) -> Values:
     """How much each part may be the digit: its area, 0 at the edge if there is enough elsewhere."""
     inner = np.where(at_edge, 0, area)
     if not ink.local:
         return inner if inner.max() >= INNER_SHARE * area.max() else area
-    side = (boxes[2:] - boxes[:2]).max(axis=0)
-    has_inner = (inner[side >= INNER_SIDE * max(ink.found.shape)]).any()
+    has_inner = inner[sides.max(axis=0) >= INNER_SIDE * max(ink.found.shape)].any()
     # A pale part is larger than a digit, now and then.
     weights = np.bincount(labels.ravel(), ink.apart.ravel())[1:]
     return np.where(at_edge, 0, weights) if has_inner else weights
@@ -156,23 +158,23 @@ def _enclosed(ink: Ink) -> Grey | None:
 
 
 def _above_line(found: Grey) -> Grey | None:
-    """Ink above a line that touches it all along the bottom and is wider; None without such a line."""
+    """Ink without the line all along its bottom that is wider than the rest; None without one."""
     left, top, width, height = cv2.boundingRect(found)
     band, margin = round(LINE_BAND * height) + 1, 1 + width // 32
     inked = found[top : top + height, left : left + width]
+    if not width or _cover(inked[-band:], 0) <= LINE_SHARE:
+        return None
     above = inked[:-band].any(axis=0)
     if above[:margin].any() or above[-margin:].any() or not above.any():
-        return None
-    if inked[-band:].any(axis=0).mean() <= LINE_SHARE:
         return None
     rest: Grey = found.copy()
     rest[top + height - band :] = 0
     return rest
 
 
-def _is_thing(found: Grey, box: Values) -> bool:
+def _is_thing(found: Grey, stats: Values) -> bool:
     """True of a solid thing across the picture, with paper beside it, and no rectangular sheet."""
-    height, width = box[2:] - box[:2]
+    width, height = stats[2:4].tolist()
     if height < ACROSS * len(found) and width < ACROSS * len(found[0]):
         return False
     outlines, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -183,33 +185,36 @@ def _is_thing(found: Grey, box: Values) -> bool:
     return solid and not rectangular and float(edge_of(found).mean()) < BESIDE
 
 
-def _is_frame_or_sheet(found: Grey, box: npt.NDArray[Any]) -> bool:
+def _is_frame_or_sheet(found: Grey, stats: Values) -> bool:
     """True if there is ink along all sides of its box, or in most of it."""
-    top, left, bottom, right = box
-    found = found[top:bottom, left:right]
-    height, width = found.shape
+    left, top, width, height = stats[:4].tolist()
     if not 1 / WIDE < width / height < WIDE:
         return False
-    if found.mean() > SHEET_FILL:
+    box = found[top : top + height, left : left + width]
+    if cv2.countNonZero(box) > SHEET_FILL * width * height:
         return True
     rows, columns = round(FRAME_BAND * height) + 1, round(FRAME_BAND * width) + 1
-    across = found[:rows].any(axis=0), found[-rows:].any(axis=0)
-    down = found[:, :columns].any(axis=1), found[:, -columns:].any(axis=1)
-    return all(band.mean() >= FRAME_COVER for band in (*across, *down))
+    sides = ((box[:rows], 0), (box[-rows:], 0), (box[:, :columns], 1), (box[:, -columns:], 1))
+    return all(_cover(side, along) >= FRAME_COVER for side, along in sides)
+
+
+def _cover(found: Grey, along: int) -> float:
+    """Share of the columns (0) or rows (1) with ink."""
+    inked = cv2.reduce(found, along, cv2.REDUCE_MAX)
+    return cv2.countNonZero(inked) / inked.size
 
 
 def _belonging(
-    boxes: Values, weights: Values, main: int, *, local: bool
+    low: Values, high: Values, weights: Values, main: int, *, local: bool
 ) -> tuple[Mask, float]:  # fmt: skip
     """The main part and those that belong to it, large or near by; the second one's share of it."""
-    low, high = boxes[:2], boxes[2:]
-    gap = np.maximum(low - high[:, [main]], low[:, [main]] - high).max(axis=0)
+    main_low, main_high = low[:, [main]], high[:, [main]]
+    gap = np.maximum(low - main_high, main_low - high).max(axis=0)
     share = weights / weights[main]
-    chosen = (gap <= FAR * (high[:, main] - low[:, main]).max()) & (share >= SPECK_SHARE)
-    if local:
-        chosen &= ~((low < low[:, [main]]) & (high > high[:, [main]])).all(axis=0)
-    else:
+    chosen = (gap <= FAR * (main_high - main_low).max()) & (share >= SPECK_SHARE)
+    if not local:
         chosen |= share >= FAR_SPECK_SHARE
+    chosen &= ~_within(main_low, main_high, low, high)  # a frame around it
     chosen[main] = True
     shares = np.sort(share[chosen])
     return chosen, float(min(shares[-2], 1 / shares[-2])) if len(shares) > 1 else 0.0
