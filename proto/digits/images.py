@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from digits import ink as inks
-from digits.form import SIDE, Box, Pixels, box_of, formed, holes, is_formed
+from digits.form import SIDE, Box, Pixels, formed, holes, is_formed
 from digits.formats import PictureError as PictureError  # noqa: PLC0414 - it is public here
 from digits.formats import levels
 from digits.ink import Grey, Ink
@@ -196,7 +196,7 @@ def _read(grey: Grey, find: Finder, side: int) -> Iterator[Normalised]:
         found = parts(ink)
         if not found:
             return
-        top, bottom, left, right = box_of(found[0].values)
+        top, bottom, left, right = found[0].box
         longer, factor = max(bottom - top, right - left), math.ceil(max(grey.shape) / side)
         if look == 0 and found[0].framed and _is_sheet(found[0].values, ink.contrast):
             margin = -SHEET_INSET
@@ -219,9 +219,9 @@ def _is_sheet(values: npt.NDArray[Any], contrast: float) -> bool:
 
 
 def _in_form(ink: Ink, part: Part) -> Normalised:
-    top, bottom, left, right = box = box_of(part.values)
+    top, bottom, left, right = part.box
     side = max(bottom - top, right - left)
-    pixels, stroke = formed(part.values, box)
+    pixels, stroke = formed(part.values, part.box)
     aspect = (right - left) / (bottom - top)
     plausibility = _plausibility(part.second, aspect, stroke, ink.contrast / (ink.noise + 1))
     clean = not ink.local and ink.apart.shape == (SIDE, SIDE) and ink.noise == 0
@@ -230,7 +230,7 @@ def _in_form(ink: Ink, part: Part) -> Normalised:
         pixels = np.rint(np.clip(ink.apart, 0, 255)).astype(np.uint8)
     elif part.encloses or holes(pixels) > MOST_HOLES:
         plausibility *= ENCLOSING
-    elif _is_cut_off(box, part.values.shape):
+    elif _is_cut_off(part.box, part.values.shape):
         plausibility *= CUT_OFF
     # Several digits, and nothing else: another reading would find one of them.
     several = part.alone and part.second > SECOND_PART[0]

@@ -109,7 +109,8 @@ def on_paper(grey: Grey) -> Ink:
     level = near.mean(dtype=np.float32)
     apart: Values = grey - level
     light: Any = np.float32(1)
-    if high - low > EVEN_SHARE * (float(grey.max()) - float(grey.min())):
+    darkest, lightest, _, _ = cv2.minMaxLoc(grey)
+    if high - low > EVEN_SHARE * (lightest - darkest):
         paper = _uneven_paper(grey, float(level))
         left = _paper_interval(np.sort(edge_of(grey - paper)))
         # Where ink is most of the edge, as of an upright 1 that is cropped to its ink, none fits.

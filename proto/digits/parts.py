@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from digits.form import Box, box_of
 from digits.ink import MIN_CONTRAST, Grey, Ink, Values, edge_of
 
 # A part with less than this share of the main part's area is a speck, and so is one with less
@@ -47,6 +48,7 @@ class Part:
 
     Attributes:
         values: float32 or uint8[h, w], ``apart`` of this ink alone, 0 elsewhere.
+        box: Where its ink is.
         second: Area of its second largest connected part over the largest one's.
         encloses: Whether another digit may be inside of it.
         framed: Whether it is a frame around the digit, or a sheet.
@@ -57,6 +59,7 @@ class Part:
     """
 
     values: npt.NDArray[Any]
+    box: Box
     second: float = 0.0
     encloses: bool = False
     framed: bool = False
@@ -73,7 +76,7 @@ def parts(ink: Ink) -> list[Part]:
     rests = [rest for rest in (inside, above) if rest is not None]
     found = [_main_part(ink, ink.found, encloses=inside is not None, inside=bool(rests))]
     found += [_main_part(ink, rest, inside=True) for rest in rests]
-    return [part for part in found if part and part.values.any()]
+    return [part for part in found if part]
 
 
 def _main_part(
@@ -86,17 +89,17 @@ def _main_part(
     low, high, area = stats[1:, :2].T, (stats[1:, :2] + stats[1:, 2:4]).T, stats[1:, 4]
     near = 1 if ink.local else 0
     far = np.array([[found.shape[1] - near], [found.shape[0] - near]])
-    at_edge = ((low <= near) | (high >= far)).any(axis=0)
+    at_edge: Mask = np.any((low <= near) | (high >= far), axis=0)
     if count == 2:
         thing = not (ink.local or encloses) and _is_thing(found, stats[1])
         framed = not thing and _is_frame_or_sheet(found, stats[1])
         whole = not (encloses or inside or at_edge[0])
         alone = whole and not (framed or ink.local)
-        return Part(_values(ink, found), 0.0, encloses, framed, whole, alone, thing)
+        return _part(ink, found, 0.0, encloses, framed, whole, alone, thing)
     weights = _weights(ink, labels, high - low, area, at_edge)
     # A line below the digit, as wide or wider, is no part of it.
     width, height = high - low
-    line = width > FLAT * height
+    line: Mask = width > FLAT * height
     main = int(np.where(line, INNER_SHARE * weights, weights).argmax())
     line &= (low[0] <= low[0, main]) & (high >= high[:, [main]]).all(axis=0)
     line[main] = False
@@ -104,16 +107,16 @@ def _main_part(
     others = float(weights[~(chosen | line)].sum() / weights[main])
     whole = not (encloses or inside or at_edge[main]) and others < FAR_SPECK_SHARE
     framed = _is_frame_or_sheet(found, stats[main + 1])
-    spans = (high - low >= LINE_SHARE * far).any(axis=0)
+    spans: Mask = np.any(high - low >= LINE_SHARE * far, axis=0)
     nested = _within(low, high, low[:, [main]], high[:, [main]])
     alone = whole and second > 0 and not ink.local and not (spans | nested)[chosen].any()
     kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
-    return Part(_values(ink, kept), second, encloses, framed, whole, alone)
+    return _part(ink, kept, second, encloses, framed, whole, alone)
 
 
 def _within(low: Values, high: Values, outer_low: Values, outer_high: Values) -> Mask:
     """Which bounding boxes are inside of other ones."""
-    inside: Mask = ((low > outer_low) & (high < outer_high)).all(axis=0)
+    inside: Mask = np.all((low > outer_low) & (high < outer_high), axis=0)
     return inside
 
 
@@ -164,7 +167,7 @@ def _above_line(found: Grey) -> Grey | None:
     inked = found[top : top + height, left : left + width]
     if not width or _cover(inked[-band:], 0) <= LINE_SHARE:
         return None
-    above = inked[:-band].any(axis=0)
+    above = np.any(inked[:-band], axis=0)
     if above[:margin].any() or above[-margin:].any() or not above.any():
         return None
     rest: Grey = found.copy()
@@ -220,8 +223,11 @@ def _belonging(
     return chosen, float(min(shares[-2], 1 / shares[-2])) if len(shares) > 1 else 0.0
 
 
-def _values(ink: Ink, mask: Grey) -> npt.NDArray[Any]:
+def _part(ink: Ink, mask: Grey, *measures: Any) -> Part | None:
+    """The ink in a mask; None of a mask that only holds a blur of ink beside it."""
     if ink.local:  # the threshold is high, and edges below it are strokes', too
-        return cv2.copyTo(ink.apart, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
-    values: Values = np.maximum(ink.apart * mask, 0)
-    return values
+        values = cv2.copyTo(ink.apart, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
+    else:
+        values = np.maximum(ink.apart * mask, 0)
+    box = box_of(values)
+    return Part(values, box, *measures) if box[1] > box[0] else None
