@@ -46,7 +46,7 @@ LOCAL = ((FINE, LOW), (MEDIUM, MIDDLE), (BROAD, LOW), (BROAD, HIGH))
 LINE = 0.6
 # The first reading is taken at this score, if it is of all the ink. Others are looked for until two
 # agree on a digit with the second one; of one that no other agrees with, this share is left.
-SURE, AGREED, DOUBT = 0.8, 0.8, 0.3
+SURE, AGREED, DOUBT = 0.5, 0.8, 0.3
 # Who has no network to ask takes a reading of this plausibility.
 PLAUSIBLE = 0.5
 MOST_HOLES = 2
