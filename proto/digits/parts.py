@@ -1,4 +1,4 @@
-"""Finds the part of the ink that is most likely one digit: frames, lines and specks are none."""
+"""Chooses the connected components that are most likely one digit: no frames, lines, specks."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ import numpy as np
 import numpy.typing as npt
 
 from digits.form import Box, box_of
-from digits.ink import MIN_CONTRAST, Grey, Ink, Values, edge_of
+from digits.ink import MIN_CONTRAST, Grey, Ink, Values, border_of
 
-# A part with less than this share of the main part's area is a speck, and so is one with less
+# A component with less than this share of the main one's area is a speck, and so is one with less
 # than the second share that is farther from it than the third share of its longer side.
 SPECK_SHARE = 0.04
 FAR_SPECK_SHARE = 0.10
 FAR = 0.25
-# What touches the picture's edge is a frame, a ruled line or another's ink if a part that does not
-# has this share of its area; beside shadows and lines, this share of the picture's side.
+# What touches the picture's border is a frame, a ruled line or another's ink, if a component inside
+# has this share of its area; for local contrast, this share of the picture's side.
 INNER_SHARE = 0.20
 INNER_SIDE = 0.12
-# Ink of this share of the strongest is no blur.
+# Contrast of this share of the strongest is ink, less may be its blur.
 CORE = 0.5
-# What is not narrower or wider than this and fills this share of its box is a sheet; what covers
-# the second share of each side, in a band of the third share of the box, a frame.
+# A component of at most this aspect ratio that fills this share of its bounding box is a sheet; one
+# that covers the second share of each side, in a band of the third share of the box, is a frame.
 WIDE, SHEET_FILL, FRAME_COVER, FRAME_BAND = 2.5, 0.5, 0.8, 0.12
-# What is as long as this share of the picture's side is a line across it. A line below the digit is
-# so many times as wide as high, and in the third share of their height.
+# A component as long as this share of the picture's side is a line across it. An underline is so
+# many times as wide as high; if it touches the digit, it is in the lowest share of their box.
 LINE_SHARE, FLAT, LINE_BAND = 0.95, 3, 0.15
-# The inside of a ring begins where less than this share of a layer is ink, if the ring is narrower
-# than the second share of its radius.
+# By distance from the outline: a ring ends where less than this share of the pixels is ink, if it
+# is narrower than the second share of its radius.
 RING_INK, RING_WIDTH = 0.5, 0.25
-# What is inside has these shares of the ring's side and ink, and the third of its radius as depth.
+# What it encloses has these shares of its side and ink, and is this share of its radius inside.
 ENCLOSED_SIDE, ENCLOSED_INK, ENCLOSED_DEPTH = 0.35, 0.1, 0.3
-# What has this share of the picture's height or width is across it; what is as deep as the second
-# share of its own is solid; what fills the third share of its box is a rectangle; paper is beside
-# what covers less than the last share of the picture's edge.
+# A component of this share of the picture's height or width is across it; one as deep as the second
+# share of its side is solid; one that fills the third share of its smallest rectangle is one; paper is beside what covers less than the last share of the picture's border.
 ACROSS, SOLID, RECTANGLE, BESIDE = 0.95, 0.1, 0.88, 0.3
 
 Mask = npt.NDArray[np.bool_]
@@ -44,17 +43,17 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Part:
-    """Ink that may be one digit.
+    """Connected components that may be one digit.
 
     Attributes:
-        values: float32 or uint8[h, w], ``apart`` of this ink alone, 0 elsewhere.
-        box: Where its ink is.
-        second: Area of its second largest connected part over the largest one's.
-        encloses: Whether another digit may be inside of it.
+        values: float32 or uint8[h, w], the residual of these components, 0 elsewhere.
+        box: Their bounding box.
+        second: Area of the second largest component over the largest one's.
+        encloses: Whether another digit may be inside.
         framed: Whether it is a frame around the digit, or a sheet.
-        whole: Whether next to nothing else was found, and it is away from the picture's edges.
-        alone: Whether it is whole and one connected part, and no frame; or whole and several parts,
-            of which none spans the picture or is inside of another.
+        whole: Whether there is next to no other ink, and it is away from the picture's border.
+        alone: Whether it is whole and one component, and no frame; or whole and several, of which
+            none spans the picture or is inside of another.
         thing: Whether it is a solid thing across the picture.
     """
 
@@ -69,35 +68,42 @@ class Part:
 
 
 def parts(ink: Ink) -> list[Part]:
-    """Candidates for the digit: the main part with those near it, and what it encloses."""
+    """Candidates for the digit: all ink, what a ring encloses, what an underline leaves."""
     if ink.contrast < MIN_CONTRAST:
         return []
-    inside, above = _enclosed(ink), _above_line(ink.found)
+    inside, above = _enclosed(ink), _above_line(ink.mask)
     rests = [rest for rest in (inside, above) if rest is not None]
-    found = [_main_part(ink, ink.found, encloses=inside is not None, inside=bool(rests))]
-    found += [_main_part(ink, rest, inside=True) for rest in rests]
-    return [part for part in found if part]
+    candidates = [_main_part(ink, ink.mask, encloses=inside is not None, rivals=bool(rests))]
+    candidates += [_main_part(ink, rest, rivals=True) for rest in rests]
+    return [part for part in candidates if part]
 
 
 def _main_part(
-    ink: Ink, found: Grey, *, encloses: bool = False, inside: bool = False
+    ink: Ink, mask: Grey, *, encloses: bool = False, rivals: bool = False
 ) -> Part | None:  # fmt: skip
-    """The connected component that is most likely the digit, and those that belong to it."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(found, ltype=cv2.CV_16U)
+    """The component that is most likely the digit, and those that belong to it.
+
+    Args:
+        ink: All ink.
+        mask: Where to look.
+        encloses: Whether another candidate is inside.
+        rivals: Whether there is another candidate.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, ltype=cv2.CV_16U)
     if count == 1:
         return None
     low, high, area = stats[1:, :2].T, (stats[1:, :2] + stats[1:, 2:4]).T, stats[1:, 4]
     near = 1 if ink.local else 0
-    far = np.array([[found.shape[1] - near], [found.shape[0] - near]])
+    far = np.array([[mask.shape[1] - near], [mask.shape[0] - near]])
     at_edge: Mask = np.any((low <= near) | (high >= far), axis=0)
     if count == 2:
-        thing = not (ink.local or encloses) and _is_thing(found, stats[1])
-        framed = not thing and _is_frame_or_sheet(found, stats[1])
-        whole = not (encloses or inside or at_edge[0])
+        thing = not (ink.local or encloses) and _is_thing(mask, stats[1])
+        framed = not thing and _is_frame_or_sheet(mask, stats[1])
+        whole = not (rivals or at_edge[0])
         alone = whole and not (framed or ink.local)
-        return _part(ink, found, 0.0, encloses, framed, whole, alone, thing)
+        return _part(ink, mask, 0.0, encloses, framed, whole, alone, thing)
     weights = _weights(ink, labels, high - low, area, at_edge)
-    # A line below the digit, as wide or wider, is no part of it.
+    # An underline, as wide as the digit or wider, is no part of it.
     width, height = high - low
     line: Mask = width > FLAT * height
     main = int(np.where(line, INNER_SHARE * weights, weights).argmax())
@@ -105,8 +111,8 @@ def _main_part(
     line[main] = False
     chosen, second = _belonging(low, high, np.where(line, 0, weights), main, local=ink.local)
     others = float(weights[~(chosen | line)].sum() / weights[main])
-    whole = not (encloses or inside or at_edge[main]) and others < FAR_SPECK_SHARE
-    framed = _is_frame_or_sheet(found, stats[main + 1])
+    whole = not (rivals or at_edge[main]) and others < FAR_SPECK_SHARE
+    framed = _is_frame_or_sheet(mask, stats[main + 1])
     spans: Mask = np.any(high - low >= LINE_SHARE * far, axis=0)
     nested = _within(low, high, low[:, [main]], high[:, [main]])
     alone = whole and second > 0 and not ink.local and not (spans | nested)[chosen].any()
@@ -121,22 +127,22 @@ def _within(low: Values, high: Values, outer_low: Values, outer_high: Values) ->
 
 
 def _weights(ink: Ink, labels: Grey, sides: Values, area: Values, at_edge: Mask) -> Values:
-    """How much each part may be the digit: its area, 0 at the edge if there is enough elsewhere."""
+    """How likely each is the digit: its area or ink, 0 at the border if there is enough inside."""
     inner = np.where(at_edge, 0, area)
     if not ink.local:
         return inner if inner.max() >= INNER_SHARE * area.max() else area
-    has_inner = inner[sides.max(axis=0) >= INNER_SIDE * max(ink.found.shape)].any()
-    # A pale part is larger than a digit, now and then.
-    weights = np.bincount(labels.ravel(), ink.apart.ravel())[1:]
+    has_inner = inner[sides.max(axis=0) >= INNER_SIDE * max(ink.mask.shape)].any()
+    # A faint shadow is larger than a digit, now and then.
+    weights = np.bincount(labels.ravel(), ink.residual.ravel())[1:]
     return np.where(at_edge, 0, weights) if has_inner else weights
 
 
 def _enclosed(ink: Ink) -> Grey | None:
-    """Where ink is inside of a ring or a box, even if it touches that; None if there is none.
+    """Ink inside of a ring or a box, even if it touches that; None if there is none.
 
-    Layer by layer from the outline, all is the ring's until a layer has little ink.
+    By the distance transform: all is the ring's from the outline to where there is little ink.
     """
-    dark = ink.found if ink.local else (ink.apart > CORE * ink.contrast).view(np.uint8)
+    dark = ink.mask if ink.local else (ink.residual > CORE * ink.contrast).view(np.uint8)
     outlines, tree = cv2.findContours(dark, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if tree is None or not (tree[0, :, 3] >= 0).any():
         return None
@@ -160,40 +166,40 @@ def _enclosed(ink: Ink) -> Grey | None:
     return cv2.bitwise_and(cv2.dilate(inside, np.ones((3, 3), np.uint8)), deep)
 
 
-def _above_line(found: Grey) -> Grey | None:
+def _above_line(mask: Grey) -> Grey | None:
     """Ink without the line all along its bottom that is wider than the rest; None without one."""
-    left, top, width, height = cv2.boundingRect(found)
+    left, top, width, height = cv2.boundingRect(mask)
     band, margin = round(LINE_BAND * height) + 1, 1 + width // 32
-    inked = found[top : top + height, left : left + width]
+    inked = mask[top : top + height, left : left + width]
     if not width or _cover(inked[-band:], 0) <= LINE_SHARE:
         return None
     above = np.any(inked[:-band], axis=0)
     if above[:margin].any() or above[-margin:].any() or not above.any():
         return None
-    rest: Grey = found.copy()
+    rest: Grey = mask.copy()
     rest[top + height - band :] = 0
     return rest
 
 
-def _is_thing(found: Grey, stats: Values) -> bool:
+def _is_thing(mask: Grey, stats: Values) -> bool:
     """True of a solid thing across the picture, with paper beside it, and no rectangular sheet."""
     width, height = stats[2:4].tolist()
-    if height < ACROSS * len(found) and width < ACROSS * len(found[0]):
+    if height < ACROSS * len(mask) and width < ACROSS * len(mask[0]):
         return False
-    outlines, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     rectangle = cv2.minAreaRect(outlines[0])[1]
     rectangular = cv2.contourArea(outlines[0]) > RECTANGLE * rectangle[0] * rectangle[1]
-    depth = float(cv2.distanceTransform(found, cv2.DIST_L2, 3).max())
+    depth = float(cv2.distanceTransform(mask, cv2.DIST_L2, 3).max())
     solid = depth > SOLID * max(width, height)
-    return solid and not rectangular and float(edge_of(found).mean()) < BESIDE
+    return solid and not rectangular and float(border_of(mask).mean()) < BESIDE
 
 
-def _is_frame_or_sheet(found: Grey, stats: Values) -> bool:
+def _is_frame_or_sheet(mask: Grey, stats: Values) -> bool:
     """True if there is ink along all sides of its box, or in most of it."""
     left, top, width, height = stats[:4].tolist()
     if not 1 / WIDE < width / height < WIDE:
         return False
-    box = found[top : top + height, left : left + width]
+    box = mask[top : top + height, left : left + width]
     if cv2.countNonZero(box) > SHEET_FILL * width * height:
         return True
     rows, columns = round(FRAME_BAND * height) + 1, round(FRAME_BAND * width) + 1
@@ -201,16 +207,16 @@ def _is_frame_or_sheet(found: Grey, stats: Values) -> bool:
     return all(_cover(side, along) >= FRAME_COVER for side, along in sides)
 
 
-def _cover(found: Grey, along: int) -> float:
+def _cover(mask: Grey, along: int) -> float:
     """Share of the columns (0) or rows (1) with ink."""
-    inked = cv2.reduce(found, along, cv2.REDUCE_MAX)
+    inked = cv2.reduce(mask, along, cv2.REDUCE_MAX)
     return cv2.countNonZero(inked) / inked.size
 
 
 def _belonging(
     low: Values, high: Values, weights: Values, main: int, *, local: bool
 ) -> tuple[Mask, float]:  # fmt: skip
-    """The main part and those that belong to it, large or near by; the second one's share of it."""
+    """The main component and those that belong to it, large or near by; the second one's share."""
     main_low, main_high = low[:, [main]], high[:, [main]]
     gap = np.maximum(low - main_high, main_low - high).max(axis=0)
     share = weights / weights[main]
@@ -224,10 +230,10 @@ def _belonging(
 
 
 def _part(ink: Ink, mask: Grey, *measures: Any) -> Part | None:
-    """The ink in a mask; None of a mask that only holds a blur of ink beside it."""
+    """The ink in a mask; None if that only holds the blur of noise."""
     if ink.local:  # the threshold is high, and edges below it are strokes', too
-        values = cv2.copyTo(ink.apart, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
+        values = cv2.copyTo(ink.residual, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
     else:
-        values = np.maximum(ink.apart * mask, 0)
+        values = np.maximum(ink.residual * mask, 0)
     box = box_of(values)
     return Part(values, box, *measures) if box[1] > box[0] else None
