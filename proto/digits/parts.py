@@ -35,7 +35,8 @@ RING_INK, RING_WIDTH = 0.5, 0.25
 # What it encloses has these shares of its side and ink, and is this share of its radius inside.
 ENCLOSED_SIDE, ENCLOSED_INK, ENCLOSED_DEPTH = 0.35, 0.1, 0.3
 # A component of this share of the picture's height or width is across it; one as deep as the second
-# share of its side is solid; one that fills the third share of its smallest rectangle is one; paper is beside what covers less than the last share of the picture's border.
+# share of its side is solid; one that fills the third share of its smallest rectangle is one; what
+# covers less than the last share of the picture's border has paper beside it.
 ACROSS, SOLID, RECTANGLE, BESIDE = 0.95, 0.1, 0.88, 0.3
 
 Mask = npt.NDArray[np.bool_]
