@@ -59,7 +59,7 @@ ENCLOSING, CUT_OFF = 0.3, 0.8
 
 # Where a shape stops being a digit's, and where it surely is none: area of the second largest
 # component over the largest one's; width over height; stroke width in pixels of the box; contrast
-# over noise. The first is beyond 999 of 1,000 training digits in the presentations of docs/images.md.
+# over noise. The first is beyond 999 of 1,000 training digits in every presentation of the docs.
 SECOND_PART = (0.3, 0.6)
 ASPECT = (1.7, 2.2)
 STROKE = (6.5, 9.0)

@@ -32,8 +32,8 @@ LINE_SHARE, FLAT, LINE_BAND = 0.95, 3, 0.15
 # By distance from the outline: a ring ends where less than this share of the pixels is ink, if it
 # is narrower than the second share of its radius.
 RING_INK, RING_WIDTH = 0.5, 0.25
-# What it encloses has these shares of its side and ink, and is this share of its radius inside.
-ENCLOSED_SIDE, ENCLOSED_INK, ENCLOSED_DEPTH = 0.35, 0.1, 0.3
+# What it encloses has this share of its side, and is this share of its radius inside.
+ENCLOSED_SIDE, ENCLOSED_DEPTH = 0.35, 0.3
 # A component of this share of the picture's height or width is across it; one as deep as the second
 # share of its side is solid; one that fills the third share of its smallest rectangle is one; what
 # covers less than the last share of the picture's border has paper beside it.
@@ -160,9 +160,8 @@ def _enclosed(ink: Ink) -> Grey | None:
     inside: Grey = cv2.bitwise_and(dark, deep)
     longest = max(cv2.boundingRect(inside)[2:]) / max(cv2.boundingRect(outline)[2:])
     inner = inked[width:]
-    if longest < ENCLOSED_SIDE or inner.sum() < ENCLOSED_INK * inked[:width].sum():
-        return None
-    if np.arange(width, len(inked)) @ inner < ENCLOSED_DEPTH * len(inked) * inner.sum():
+    mean_depth = np.arange(width, len(inked)) @ inner / max(1, inner.sum())
+    if longest < ENCLOSED_SIDE or mean_depth < ENCLOSED_DEPTH * len(inked):
         return None
     return cv2.bitwise_and(cv2.dilate(inside, np.ones((3, 3), np.uint8)), deep)
 
