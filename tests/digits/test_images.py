@@ -56,9 +56,10 @@ def test_presentations_are_recognised_like_raw_pixels(
 
 
 READ = (
-    "ruled paper", "squared paper", "shadow, soft", "sheet on a desk", "sticky note",
-    "table on two sides", "black bars", "badge", "thin black frame", "form box around",
-    "cell borders left over", "transparent, trimmed",
+    "ruled paper", "squared paper", "shadow, soft", "shadow, sharp across", "shadow of a hand",
+    "sheet on a desk", "sticky note", "table on two sides", "black bars", "badge",
+    "thin black frame", "form box around", "cell borders left over", "whiteboard glare",
+    "transparent, trimmed",
 )  # fmt: skip
 
 
@@ -168,6 +169,19 @@ def test_pictures_of_any_noise_give_an_answer() -> None:
         seen = examine(rng.integers(0, rng.integers(2, 257), shape).astype(np.uint8))
         assert seen.pixels.shape == (28, 28)
         assert 0 <= seen.plausibility <= 1
+
+
+def test_noise_of_which_only_the_blur_is_ink_gives_an_answer() -> None:
+    """A mask may hold none of the pixels that made its smoothed residual positive."""
+    noise = np.random.default_rng(1743).integers(0, 256, (28, 28)).astype(np.uint8)
+    assert examine(noise).pixels.shape == (28, 28)
+
+
+def test_trimmed_shape_of_one_tone_is_ink_however_much_it_covers() -> None:
+    image = Image.new("RGBA", (60, 60))
+    ImageDraw.Draw(image).ellipse((0, 0, 59, 59), fill=(20, 20, 20, 255))
+    ImageDraw.Draw(image).ellipse((18, 18, 41, 41), fill=(0, 0, 0, 0))
+    assert form.holes(normalise(image)) == 1
 
 
 def test_blank_file_is_answered_with_a_score_of_zero(
