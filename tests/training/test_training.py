@@ -206,7 +206,7 @@ def test_temperature_is_fitted_on_validation_and_applied(split: Split) -> None:
 
 
 def test_predictions_do_not_depend_on_the_batch_size(split: Split) -> None:
-    model = Classifier("light")
+    model = Classifier(TrainingConfig.arch)
     whole = predict(model, split.images, 500)[0]
     torch.testing.assert_close(predict(model, split.images, 7)[0], whole, atol=1e-5, rtol=1e-5)
 
@@ -240,7 +240,7 @@ def test_checkpoint_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
 
 def test_damaged_checkpoint_is_refused(split: Split, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(checkpoint_of(Classifier("light"), split), path)
+    save_checkpoint(checkpoint_of(Classifier(TrainingConfig.arch), split), path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         load_checkpoint(path)
@@ -339,7 +339,9 @@ def test_compare_averages_the_runs_of_an_architecture(
 
 
 def test_explain_draws_the_steps_of_a_real_digit(split: Split, tmp_path: Path) -> None:
-    save_checkpoint(checkpoint_of(Classifier("light"), split), tmp_path / "checkpoint.pt")
+    save_checkpoint(
+        checkpoint_of(Classifier(TrainingConfig.arch), split), tmp_path / "checkpoint.pt"
+    )
     arguments = [f"--run-dir={tmp_path}", f"--out={tmp_path / 'out'}"]
     assert command.main(["explain", str(SAMPLES / "7.png"), *arguments]) == 0
     for name in ("steps", "layers"):
