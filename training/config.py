@@ -40,7 +40,7 @@ class TrainingConfig:
     """
 
     arch: str = option(
-        "32-p-48-48-p",
+        "16-24-48s-48-p",
         f"architecture: {', '.join(ARCHITECTURE_NAMES)}, or layers such as 32-p-48-48s-p",
     )
     kernel_size: int = option(
