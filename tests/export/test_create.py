@@ -29,6 +29,7 @@ from training.model import ARCHITECTURES
 from training.sets import Sets
 
 
+@pytest.mark.full
 def test_same_checkpoint_exports_to_the_same_bytes_in_another_process(
     model: Any, checkpoint: Checkpoint
 ) -> None:

@@ -30,7 +30,7 @@ from training.model import Classifier
 from training.report import CAPTIONS
 from training.train import Trainer
 
-QUICK = TrainingConfig(epochs=2, batch_size=50, seed=3, validation=0, not_digits=False)
+QUICK = TrainingConfig(epochs=2, batch_size=50, seed=3, validation=0, drawn=0, not_digits=False)
 
 
 def judged(model: Any, split: Any) -> Any:
@@ -144,7 +144,8 @@ def test_interrupted_run_resumes_to_the_same_weights(
     split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
-    flags = [f"--recipe={recipe}", "--epochs=3", "--batch-size=50", "--validation=50"]
+    flags = [f"--recipe={recipe}", "--epochs=3", "--batch-size=50", "--no-not-digits"]
+    flags += ["--validation=50"]
     flags += ["--arch=conv32-64-128", "--dropout=0.3"]  # dropout draws from the global generator
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert command.main([*flags, f"--run-dir={whole}"]) == 0
@@ -303,6 +304,7 @@ def test_report_of_a_network_without_convolutions_leaves_the_filters_out(
     assert (tmp_path / "report.html").is_file()
 
 
+@pytest.mark.full
 def test_compare_averages_the_runs_of_an_architecture(
     split: Split,
     tmp_path: Path,
@@ -355,6 +357,7 @@ def test_explain_of_what_is_no_digit_is_an_error(
     assert "expected a PNG, JPEG, WebP or BMP file" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_accuracy_is_told_for_every_corruption(split: Split) -> None:
     model, _ = train(replace(QUICK, epochs=15, ema_decay=0.9), split)
     accuracy = evaluate_corruptions(partial(predict_logits, model), split)
