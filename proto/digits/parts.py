@@ -32,8 +32,8 @@ LINE_SHARE, FLAT, LINE_BAND = 0.95, 3, 0.15
 # By distance from the outline: a ring ends where less than this share of the pixels is ink, if it
 # is narrower than the second share of its radius.
 RING_INK, RING_WIDTH = 0.5, 0.25
-# What it encloses has these shares of its side and ink, and is this share of its radius inside.
-ENCLOSED_SIDE, ENCLOSED_INK, ENCLOSED_DEPTH = 0.35, 0.1, 0.3
+# What it encloses has this share of its side, and is this share of its radius inside.
+ENCLOSED_SIDE, ENCLOSED_DEPTH = 0.35, 0.3
 # A component of this share of the picture's height or width is across it; one as deep as the second
 # share of its side is solid; one that fills the third share of its smallest rectangle is one; what
 # covers less than the last share of the picture's border has paper beside it.
@@ -51,7 +51,6 @@ class Part:
         box: Their bounding box.
         second: Area of the second largest component over the largest one's.
         encloses: Whether another digit may be inside.
-        framed: Whether it is a frame around the digit, or a sheet.
         whole: Whether there is next to no other ink, and it is away from the picture's border.
         alone: Whether it is whole and one component, and no frame; or whole and several, of which
             none spans the picture or is inside of another.
@@ -62,7 +61,6 @@ class Part:
     box: Box
     second: float = 0.0
     encloses: bool = False
-    framed: bool = False
     whole: bool = False
     alone: bool = False
     thing: bool = False
@@ -99,10 +97,9 @@ def _main_part(
     at_edge: Mask = np.any((low <= near) | (high >= far), axis=0)
     if count == 2:
         thing = not (ink.local or encloses) and _is_thing(mask, stats[1])
-        framed = not thing and _is_frame_or_sheet(mask, stats[1])
         whole = not (rivals or at_edge[0])
-        alone = whole and not (framed or ink.local)
-        return _part(ink, mask, 0.0, encloses, framed, whole, alone, thing)
+        alone = whole and not (ink.local or thing or _is_frame_or_sheet(mask, stats[1]))
+        return _part(ink, mask, 0.0, encloses, whole, alone, thing)
     weights = _weights(ink, labels, high - low, area, at_edge)
     # An underline, as wide as the digit or wider, is no part of it.
     width, height = high - low
@@ -113,12 +110,11 @@ def _main_part(
     chosen, second = _belonging(low, high, np.where(line, 0, weights), main, local=ink.local)
     others = float(weights[~(chosen | line)].sum() / weights[main])
     whole = not (rivals or at_edge[main]) and others < FAR_SPECK_SHARE
-    framed = _is_frame_or_sheet(mask, stats[main + 1])
     spans: Mask = np.any(high - low >= LINE_SHARE * far, axis=0)
     nested = _within(low, high, low[:, [main]], high[:, [main]])
     alone = whole and second > 0 and not ink.local and not (spans | nested)[chosen].any()
     kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
-    return _part(ink, kept, second, encloses, framed, whole, alone)
+    return _part(ink, kept, second, encloses, whole, alone)
 
 
 def _within(low: Values, high: Values, outer_low: Values, outer_high: Values) -> Mask:
@@ -160,9 +156,8 @@ def _enclosed(ink: Ink) -> Grey | None:
     inside: Grey = cv2.bitwise_and(dark, deep)
     longest = max(cv2.boundingRect(inside)[2:]) / max(cv2.boundingRect(outline)[2:])
     inner = inked[width:]
-    if longest < ENCLOSED_SIDE or inner.sum() < ENCLOSED_INK * inked[:width].sum():
-        return None
-    if np.arange(width, len(inked)) @ inner < ENCLOSED_DEPTH * len(inked) * inner.sum():
+    mean_depth = np.arange(width, len(inked)) @ inner / max(1, inner.sum())
+    if longest < ENCLOSED_SIDE or mean_depth < ENCLOSED_DEPTH * len(inked):
         return None
     return cv2.bitwise_and(cv2.dilate(inside, np.ones((3, 3), np.uint8)), deep)
 
