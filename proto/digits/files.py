@@ -47,6 +47,8 @@ MOST_DRAFTED = 8
 STRIP_PIXELS = 2**18
 # What is transparent is looked at on at most so many pixels a side.
 SAMPLE_SIDE = 128
+# What is drawn in tones that differ by less than this, of 255, shows nothing but its outline.
+FLAT = 16
 # Of its longer side, the part that is added around it.
 MARGIN = 10
 
@@ -233,8 +235,8 @@ def _plain(image: Image.Image) -> Image.Image:
 def _on_paper(image: Image.Image) -> Image.Image:
     """An RGBA image on an opaque background that what is drawn can be told from.
 
-    Where most is opaque, the holes get its mean grey; else it is ink on nothing, and gets
-    white below dark ink and black below light ink.
+    The holes of a picture that is mostly opaque get its mean grey. Else it is ink on nothing, and
+    gets white below dark ink and black below light ink.
     """
     alpha = image.getchannel("A")
     if alpha.getextrema()[0] == 255:
@@ -244,7 +246,10 @@ def _on_paper(image: Image.Image) -> Image.Image:
     tones = np.asarray(image.convert("L"))[::step, ::step]
     mean = float((weights * tones).sum() / max(1.0, weights.sum()))
     light = 0 if mean >= 128 else 255
-    level = round(mean) if weights.mean() > 128 else light
+    # Opaque parts of one tone are ink, however much they cover.
+    drawn = tones[weights >= 128]
+    flat = np.ptp(drawn) < FLAT if drawn.size else True
+    level = light if flat or weights.mean() <= 128 else round(mean)
     # Around what was trimmed to its ink there would be no paper to tell that from.
     margin = 1 + max(image.size) // MARGIN
     paper = Image.new("RGBA", [side + 2 * margin for side in image.size], (level,) * 3 + (255,))

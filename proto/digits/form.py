@@ -44,7 +44,7 @@ Box = tuple[int, int, int, int]
 
 
 def box_of(values: Values) -> Box:
-    """Where the ink is; there must be some."""
+    """Where the ink is; empty if there is none."""
     ink = values > BOX_SHARE * float(values.max())
     left, top, width, height = cv2.boundingRect(ink.view(np.uint8))
     return top, top + height, left, left + width
@@ -79,29 +79,26 @@ def holes(pixels: Pixels) -> int:
 
 
 def _fit(values: Values) -> Values:
-    """The ink, its longer side 20 pixels, in the middle of a field of 28x28; 0 to 1."""
+    """The ink at the box's size, its core 255."""
     height, width = values.shape
     scale = BOX / max(height, width)
-    shape = max(1, round(height * scale)), max(1, round(width * scale))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     how = cv2.INTER_AREA if scale <= 1 else cv2.INTER_CUBIC
-    drawn = np.maximum(cv2.resize(values, shape[::-1], interpolation=how), 0)
-    ordered = np.sort(drawn, axis=None)
-    ordered = ordered[np.searchsorted(ordered, CORE_SHARE * ordered[-1]) :]
-    drawn *= 1 / ordered[int(len(ordered) * CORE_RANK)]
-    field = np.zeros((SIDE, SIDE), np.float32)
-    top, left = (SIDE - shape[0]) // 2, (SIDE - shape[1]) // 2
-    field[top : top + shape[0], left : left + shape[1]] = np.minimum(drawn, 1)
-    return field
+    drawn = np.maximum(cv2.resize(values, size, interpolation=how), 0)
+    core = np.sort(drawn, axis=None)
+    core = core[core.searchsorted(CORE_SHARE * core[-1]) :]
+    return cv2.convertScaleAbs(drawn, alpha=255 / core[int(len(core) * CORE_RANK)])
 
 
-def _stroke_width(field: Values) -> float:
+def _stroke_width(drawn: Values) -> float:
     """Mean width of the strokes in pixels: twice their area over the length of their outline.
 
     The outline's length is the total variation: the sum of the gradient's length.
     """
+    field = cv2.copyMakeBorder(drawn, 2, 2, 2, 2, cv2.BORDER_CONSTANT).astype(np.float32)
     across = field[1:-1, 2:] - field[1:-1, :-2]
     down = field[2:, 1:-1] - field[:-2, 1:-1]
-    return float(4 * field.sum() / np.sqrt(across * across + down * down).sum())
+    return float(4 * field.sum() / cv2.magnitude(across, down).sum())
 
 
 def _widened(values: Values, radius: float) -> Values:
@@ -126,14 +123,11 @@ def _centre_of_mass(field: Values) -> tuple[float, float]:
     return moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
 
 
-def _centred(field: Values) -> Pixels:
-    """Moves the centre of mass to the centre by whole pixels, as far as no ink leaves the field."""
-    pixels = cv2.convertScaleAbs(field, alpha=255)
-    left, top, width, height = cv2.boundingRect(pixels)
-    x, y = (round(CENTRE - centre) for centre in _centre_of_mass(field))
-    x, y = max(-left, min(SIDE - left - width, x)), max(-top, min(SIDE - top - height, y))
-    centred = np.zeros((SIDE, SIDE), np.uint8)
-    centred[top + y : top + y + height, left + x : left + x + width] = pixels[
-        top : top + height, left : left + width
-    ]
-    return centred
+def _centred(drawn: Values) -> Pixels:
+    """A field of 28x28 with the ink in it, its centre of mass in the middle to whole pixels."""
+    height, width = drawn.shape
+    x, y = (round(CENTRE - centre) for centre in _centre_of_mass(drawn))
+    left, top = max(0, min(SIDE - width, x)), max(0, min(SIDE - height, y))
+    right, bottom = SIDE - width - left, SIDE - height - top
+    centred = cv2.copyMakeBorder(drawn, top, bottom, left, right, cv2.BORDER_CONSTANT)
+    return centred.astype(np.uint8, copy=False)

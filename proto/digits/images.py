@@ -1,10 +1,11 @@
 """Brings any picture of a digit to the form that the network was trained on: see ``form.py``.
 
-    picture -> grey -> ink, without paper -> its parts -> closer, if it is small -> 20x20 -> strokes
+    picture -> grey -> thresholding -> connected components -> 20x20, usual strokes -> 28x28
 
-There are several ways to tell ink from paper. The first is for clean pictures; the others are for
-shadows, lines, and what lies around the paper. Needs numpy and OpenCV, and Pillow for anything but
-grey arrays. The server uses this module as it is, and has the network choose between readings.
+A picture has several readings, which differ in how they tell ink from paper. The first is by a
+global threshold, for clean pictures; the others by local contrast, for shadows, lines, and what
+lies around the paper. Needs numpy and OpenCV, and Pillow for anything but grey arrays. The server
+uses this module as it is, and has the network choose between readings.
 """
 
 from __future__ import annotations
@@ -21,41 +22,42 @@ import numpy as np
 import numpy.typing as npt
 
 from digits import ink as inks
-from digits.form import SIDE, Box, Pixels, box_of, formed, holes, is_formed
+from digits.form import SIDE, Box, Pixels, formed, holes, is_formed
 from digits.formats import PictureError as PictureError  # noqa: PLC0414 - it is public here
 from digits.formats import levels
 from digits.ink import Grey, Ink
 from digits.parts import Part, parts
 
-# Pictures are examined with at most so many pixels a side, those with shadows or lines in more;
-# ink that has fewer than the third number of them is looked at closer, so that each pixel of the
-# box is made from two or more.
+# Pictures are thresholded at so many pixels a side, by local contrast at more; where ink has fewer
+# than the third number, it is cut out and looked at closer, so that each pixel of the box is made
+# from two or more.
 WORK_SIDE, LOCAL_SIDE = 72, 160
 MIN_INK_SIDE = 36
 MAX_LOOKS = 3
-# What fills this share of the picture is paper in a frame; the digit is further inside than this.
-SHEET_SHARE, SHEET_INSET = 0.5, 2
-# Strokes are thinner than these shares of the picture's longer side.
-MEDIUM, FINE, BROAD = 0.15, 0.07, 0.3
-# These, and how strong ink is beside the strongest.
-LOCAL = ((FINE, 0.4), (BROAD, 0.4), (MEDIUM, 0.65))
+# Local contrast is measured for strokes thinner than these shares of the picture's longer side:
+# the thinnest are thinner than a finger's shadow.
+FINE, MEDIUM, BROAD = 0.04, 0.07, 0.15
+# The order of readings by local contrast, and their thresholds as shares of the strongest ink: the
+# low one keeps strokes that fade in glare, the high one leaves out printed lines.
+LOW, MIDDLE, HIGH = 0.2, 0.4, 0.65
+LOCAL = ((FINE, LOW), (MEDIUM, MIDDLE), (BROAD, LOW), (BROAD, HIGH))
 # Lines have this share of the picture's side.
 LINE = 0.6
 # The first reading is taken at this score, if it is of all the ink. Others are looked for until two
-# agree on a digit with the second one; of one that no other agrees with, this share is left.
-SURE, AGREED, DOUBT = 0.8, 0.8, 0.3
+# of the same digit have the second one; one with which no other agrees keeps this share of its own.
+SURE, AGREED, DOUBT = 0.5, 0.8, 0.3
 # Who has no network to ask takes a reading of this plausibility.
 PLAUSIBLE = 0.5
 MOST_HOLES = 2
-# What ends at the picture's edge is cut off, unless its box fills this share of the picture.
+# What ends at the picture's border is cut off, unless its box fills this share of the picture.
 FILLED = 0.6
 # What encloses another digit, or has more holes than an 8, keeps the first share of its
 # plausibility; what is cut off the second, with which it can still be the digit, but not surely.
 ENCLOSING, CUT_OFF = 0.3, 0.8
 
-# Where a shape stops being a digit's, and where it surely is none: of the second largest part, its
-# area over the largest one's; width over height; stroke width in pixels of the box; contrast over
-# noise. The first is beyond 999 of 1,000 training digits in every presentation of docs/images.md.
+# Where a shape stops being a digit's, and where it surely is none: area of the second largest
+# component over the largest one's; width over height; stroke width in pixels of the box; contrast
+# over noise. The first is beyond 999 of 1,000 training digits in every presentation of the docs.
 SECOND_PART = (0.3, 0.6)
 ASPECT = (1.7, 2.2)
 STROKE = (6.5, 9.0)
@@ -173,64 +175,51 @@ def readings(grey: npt.NDArray[Any]) -> Iterator[Normalised]:
     if grey.dtype != np.uint8:
         grey = np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
     yield from _read(grey, inks.on_paper, WORK_SIDE)
-    for share, least in LOCAL:
-        yield from _read(grey, partial(_locally, share=share, least=least), LOCAL_SIDE)
+    for share, threshold in LOCAL:
+        find = partial(inks.by_local_contrast, stroke=share, threshold=threshold)
+        yield from _read(grey, find, LOCAL_SIDE)
     small = inks.shrunk(grey, LOCAL_SIDE)
     sheet = inks.sheet(small)
     if sheet is not None:
-        yield from _read(sheet, partial(_locally, share=MEDIUM, least=0.4), LOCAL_SIDE)
-    apart = inks.apart_from_around(small, MEDIUM)
-    ink = inks.standing_out(inks.without_lines(apart, LINE))
+        find = partial(inks.by_local_contrast, stroke=BROAD, threshold=LOW)
+        yield from _read(sheet, find, LOCAL_SIDE)
+    ink = inks.by_local_contrast(small, BROAD, MIDDLE, without_lines=LINE)
     yield from (_in_form(ink, part) for part in parts(ink))
 
 
-def _locally(grey: Grey, share: float, least: float) -> Ink:
-    return inks.standing_out(inks.apart_from_around(grey, share), least)
-
-
 def _read(grey: Grey, find: Finder, side: int) -> Iterator[Normalised]:
-    """Readings by one way to find ink, which is looked at closer where it is small."""
-    for look in range(MAX_LOOKS):
+    """Readings by one way to find ink, which is cut out and looked at closer where it is small."""
+    for _ in range(MAX_LOOKS):
         small = inks.shrunk(grey, side)
         ink = find(small)
         found = parts(ink)
         if not found:
             return
-        top, bottom, left, right = box_of(found[0].values)
+        top, bottom, left, right = found[0].box
         longer, factor = max(bottom - top, right - left), math.ceil(max(grey.shape) / side)
-        if look == 0 and found[0].framed and _is_sheet(found[0].values, ink.contrast):
-            margin = -SHEET_INSET
-        elif factor == 1 or longer >= MIN_INK_SIDE:
+        if factor == 1 or longer >= MIN_INK_SIDE:
             break
-        else:
-            margin = longer // 2 + 2
+        margin = longer // 2 + 2
         rows = slice(max(0, top - margin) * factor, (bottom + margin) * factor)
         columns = slice(max(0, left - margin) * factor, (right + margin) * factor)
-        if not grey[rows, columns].size:
-            break
         grey = grey[rows, columns]
     for part in found:
         yield _in_form(ink, part)
 
 
-def _is_sheet(values: npt.NDArray[Any], contrast: float) -> bool:
-    """True of ink that fills most of the picture: paper in a frame, with the digit on it."""
-    return float((values > contrast / 2).mean()) > SHEET_SHARE
-
-
 def _in_form(ink: Ink, part: Part) -> Normalised:
-    top, bottom, left, right = box = box_of(part.values)
+    top, bottom, left, right = part.box
     side = max(bottom - top, right - left)
-    pixels, stroke = formed(part.values, box)
+    pixels, stroke = formed(part.values, part.box)
     aspect = (right - left) / (bottom - top)
     plausibility = _plausibility(part.second, aspect, stroke, ink.contrast / (ink.noise + 1))
-    clean = not ink.local and ink.apart.shape == (SIDE, SIDE) and ink.noise == 0
-    is_ready = clean and is_formed(np.maximum(ink.apart, 0), side)
+    clean = not ink.local and ink.residual.shape == (SIDE, SIDE) and ink.noise == 0
+    is_ready = clean and is_formed(np.maximum(ink.residual, 0), side)
     if is_ready:
-        pixels = np.rint(np.clip(ink.apart, 0, 255)).astype(np.uint8)
+        pixels = np.rint(np.clip(ink.residual, 0, 255)).astype(np.uint8)
     elif part.encloses or holes(pixels) > MOST_HOLES:
         plausibility *= ENCLOSING
-    elif _is_cut_off(box, part.values.shape):
+    elif _is_cut_off(part.box, part.values.shape):
         plausibility *= CUT_OFF
     # Several digits, and nothing else: another reading would find one of them.
     several = part.alone and part.second > SECOND_PART[0]
@@ -240,7 +229,7 @@ def _in_form(ink: Ink, part: Part) -> Normalised:
 
 
 def _is_cut_off(box: Box, shape: tuple[int, ...]) -> bool:
-    """True of what ends at the picture's edge, without filling the picture."""
+    """True of what ends at the picture's border, without filling the picture."""
     top, bottom, left, right = box
     at_edge = min(top, left) == 0 or bottom == shape[0] or right == shape[1]
     return at_edge and (bottom - top) * (right - left) < FILLED * shape[0] * shape[1]

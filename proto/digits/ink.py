@@ -1,6 +1,7 @@
-"""Finds ink in a grey picture: what stands out from even paper, or from the paper around it.
+"""Separates ink from paper: by a global threshold, or by local contrast.
 
-Everything works on a picture that was shrunk to a few dozen pixels a side.
+Both subtract the paper (the background) and threshold the residual, on a picture that was shrunk
+to a few dozen pixels a side.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import numpy.typing as npt
 Grey = npt.NDArray[Any]
 Values = npt.NDArray[Any]
 
-# The shortest interval that holds this share of the pixels along the edge is paper: a digit that
-# was cropped tightly touches the edge with more than half of them now and then. Source of the
-# idea: Rousseeuw 1984, Least Median of Squares Regression.
+# The shortest interval that holds this share of the border's pixels is paper: a digit that was
+# cropped tightly touches the border with more than half of them now and then. Source of the idea:
+# Rousseeuw 1984, Least Median of Squares Regression.
 PAPER_SHARE = 0.45
 # How wide that interval is for normal noise, in standard deviations.
 PAPER_SHARE_WIDTH = 1.196
-# Paper that varies by less than this share of the picture's range is taken for even.
+# Illumination that varies by less than this share of the picture's range is taken for even.
 EVEN_SHARE = 0.08
 # This share of all pixels is paper, however thick the strokes; below that rank of their residuals
 # lies so much of a normal distribution's standard deviation.
@@ -34,24 +35,25 @@ HALF_WIDTH = 0.674
 # Less contrast than this, of 255, is no ink.
 MIN_CONTRAST = 6.0
 # Ink stands out by this share of the strongest ink, by so many standard deviations of the noise,
-# and by so many grey levels of 255 (JPEG's traces on even paper stay below). Beside shadows and
-# printed lines it stands out by the second share.
-INK_SHARE, LOCAL_INK_SHARE = 0.15, 0.4
+# and by so many grey levels of 255 (JPEG's traces on even paper stay below).
+INK_SHARE = 0.15
 INK_DEVIATIONS = 4.0
 INK_LEVELS = 2.0
+# Local contrast of so many times the threshold is full ink.
+SATURATION = 3
 # The strongest ink is that of the highest 1 in so many pixels.
 STRONGEST, LOCAL_STRONGEST = 400, 200
-# Uneven paper is a quadratic surface, fitted to the means of so many fields a side: first a level,
-# then a plane, then bent, each fit with weights from the last one's residuals (Geman and
-# McClure's). It is only believed if what is left along the edge varies by so much less.
+# Uneven illumination is a quadratic surface, fitted to the means of so many fields a side by
+# reweighted least squares (Geman and McClure's weights): first a level, then a plane, then bent.
+# It is only believed if the residuals at the border vary by so much less.
 FIELDS = 12
 FIT_TERMS = (1, 3, 6, 6, 6)
 FIT_SHARE = 0.5
-# What a sheet of paper covers of the picture.
+# A sheet covers a share of the picture in this range, and this share of its convex hull.
 SHEET_SHARE, CONVEX = (0.08, 0.85), 0.85
-# Dark ink on paper that is darker than this is not scaled up further.
+# Contrast is relative to the paper's grey, or to this where the paper is darker.
 DARKEST_PAPER = np.uint8(32)
-# Lines are looked for that are turned by at most so much, in so many steps.
+# Slopes of lines that are looked for: up to this, in so many steps.
 MOST_TURN, TURNS = 0.08, 9
 HALF = np.uint8(128)
 
@@ -64,25 +66,25 @@ _AT_EDGE = np.maximum(np.abs(_ROWS), np.abs(_COLUMNS)) > 1 - 1.5 / FIELDS
 
 @dataclass(frozen=True)
 class Ink:
-    """What stands out from the paper.
+    """The residual of a picture without its paper, and where that is ink.
 
     Attributes:
-        apart: float32 or uint8[h, w], difference from the paper in grey levels, ink positive.
-        found: uint8[h, w], 1 where there is ink, and a pixel around it.
+        residual: float32 or uint8[h, w], difference from the paper in grey levels, ink positive.
+        mask: uint8[h, w], 1 where the smoothed residual is above the threshold.
         contrast: Grey levels between the strongest ink and the paper, of 255.
         noise: Standard deviation of the paper in grey levels, after smoothing.
-        local: Whether the paper was looked for around each pixel.
+        local: Whether it is by local contrast.
     """
 
-    apart: npt.NDArray[Any]
-    found: Grey
+    residual: npt.NDArray[Any]
+    mask: Grey
     contrast: float
     noise: float
     local: bool
 
 
 def shrunk(grey: Grey, side: int) -> Grey:
-    """Means of pixels, so that no side is longer than ``side``; the picture itself if none is."""
+    """Area means, at most ``side`` pixels a side; the picture itself if it is no larger."""
     factor = math.ceil(max(grey.shape) / side)
     if factor == 1:
         return grey
@@ -96,38 +98,39 @@ def shrunk(grey: Grey, side: int) -> Grey:
 
 
 def on_paper(grey: Grey) -> Ink:
-    """Ink on paper that most of the edge is: of one grey, or lit unevenly but smoothly.
+    """Ink by a global threshold, on paper that most of the border is: even or smoothly lit.
 
-    Ink is what stands out, to whichever side the differences are skewed. Light falls on ink and
-    paper alike: on uneven paper the difference of dark ink is counted as a share of the paper's.
+    Ink is dark or light, whichever way the residuals are skewed. Light falls on ink and paper
+    alike: under uneven light the residual of dark ink is taken relative to the paper's grey.
     """
-    edge = np.sort(edge_of(grey)).astype(np.float32)
+    edge = np.sort(border_of(grey)).astype(np.float32)
     low, high = _paper_interval(edge)
     reach = high - low + 1
     near = edge[np.searchsorted(edge, low - reach) : np.searchsorted(edge, high + reach, "right")]
     level = near.mean(dtype=np.float32)
-    apart: Values = grey - level
+    residual: Values = grey - level
     light: Any = np.float32(1)
-    if high - low > EVEN_SHARE * (float(grey.max()) - float(grey.min())):
+    darkest, lightest, _, _ = cv2.minMaxLoc(grey)
+    if high - low > EVEN_SHARE * (lightest - darkest):
         paper = _uneven_paper(grey, float(level))
-        left = _paper_interval(np.sort(edge_of(grey - paper)))
-        # Where ink is most of the edge, as of an upright 1 that is cropped to its ink, none fits.
+        left = _paper_interval(np.sort(border_of(grey - paper)))
+        # Where ink is most of the border, as of an upright 1 that is cropped to its ink, none fits.
         if left[1] - left[0] <= FIT_SHARE * (high - low):
-            apart, light = grey - paper, 255 / np.maximum(paper, DARKEST_PAPER)
-    smooth = cv2.blur(apart, (3, 3), borderType=cv2.BORDER_REPLICATE)
+            residual, light = grey - paper, 255 / np.maximum(paper, DARKEST_PAPER)
+    smooth = cv2.blur(residual, (3, 3), borderType=cv2.BORDER_REPLICATE)
     if np.vdot(smooth * smooth, smooth) < 0:
-        apart, smooth = apart * -light, smooth * -light
+        residual, smooth = residual * -light, smooth * -light
     strong = np.sort(smooth[smooth >= INK_SHARE * float(smooth.max())])
     contrast = float(strong[-min(len(strong), max(3, smooth.size // STRONGEST))])
     quiet = np.sort(np.abs(smooth[::2, ::2]), axis=None)
     anywhere = float(quiet[int(len(quiet) * NOISE_RANK)]) / NOISE_RANK_WIDTH
     noise = min(anywhere, (high - low) / PAPER_SHARE_WIDTH)
-    found = smooth > max(INK_SHARE * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
-    return Ink(apart, found.view(np.uint8), contrast, noise, local=False)
+    mask = smooth > max(INK_SHARE * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
+    return Ink(residual, mask.view(np.uint8), contrast, noise, local=False)
 
 
 def _uneven_paper(grey: Grey, level: float) -> Values:
-    """A quadratic surface, fitted to the means of fields so that ink counts for nothing."""
+    """The illumination: a quadratic surface, fitted so that ink counts as outliers."""
     height, width = grey.shape
     fields = cv2.resize(grey.astype(np.float64), (FIELDS, FIELDS), interpolation=cv2.INTER_AREA)
     fields, trust = fields.ravel(), np.where(_AT_EDGE, 1.0, 0.1)
@@ -149,9 +152,9 @@ def _uneven_paper(grey: Grey, level: float) -> Values:
 
 
 def sheet(grey: Grey) -> Grey | None:
-    """The picture with the paper's grey in place of what lies around a light sheet, if it has one.
+    """The picture with all but its light sheet painted in the sheet's grey, if it has one.
 
-    That is the largest light part, if it is convex.
+    That is the largest light component (Otsu's threshold), if it is convex.
     """
     light = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
     light = cv2.morphologyEx(light, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
@@ -169,31 +172,39 @@ def sheet(grey: Grey) -> Grey | None:
     return np.where(mask > 0, grey, np.uint8(np.median(grey[mask > 0])))
 
 
-def apart_from_around(grey: Grey, share: float) -> Grey:
-    """How much darker each pixel is than the paper around strokes, as a share of the paper's grey.
+def by_local_contrast(
+    grey: Grey, stroke: float, threshold: float, without_lines: float = 0
+) -> Ink:  # fmt: skip
+    """Ink that is darker than the paper around it, which shadows do not disturb.
 
-    Strokes are thinner than a share of the picture's side. Light falls on ink and paper alike. The
-    paper is the morphological closing, which keeps the edges of shadows. Returns uint8[h, w].
+    The paper is the morphological closing: it fills strokes and keeps the edges of shadows. Light
+    falls on ink and paper alike, so contrast is a share of the paper's grey.
+
+    Args:
+        grey: The picture.
+        stroke: Strokes are thinner than this share of the picture's longer side.
+        threshold: Ink has this share of the strongest contrast.
+        without_lines: Lines of this share of a side are taken out; 0 for none.
     """
-    size = max(3, round(share * max(grey.shape)) | 1)
+    size = max(3, round(stroke * max(grey.shape)) | 1)
     square = np.ones((size, size), np.uint8)
     paper = cv2.morphologyEx(grey, cv2.MORPH_CLOSE, square, borderType=cv2.BORDER_REPLICATE)
-    return cv2.divide(cv2.subtract(paper, grey), np.maximum(paper, DARKEST_PAPER), scale=255)
-
-
-def standing_out(apart: Grey, least: float = LOCAL_INK_SHARE) -> Ink:
-    """Ink is what has this share of the strongest ink."""
-    smooth = cv2.GaussianBlur(apart, (3, 3), 0)
+    residual = cv2.divide(cv2.subtract(paper, grey), np.maximum(paper, DARKEST_PAPER), scale=255)
+    if without_lines:
+        residual = _without_lines(residual, without_lines)
+    smooth = cv2.GaussianBlur(residual, (3, 3), 0)
     ranks = cv2.calcHist([smooth], [0], None, [256], [0, 256]).ravel().cumsum() / smooth.size
     noise = float(ranks.searchsorted(0.5)) / HALF_WIDTH + 1
     contrast = float(ranks.searchsorted(1 - 1 / LOCAL_STRONGEST))
-    threshold = max(least * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
-    found = cv2.threshold(smooth, threshold, 1, cv2.THRESH_BINARY)[1]
-    return Ink(apart, found, contrast, noise, local=True)
+    level = max(threshold * contrast, INK_DEVIATIONS * noise, INK_LEVELS)
+    mask = cv2.threshold(smooth, level, 1, cv2.THRESH_BINARY)[1]
+    # Strokes that fade are as strong as the rest.
+    residual = np.minimum(residual, np.uint8(min(255, SATURATION * level)))
+    return Ink(residual, mask, contrast, noise, local=True)
 
 
-def edge_of(grey: Grey) -> Grey:
-    """The pixels along the edge; those of corners twice."""
+def border_of(grey: Grey) -> Grey:
+    """The pixels along the picture's border; those of corners twice."""
     return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
 
 
@@ -204,37 +215,37 @@ def _paper_interval(ordered: Values) -> tuple[float, float]:
     return float(ordered[least]), float(ordered[least + held])
 
 
-def without_lines(apart: Grey, length: float) -> Grey:
+def _without_lines(residual: Grey, length: float) -> Grey:
     """Takes out straight lines, level or upright to a few degrees, of a share of each side.
 
-    The picture is sheared until its rows are darkest in few of them; what is dark all along a row
-    is a line. Where one crosses a stroke, the stroke is filled from above and below.
+    The picture is sheared until its projection onto the rows has most energy. Morphological opening
+    by a row finds the lines; closing fills strokes where lines crossed them.
 
     Args:
-        apart: See ``Ink``.
+        residual: See ``Ink``.
         length: Of a line, as a share of the side.
     """
     for _ in range(2):
-        apart = cv2.transpose(apart)
-        height, width = apart.shape
-        coarse = cv2.resize(np.minimum(apart, HALF), (width // 2 + 1, height // 2 + 1))
+        residual = cv2.transpose(residual)
+        height, width = residual.shape
+        coarse = cv2.resize(np.minimum(residual, HALF), (width // 2 + 1, height // 2 + 1))
         turn = max(np.linspace(-MOST_TURN, MOST_TURN, TURNS), key=partial(_energy, coarse))
-        sheared = _sheared(apart, turn)
+        sheared = _sheared(residual, turn)
         thick = cv2.dilate(sheared, np.ones((3, 1), np.uint8))
         row = np.ones((1, max(3, int(length * width))), np.uint8)
         lines = cv2.morphologyEx(thick, cv2.MORPH_OPEN, row, borderType=cv2.BORDER_REPLICATE)
         rest = cv2.subtract(sheared, lines)
         rest = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((5, 1), np.uint8))
-        apart = _sheared(rest, -turn)
-    return apart
+        residual = _sheared(rest, -turn)
+    return residual
 
 
-def _energy(apart: Grey, shear: float) -> float:
-    profile = cv2.reduce(_sheared(apart, shear), 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F)
+def _energy(residual: Grey, shear: float) -> float:
+    profile = cv2.reduce(_sheared(residual, shear), 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F)
     return float(np.vdot(profile, profile))
 
 
-def _sheared(apart: Grey, shear: float) -> Grey:
-    height, width = apart.shape
+def _sheared(residual: Grey, shear: float) -> Grey:
+    height, width = residual.shape
     matrix = np.array([[1, 0, 0], [shear, 1, -shear * width / 2]], np.float32)
-    return cv2.warpAffine(apart, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(residual, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)

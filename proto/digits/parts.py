@@ -1,4 +1,4 @@
-"""Finds the part of the ink that is most likely one digit: frames, lines and specks are none."""
+"""Chooses the connected components that are most likely one digit: no frames, lines, specks."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from digits.ink import MIN_CONTRAST, Grey, Ink, Values, edge_of
+from digits.form import Box, box_of
+from digits.ink import MIN_CONTRAST, Grey, Ink, Values, border_of
 
-# A part with less than this share of the main part's area is a speck, and so is one with less
+# A component with less than this share of the main one's area is a speck, and so is one with less
 # than the second share that is farther from it than the third share of its longer side.
 SPECK_SHARE = 0.04
 FAR_SPECK_SHARE = 0.10
 FAR = 0.25
-# What touches the picture's edge is a frame, a ruled line or another's ink if a part that does not
-# has this share of its area; beside shadows and lines, this share of the picture's side.
+# What touches the picture's border is a frame, a ruled line or another's ink, if a component inside
+# has this share of its area; for local contrast, this share of the picture's side.
 INNER_SHARE = 0.20
 INNER_SIDE = 0.12
-# Ink of this share of the strongest is no blur.
+# Contrast of this share of the strongest is ink, less may be its blur.
 CORE = 0.5
-# What is not narrower or wider than this and fills this share of its box is a sheet; what covers
-# the second share of each side, in a band of the third share of the box, a frame.
+# A component of at most this aspect ratio that fills this share of its bounding box is a sheet; one
+# that covers the second share of each side, in a band of the third share of the box, is a frame.
 WIDE, SHEET_FILL, FRAME_COVER, FRAME_BAND = 2.5, 0.5, 0.8, 0.12
-# What is as long as this share of the picture's side is a line across it. A line below the digit is
-# so many times as wide as high, and in the third share of their height.
+# A component as long as this share of the picture's side is a line across it. An underline is so
+# many times as wide as high; if it touches the digit, it is in the lowest share of their box.
 LINE_SHARE, FLAT, LINE_BAND = 0.95, 3, 0.15
-# The inside of a ring begins where less than this share of a layer is ink, if the ring is narrower
-# than the second share of its radius.
+# By distance from the outline: a ring ends where less than this share of the pixels is ink, if it
+# is narrower than the second share of its radius.
 RING_INK, RING_WIDTH = 0.5, 0.25
-# What is inside has these shares of the ring's side and ink, and the third of its radius as depth.
-ENCLOSED_SIDE, ENCLOSED_INK, ENCLOSED_DEPTH = 0.35, 0.1, 0.3
-# What has this share of the picture's height or width is across it; what is as deep as the second
-# share of its own is solid; what fills the third share of its box is a rectangle; paper is beside
-# what covers less than the last share of the picture's edge.
+# What it encloses has this share of its side, and is this share of its radius inside.
+ENCLOSED_SIDE, ENCLOSED_DEPTH = 0.35, 0.3
+# A component of this share of the picture's height or width is across it; one as deep as the second
+# share of its side is solid; one that fills the third share of its smallest rectangle is one; what
+# covers less than the last share of the picture's border has paper beside it.
 ACROSS, SOLID, RECTANGLE, BESIDE = 0.95, 0.1, 0.88, 0.3
 
 Mask = npt.NDArray[np.bool_]
@@ -43,94 +44,102 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Part:
-    """Ink that may be one digit.
+    """Connected components that may be one digit.
 
     Attributes:
-        values: float32 or uint8[h, w], ``apart`` of this ink alone, 0 elsewhere.
-        second: Area of its second largest connected part over the largest one's.
-        encloses: Whether another digit may be inside of it.
-        framed: Whether it is a frame around the digit, or a sheet.
-        whole: Whether next to nothing else was found, and it is away from the picture's edges.
-        alone: Whether it is whole and one connected part, and no frame; or whole and several parts,
-            of which none spans the picture or is inside of another.
+        values: float32 or uint8[h, w], the residual of these components, 0 elsewhere.
+        box: Their bounding box.
+        second: Area of the second largest component over the largest one's.
+        encloses: Whether another digit may be inside.
+        whole: Whether there is next to no other ink, and it is away from the picture's border.
+        alone: Whether it is whole and one component, and no frame; or whole and several, of which
+            none spans the picture or is inside of another.
         thing: Whether it is a solid thing across the picture.
     """
 
     values: npt.NDArray[Any]
+    box: Box
     second: float = 0.0
     encloses: bool = False
-    framed: bool = False
     whole: bool = False
     alone: bool = False
     thing: bool = False
 
 
 def parts(ink: Ink) -> list[Part]:
-    """Candidates for the digit: the main part with those near it, and what it encloses."""
+    """Candidates for the digit: all ink, what a ring encloses, what an underline leaves."""
     if ink.contrast < MIN_CONTRAST:
         return []
-    inside = _enclosed(ink)
-    found = [_main_part(ink, ink.found, encloses=inside is not None)]
-    if inside is not None:
-        found.append(_main_part(ink, inside, inside=True))
-    return [part for part in found if part]
+    inside, above = _enclosed(ink), _above_line(ink.mask)
+    rests = [rest for rest in (inside, above) if rest is not None]
+    candidates = [_main_part(ink, ink.mask, encloses=inside is not None, rivals=bool(rests))]
+    candidates += [_main_part(ink, rest, rivals=True) for rest in rests]
+    return [part for part in candidates if part]
 
 
 def _main_part(
-    ink: Ink, found: Grey, *, encloses: bool = False, inside: bool = False
+    ink: Ink, mask: Grey, *, encloses: bool = False, rivals: bool = False
 ) -> Part | None:  # fmt: skip
-    """The part that is most likely the digit, and those that belong to it."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(found, ltype=cv2.CV_16U)
+    """The component that is most likely the digit, and those that belong to it.
+
+    Args:
+        ink: All ink.
+        mask: Where to look.
+        encloses: Whether another candidate is inside.
+        rivals: Whether there is another candidate.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, ltype=cv2.CV_16U)
     if count == 1:
         return None
-    left, top, width, height, area = stats[1:].T
-    boxes = np.stack([top, left, top + height, left + width])
+    low, high, area = stats[1:, :2].T, (stats[1:, :2] + stats[1:, 2:4]).T, stats[1:, 4]
     near = 1 if ink.local else 0
-    at_edge = (boxes[:2].min(axis=0) <= near) | (boxes[2] >= found.shape[0] - near)
-    at_edge |= boxes[3] >= found.shape[1] - near
+    far = np.array([[mask.shape[1] - near], [mask.shape[0] - near]])
+    at_edge: Mask = np.any((low <= near) | (high >= far), axis=0)
     if count == 2:
-        box = boxes[:, 0]
-        thing = not ink.local and _is_thing(found, box)
-        framed = not thing and _is_frame_or_sheet(found, box)
-        whole = not (encloses or inside or at_edge[0] or _is_underlined(found, box))
-        alone = whole and not (framed or ink.local)
-        return Part(_values(ink, found), 0.0, encloses, framed, whole, alone, thing)
-    weights = _weights(ink, labels, boxes, area, at_edge)
-    main = int(weights.argmax())
-    # A line below it, as wide or wider, is no part of it.
-    line = (width > FLAT * height) & (left <= left[main]) & (boxes[2] > boxes[2, main])
-    line &= boxes[3] >= boxes[3, main]
-    chosen, second = _belonging(boxes, np.where(line, 0, weights), main, local=ink.local)
+        thing = not (ink.local or encloses) and _is_thing(mask, stats[1])
+        whole = not (rivals or at_edge[0])
+        alone = whole and not (ink.local or thing or _is_frame_or_sheet(mask, stats[1]))
+        return _part(ink, mask, 0.0, encloses, whole, alone, thing)
+    weights = _weights(ink, labels, high - low, area, at_edge)
+    # An underline, as wide as the digit or wider, is no part of it.
+    width, height = high - low
+    line: Mask = width > FLAT * height
+    main = int(np.where(line, INNER_SHARE * weights, weights).argmax())
+    line &= (low[0] <= low[0, main]) & (high >= high[:, [main]]).all(axis=0)
+    line[main] = False
+    chosen, second = _belonging(low, high, np.where(line, 0, weights), main, local=ink.local)
     others = float(weights[~(chosen | line)].sum() / weights[main])
-    whole = not (encloses or inside or at_edge[main]) and others < FAR_SPECK_SHARE
-    framed = _is_frame_or_sheet(found, boxes[:, main])
-    spans = (boxes[2:] - boxes[:2] >= LINE_SHARE * np.array([found.shape]).T).any(axis=0)
-    nested = (boxes[:2] > boxes[:2, [main]]).all(axis=0) & (boxes[2:] < boxes[2:, [main]]).all(
-        axis=0
-    )
+    whole = not (rivals or at_edge[main]) and others < FAR_SPECK_SHARE
+    spans: Mask = np.any(high - low >= LINE_SHARE * far, axis=0)
+    nested = _within(low, high, low[:, [main]], high[:, [main]])
     alone = whole and second > 0 and not ink.local and not (spans | nested)[chosen].any()
     kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
-    return Part(_values(ink, kept), second, encloses, framed, whole, alone)
+    return _part(ink, kept, second, encloses, whole, alone)
 
 
-def _weights(ink: Ink, labels: Grey, boxes: Values, area: Values, at_edge: Mask) -> Values:
-    """How much each part may be the digit: its area, 0 at the edge if there is enough elsewhere."""
+def _within(low: Values, high: Values, outer_low: Values, outer_high: Values) -> Mask:
+    """Which bounding boxes are inside of other ones."""
+    inside: Mask = np.all((low > outer_low) & (high < outer_high), axis=0)
+    return inside
+
+
+def _weights(ink: Ink, labels: Grey, sides: Values, area: Values, at_edge: Mask) -> Values:
+    """How likely each is the digit: its area or ink, 0 at the border if there is enough inside."""
     inner = np.where(at_edge, 0, area)
     if not ink.local:
         return inner if inner.max() >= INNER_SHARE * area.max() else area
-    side = (boxes[2:] - boxes[:2]).max(axis=0)
-    has_inner = (inner[side >= INNER_SIDE * max(ink.found.shape)]).any()
-    # A pale part is larger than a digit, now and then.
-    weights = np.bincount(labels.ravel(), ink.apart.ravel())[1:]
+    has_inner = inner[sides.max(axis=0) >= INNER_SIDE * max(ink.mask.shape)].any()
+    # A faint shadow is larger than a digit, now and then.
+    weights = np.bincount(labels.ravel(), ink.residual.ravel())[1:]
     return np.where(at_edge, 0, weights) if has_inner else weights
 
 
 def _enclosed(ink: Ink) -> Grey | None:
-    """Where ink is inside of a ring or a box, even if it touches that; None if there is none.
+    """Ink inside of a ring or a box, even if it touches that; None if there is none.
 
-    Layer by layer from the outline, all is the ring's until a layer has little ink.
+    By the distance transform: all is the ring's from the outline to where there is little ink.
     """
-    dark = ink.found if ink.local else (ink.apart > CORE * ink.contrast).view(np.uint8)
+    dark = ink.mask if ink.local else (ink.residual > CORE * ink.contrast).view(np.uint8)
     outlines, tree = cv2.findContours(dark, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if tree is None or not (tree[0, :, 3] >= 0).any():
         return None
@@ -147,69 +156,80 @@ def _enclosed(ink: Ink) -> Grey | None:
     inside: Grey = cv2.bitwise_and(dark, deep)
     longest = max(cv2.boundingRect(inside)[2:]) / max(cv2.boundingRect(outline)[2:])
     inner = inked[width:]
-    if longest < ENCLOSED_SIDE or inner.sum() < ENCLOSED_INK * inked[:width].sum():
-        return None
-    if np.arange(width, len(inked)) @ inner < ENCLOSED_DEPTH * len(inked) * inner.sum():
+    mean_depth = np.arange(width, len(inked)) @ inner / max(1, inner.sum())
+    if longest < ENCLOSED_SIDE or mean_depth < ENCLOSED_DEPTH * len(inked):
         return None
     return cv2.bitwise_and(cv2.dilate(inside, np.ones((3, 3), np.uint8)), deep)
 
 
-def _is_underlined(found: Grey, box: Values) -> bool:
-    """True if there is a line all along the bottom that is wider than what is above it."""
-    top, left, bottom, right = box
-    found = found[top:bottom, left:right]
-    rows, margin = round(LINE_BAND * len(found)) + 1, 1 + (right - left) // 32
-    above = found[:-rows].max(axis=0, initial=0) > 0
-    beyond = above[:margin].any() or above[-margin:].any()
-    return not beyond and float(found[-rows:].any(axis=0).mean()) > LINE_SHARE
+def _above_line(mask: Grey) -> Grey | None:
+    """Ink without the line all along its bottom that is wider than the rest; None without one."""
+    left, top, width, height = cv2.boundingRect(mask)
+    band, margin = round(LINE_BAND * height) + 1, 1 + width // 32
+    inked = mask[top : top + height, left : left + width]
+    if not width or _cover(inked[-band:], 0) <= LINE_SHARE:
+        return None
+    above = np.any(inked[:-band], axis=0)
+    if above[:margin].any() or above[-margin:].any() or not above.any():
+        return None
+    rest: Grey = mask.copy()
+    rest[top + height - band :] = 0
+    return rest
 
 
-def _is_thing(found: Grey, box: Values) -> bool:
+def _is_thing(mask: Grey, stats: Values) -> bool:
     """True of a solid thing across the picture, with paper beside it, and no rectangular sheet."""
-    height, width = box[2:] - box[:2]
-    if height < ACROSS * len(found) and width < ACROSS * len(found[0]):
+    width, height = stats[2:4].tolist()
+    if height < ACROSS * len(mask) and width < ACROSS * len(mask[0]):
         return False
-    outlines, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    rectangular = cv2.contourArea(outlines[0]) > RECTANGLE * (width - 1) * (height - 1)
-    depth = float(cv2.distanceTransform(found, cv2.DIST_L2, 3).max())
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rectangle = cv2.minAreaRect(outlines[0])[1]
+    rectangular = cv2.contourArea(outlines[0]) > RECTANGLE * rectangle[0] * rectangle[1]
+    depth = float(cv2.distanceTransform(mask, cv2.DIST_L2, 3).max())
     solid = depth > SOLID * max(width, height)
-    return solid and not rectangular and float(edge_of(found).mean()) < BESIDE
+    return solid and not rectangular and float(border_of(mask).mean()) < BESIDE
 
 
-def _is_frame_or_sheet(found: Grey, box: npt.NDArray[Any]) -> bool:
+def _is_frame_or_sheet(mask: Grey, stats: Values) -> bool:
     """True if there is ink along all sides of its box, or in most of it."""
-    top, left, bottom, right = box
-    found = found[top:bottom, left:right]
-    height, width = found.shape
+    left, top, width, height = stats[:4].tolist()
     if not 1 / WIDE < width / height < WIDE:
         return False
-    if found.mean() > SHEET_FILL:
+    box = mask[top : top + height, left : left + width]
+    if cv2.countNonZero(box) > SHEET_FILL * width * height:
         return True
     rows, columns = round(FRAME_BAND * height) + 1, round(FRAME_BAND * width) + 1
-    across = found[:rows].any(axis=0), found[-rows:].any(axis=0)
-    down = found[:, :columns].any(axis=1), found[:, -columns:].any(axis=1)
-    return all(band.mean() >= FRAME_COVER for band in (*across, *down))
+    sides = ((box[:rows], 0), (box[-rows:], 0), (box[:, :columns], 1), (box[:, -columns:], 1))
+    return all(_cover(side, along) >= FRAME_COVER for side, along in sides)
+
+
+def _cover(mask: Grey, along: int) -> float:
+    """Share of the columns (0) or rows (1) with ink."""
+    inked = cv2.reduce(mask, along, cv2.REDUCE_MAX)
+    return cv2.countNonZero(inked) / inked.size
 
 
 def _belonging(
-    boxes: Values, weights: Values, main: int, *, local: bool
+    low: Values, high: Values, weights: Values, main: int, *, local: bool
 ) -> tuple[Mask, float]:  # fmt: skip
-    """The main part and those that belong to it, large or near by; the second one's share of it."""
-    low, high = boxes[:2], boxes[2:]
-    gap = np.maximum(low - high[:, [main]], low[:, [main]] - high).max(axis=0)
+    """The main component and those that belong to it, large or near by; the second one's share."""
+    main_low, main_high = low[:, [main]], high[:, [main]]
+    gap = np.maximum(low - main_high, main_low - high).max(axis=0)
     share = weights / weights[main]
-    chosen = (gap <= FAR * (high[:, main] - low[:, main]).max()) & (share >= SPECK_SHARE)
-    if local:
-        chosen &= ~((low < low[:, [main]]) & (high > high[:, [main]])).all(axis=0)
-    else:
+    chosen = (gap <= FAR * (main_high - main_low).max()) & (share >= SPECK_SHARE)
+    if not local:
         chosen |= share >= FAR_SPECK_SHARE
+    chosen &= ~_within(main_low, main_high, low, high)  # a frame around it
     chosen[main] = True
     shares = np.sort(share[chosen])
     return chosen, float(min(shares[-2], 1 / shares[-2])) if len(shares) > 1 else 0.0
 
 
-def _values(ink: Ink, mask: Grey) -> npt.NDArray[Any]:
+def _part(ink: Ink, mask: Grey, *measures: Any) -> Part | None:
+    """The ink in a mask; None if that only holds the blur of noise."""
     if ink.local:  # the threshold is high, and edges below it are strokes', too
-        return cv2.copyTo(ink.apart, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
-    values: Values = np.maximum(ink.apart * mask, 0)
-    return values
+        values = cv2.copyTo(ink.residual, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
+    else:
+        values = np.maximum(ink.residual * mask, 0)
+    box = box_of(values)
+    return Part(values, box, *measures) if box[1] > box[0] else None
