@@ -66,7 +66,7 @@ def test_solid_thing_is_looked_at_once(kind: str, light: bool) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "top"])
-def test_what_ends_at_the_edge_is_never_sure(side: str) -> None:
+def test_what_ends_at_the_edge_is_no_sure_digit(side: str) -> None:
     """A line, a table's edge or a bar of a screen there looks like a 1 or a 7."""
     picture = np.full((200, 200), 230, np.uint8)
     picture[20:180, :14] = 30
