@@ -57,8 +57,8 @@ def _figure(arch: str, kernel: int, rounds: int, scale: float) -> Figure:
 def _exported(arch: str, kernel: int) -> bytes:
     """A network with random weights, as ONNX."""
     # torch takes seconds to import, and nothing else here needs it.
-    from export.graph import export_model  # noqa: PLC0415, TID251
-    from training.model import Classifier, Knobs  # noqa: PLC0415, TID251
+    from export.graph import export_model  # noqa: PLC0415
+    from training.model import Classifier, Knobs  # noqa: PLC0415
 
     model = Classifier(arch, Knobs(kernel_size=kernel)).eval()
     return export_model(model, name=arch, labels=())

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.tables``: figures in docs/performance.md and README.md, from the results.
+"""``python -m benchmarks.tables``: tables of the documents, from committed results.
 
 ``--check`` writes nothing and fails if one of them is not up to date.
 """
@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks import results
 from benchmarks.figures import Figure
@@ -24,17 +26,27 @@ HEADLINES = (
     "tls",
     "start",
 )
-BEGIN, END = "<!-- results -->\n", "<!-- end of results -->"
+# What tests.presentations_report, tests.scenes_report and python -m training compare wrote.
+RESULTS = ROOT / "docs/results"
+PRESENTATIONS, SCENES = RESULTS / "presentations.json", RESULTS / "scenes.json"
+NETWORKS = RESULTS / "comparison.json"
 RENEW = "python -m benchmarks.tables"
 
 
-def updated(document: str, content: str) -> str:
-    """The document with this between its pair of comments."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"expected {BEGIN.strip()} and {END} in the document")
-    return f"{before}{begin}{content}{end}{after}"
+def filled_in(document: str, blocks: dict[str, str]) -> str:
+    """The document with each text between its pair of comments.
+
+    Raises:
+        ValueError: If one has no such pair.
+    """
+    for name, content in blocks.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, found, rest = document.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
+            raise ValueError(f"expected {begin.strip()} and {end} in the document")
+        document = f"{before}{begin}{content}{end}{after}"
+    return document
 
 
 def tables(committed: dict[str, Result]) -> str:
@@ -100,7 +112,73 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-PAGES = {ROOT / "docs/performance.md": tables, ROOT / "README.md": headlines}
+def presentations_table(result: dict[str, Any]) -> str:
+    """Digits as files of all kinds."""
+    raw = f"{result['raw']:.2%}"
+    rows = [
+        f"The first {result['limit']:,} test digits; of the raw pixels {raw} are right.",
+        "",
+        "| presentation | right | points to raw pixels |",
+        "|---|---|---|",
+    ]
+    for name, share in result["right"].items():
+        rows.append(f"| {name} | {share:.2%} | {100 * (share - result['raw']):+.2f} |")
+    rows += ["", "| digits from elsewhere | number | right |", "|---|---|---|"]
+    for name, (number, share) in result["other_digits"].items():
+        rows.append(f"| {name} | {number:,} | {share:.2%} |")
+    return "\n".join(rows) + "\n"
+
+
+def others_table(result: dict[str, Any]) -> str:
+    """What is no digit, by thresholds that keep most digits."""
+    pairs = zip(result["kept"], result["thresholds"], strict=True)
+    limits = [f"{share:.1%} of digits kept, from {limit:.3f}" for share, limit in pairs]
+    rows = [f"| pictures | AUROC | {' | '.join(limits)} |", "|---|---|" + "---|" * len(limits)]
+    for name, shares in result["passing"].items():
+        auroc = f"{result['auroc'][name]:.3f}" if name in result["auroc"] else ""
+        rows.append(f"| {name} | {auroc} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+    return "\n".join(rows) + "\n"
+
+
+def scenes_table(result: dict[str, Any]) -> str:
+    """Pictures as people take them."""
+    empty = f"{result['empty']} scenes without a digit {result['passed']:.1%}"
+    rows = [
+        f"{result['count']} pictures of each. Of {empty} have a score of {result['sure']} or more.",
+        "",
+        "| scene | thick | thin |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {thick:.0%} | {thin:.0%} |"
+            for name, (thick, thin) in result["right"].items()
+        ),
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def networks_table(result: dict[str, Any]) -> str:
+    """Networks that were compared."""
+    from training.compare import markdown  # noqa: PLC0415 - PyTorch is slow to load
+
+    return markdown(result["rows"]) + "\n"
+
+
+def pages() -> dict[Path, dict[str, str]]:
+    """What stands between which comments of which document."""
+    presentations, scenes, networks = (
+        json.loads(path.read_text()) for path in (PRESENTATIONS, SCENES, NETWORKS)
+    )
+    committed = results.all_committed()
+    return {
+        ROOT / "docs/performance.md": {"results": tables(committed)},
+        ROOT / "README.md": {"results": headlines(committed)},
+        ROOT / "docs/training.md": {"networks": networks_table(networks)},
+        ROOT / "docs/images.md": {
+            "presentations": presentations_table(presentations),
+            "scenes": scenes_table(scenes),
+            "others": others_table(presentations),
+        },
+    }
 
 
 def main(argv: list[str]) -> int:
@@ -109,9 +187,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="fail if a document would change")
     check = parser.parse_args(argv).check
     behind = 0
-    for page, made in PAGES.items():
+    for page, blocks in pages().items():
         document = page.read_text()
-        renewed = updated(document, made(results.all_committed()))
+        renewed = filled_in(document, blocks)
         if check and document != renewed:
             print(f"{page.name} is not what the results say; run: {RENEW}", file=sys.stderr)
             behind = 1

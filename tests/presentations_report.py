@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.tables import PRESENTATIONS, others_table, presentations_table
 from digits.images import examine_grey, grey_of
 from tests import presentations as p
 from tests.judge import engine, judge
@@ -42,17 +44,18 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=("test", "train"))
     parser.add_argument("--fonts", type=Path, nargs="*", default=[], help="handwriting fonts")
     parser.add_argument("--picture", action="store_true", help="draw docs/pictures/images.png only")
+    parser.add_argument("--commit", action="store_true", help=f"write {PRESENTATIONS}, of the docs")
     arguments = parser.parse_args()
     root = data_dir(arguments.data_dir)
     split = load_split("mnist", arguments.split, root)
     if arguments.picture:
         draw(split)
         return
-    report = Report()
-    report.presentations(split, arguments.limit)
-    report.other_digits(arguments.fonts)
     fashion = load_split("fashion-mnist", arguments.split, root).images.numpy()
-    report.others(split, fashion, arguments.fonts, arguments.limit)
+    result = Report(arguments.limit, arguments.fonts).result(split, fashion)
+    print(presentations_table(result), others_table(result), sep="\n", end="")
+    if arguments.commit:
+        PRESENTATIONS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def normalised(files: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -67,30 +70,44 @@ def present(name: str, digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Report:
-    """Prints the tables."""
+    """What the tables are made of.
 
-    def __init__(self) -> None:
+    Args:
+        limit: Pictures of each kind.
+        fonts: Files of handwriting fonts.
+    """
+
+    def __init__(self, limit: int, fonts: list[Path]) -> None:
+        self._limit, self._fonts = limit, fonts
         self._engine = engine()
-        self._scores: dict[str, np.ndarray] = {}
+        self._scores: list[np.ndarray] = []
 
-    def presentations(self, split: Split, limit: int) -> None:
-        """Accuracy of every presentation beside the raw pixels'."""
-        digits, labels = split.images[:limit].numpy(), split.labels[:limit].numpy()
-        raw = self._accuracy(digits, labels)
-        print(f"{len(digits)} digits, raw pixels {raw:.2f} %\n")
-        print("| presentation | accuracy | difference |\n|---|---|---|")
+    def result(self, split: Split, fashion: np.ndarray) -> dict[str, Any]:
+        """Shares, from 0 to 1."""
+        digits, labels = (part[: self._limit].numpy() for part in (split.images, split.labels))
+        return {
+            "limit": len(digits),
+            "raw": self._accuracy(digits, labels),
+            "right": self._presentations(digits, labels),
+            "other_digits": self._other_digits(),
+            **self._others(split.images.numpy(), fashion),
+        }
+
+    def _presentations(self, digits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        right = {}
         with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             run = partial(present, digits=digits)
             for name, seen in zip(p.PRESENTATIONS, pool.map(run, p.PRESENTATIONS), strict=True):
-                accuracy = self._accuracy(seen[0], labels)
-                print(f"| {name} | {accuracy:.2f} % | {accuracy - raw:+.2f} |", flush=True)
-                self._scores[name] = self._score(*seen)
+                right[name] = self._accuracy(seen[0], labels)
+                self._scores.append(self._score(*seen))
+        return right
 
-    def other_digits(self, fonts: list[Path]) -> None:
-        """Accuracy on digits that are not MNIST's."""
-        print("\n| digits | number | accuracy |\n|---|---|---|")
+    def _other_digits(self) -> dict[str, tuple[int, float]]:
+        """Number and share that is right of digits that are not MNIST's."""
         sources: dict[str, tuple[list[bytes], list[int]]] = {}
-        for name, faces in (("DejaVu fonts", p.bundled_fonts()), ("handwriting fonts", fonts)):
+        for name, faces in (
+            ("DejaVu fonts, three sizes", p.bundled_fonts()), ("handwriting fonts", self._fonts),
+        ):  # fmt: skip
             drawn = [(side, f, d) for side in (40, 100, 300) for f in faces for d in range(10)]
             files = [p.character(str(d), face, side) for side, face, d in drawn]
             sources[name] = files, [d for _, _, d in drawn]
@@ -100,18 +117,20 @@ class Report:
             data = load_digits()
             small = [Image.fromarray((255 - i * 15).astype(np.uint8)) for i in data.images]
             sources["UCI optdigits, 8x8"] = [p.png(image) for image in small], data.target.tolist()
-        for name, (files, labels) in sources.items():
-            if files:
-                accuracy = self._accuracy(normalised(files)[0], np.array(labels))
-                print(f"| {name} | {len(files):,} | {accuracy:.2f} % |", flush=True)
+        return {
+            name: (len(files), self._accuracy(normalised(files)[0], np.array(labels)))
+            for name, (files, labels) in sources.items()
+            if files
+        }
 
-    def others(self, split: Split, fashion: np.ndarray, fonts: list[Path], limit: int) -> None:
+    def _others(self, digits: np.ndarray, fashion: np.ndarray) -> dict[str, Any]:
         """How many of what is no digit pass a threshold that keeps most digits."""
-        digits = split.images.numpy()
         makers: dict[str, Callable[[np.random.Generator], bytes]] = {
-            "letters, DejaVu": p.letter,
+            "letters, DejaVu Serif and Mono": p.letter,
             "Fashion-MNIST, as they are": lambda r: p.unchanged(_any(fashion, r), r),
-            "Fashion-MNIST, dark on light 280": lambda r: p.png(p.on_paper(_any(fashion, r))),
+            "Fashion-MNIST, dark on light, 280 pixels": lambda r: p.png(
+                p.on_paper(_any(fashion, r))
+            ),
             "shapes": p.shape,
             "two digits": lambda r: p.several_digits([_any(digits, r) for _ in range(2)]),
             "three digits": lambda r: p.several_digits([_any(digits, r) for _ in range(3)]),
@@ -119,34 +138,39 @@ class Report:
             "white noise": p.white_noise,
             "blank": p.blank,
         }
-        if fonts:
-            makers["letters, handwriting fonts"] = lambda r: p.letter(r, fonts)
-        kept = np.concatenate(list(self._scores.values()))
+        if self._fonts:
+            makers["letters, handwriting fonts"] = lambda r: p.letter(r, self._fonts)
         plain = self._score(*present("unchanged", digits))  # all of them, whatever the limit
         thresholds = [float(np.quantile(plain, 1 - share)) for share in KEPT]
-        shares = " | ".join(
-            f"{share:.1%} kept, from {t:.3f}" for share, t in zip(KEPT, thresholds, strict=True)
-        )
-        print(f"\n| pictures | AUROC | {shares} |\n|---|---|{'---|' * len(KEPT)}")
-        self._row("all presentations", kept, plain, thresholds)
+        passing = {
+            "digits in all presentations": _passing(np.concatenate(self._scores), thresholds)
+        }
+        auroc = {}
         for name, maker in makers.items():
             rng = np.random.default_rng(1)
-            scores = self._score(*normalised(maker(rng) for _ in range(limit)))
-            self._row(name, scores, plain, thresholds)
-
-    def _row(self, name: str, scores: np.ndarray, digits: np.ndarray, limits: list[float]) -> None:
-        ordered = np.sort(digits)
-        sides = [np.searchsorted(ordered, scores, side) for side in ("left", "right")]
-        auroc = 1 - float(np.mean(sides)) / len(ordered)
-        passing = " | ".join(f"{(scores >= limit).mean():.1%}" for limit in limits)
-        print(f"| {name} | {auroc:.3f} | {passing} |", flush=True)
+            scores = self._score(*normalised(maker(rng) for _ in range(self._limit)))
+            passing[name], auroc[name] = _passing(scores, thresholds), _auroc(plain, scores)
+        return {
+            "kept": KEPT, "thresholds": thresholds, "passing": passing, "auroc": auroc,
+        }  # fmt: skip
 
     def _accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
-        return float((self._engine.run(images).argmax(axis=1) == labels).mean() * 100)
+        return float((self._engine.run(images).argmax(axis=1) == labels).mean())
 
     def _score(self, images: np.ndarray, plausibility: np.ndarray) -> Any:
         probabilities, is_digit = self._engine.answer(images)
         return probabilities.max(axis=1) * is_digit * plausibility
+
+
+def _passing(scores: np.ndarray, thresholds: list[float]) -> list[float]:
+    return [float((scores >= threshold).mean()) for threshold in thresholds]
+
+
+def _auroc(digits: np.ndarray, others: np.ndarray) -> float:
+    """The probability that a digit has the higher score; ties count half."""
+    ordered = np.sort(digits)
+    sides = [np.searchsorted(ordered, others, side) for side in ("left", "right")]
+    return 1 - float(np.mean(sides)) / len(ordered)
 
 
 def _any(images: np.ndarray, rng: np.random.Generator) -> Any:

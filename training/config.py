@@ -8,8 +8,7 @@ from typing import Any
 
 # Named here and not where they are made, so that a wrong one is told before PyTorch is loaded.
 ARCHITECTURE_NAMES = (
-    "mlp", "conv16", "conv16-32", "conv16-32-fc128", "conv32-64-fc128", "conv32-64-128", "strided",
-    "light",
+    "mlp", "conv16", "conv16-32", "conv16-32-fc128", "conv32-64-fc128", "conv32-64-128",
 )  # fmt: skip
 # Or the layers themselves: ``training.model.from_text``.
 LAYERS = re.compile(r"[1-9]\d{0,2}(-([1-9]\d{0,2}s?|p))*")
@@ -41,7 +40,8 @@ class TrainingConfig:
     """
 
     arch: str = option(
-        "light", f"architecture: {', '.join(ARCHITECTURE_NAMES)}, or layers such as 32-p-48-48s-p"
+        "16-24-48s-48-p",
+        f"architecture: {', '.join(ARCHITECTURE_NAMES)}, or layers such as 32-p-48-48s-p",
     )
     kernel_size: int = option(
         3, "kernel of every convolution, where the architecture has the choice", choices=(3, 5)

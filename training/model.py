@@ -127,9 +127,6 @@ ARCHITECTURES: dict[str, Callable[[Knobs], list[nn.Module]]] = {
     "conv16-32-fc128": conv16_32_fc128,
     "conv32-64-fc128": conv32_64_fc128,
     "conv32-64-128": conv32_64_128,
-    "strided": partial(from_text, "32-32-64s-64-p"),
-    # The default. Strides in place of pooling are cheaper still and read shifted digits worse.
-    "light": partial(from_text, "32-p-48-48-p"),
 }
 WITH_KNOBS = frozenset({"conv32-64-128"})
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 
-# Keys that are remembered; of more, those with full buckets are forgotten, else the oldest.
+# Keys that are remembered; of more, the least recently used are forgotten.
 MAX_KEYS = 4096
 
 
@@ -39,11 +40,6 @@ class TokenBucket:
         self._left -= units
 
     @property
-    def is_full(self) -> bool:
-        """Whether nothing is missing, as of the last refill."""
-        return self._left >= self._burst
-
-    @property
     def wait_s(self) -> float:
         """Seconds from the last refill until there is no debt."""
         return max(0.0, -self._left / self._per_s)
@@ -62,7 +58,7 @@ class TokenBuckets:
     def __init__(self, per_s: float) -> None:
         self._per_s = per_s
         self._lock = threading.Lock()
-        self._buckets: dict[str, TokenBucket] = {}
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def take(self, key: str, units: float, now: float) -> float:
         """Takes units; returns 0, or the seconds after which they may be had.
@@ -73,19 +69,13 @@ class TokenBuckets:
             now: Monotonic seconds.
         """
         with self._lock:
-            # Put back last: the first key is the one that was used longest ago.
-            bucket = self._buckets.pop(key, None) or TokenBucket(self._per_s, self._per_s)
-            self._buckets[key] = bucket
+            bucket = self._buckets.get(key)
+            if bucket is None:
+                bucket = self._buckets[key] = TokenBucket(self._per_s, self._per_s)
+                if len(self._buckets) > MAX_KEYS:
+                    self._buckets.popitem(last=False)
+            self._buckets.move_to_end(key)
             if bucket.refill(now) < 0:
                 return bucket.wait_s
             bucket.take(units)
-            if len(self._buckets) > MAX_KEYS:
-                self._forget(now)
             return 0.0
-
-    def _forget(self, now: float) -> None:
-        for bucket in self._buckets.values():
-            bucket.refill(now)
-        full = [key for key, bucket in self._buckets.items() if bucket.is_full]
-        for key in full or [next(iter(self._buckets))]:
-            del self._buckets[key]

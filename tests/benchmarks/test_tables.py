@@ -1,4 +1,4 @@
-"""The figures in docs/performance.md and README.md are made of the committed results."""
+"""The tables of the documents are made of the committed results."""
 
 from __future__ import annotations
 
@@ -46,10 +46,9 @@ def test_document_that_is_behind_is_renewed_and_the_check_fails_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = tmp_path / "performance.md"
-    document.write_text(f"before\n{tables.BEGIN}old\n{tables.END}\nafter\n")
-    monkeypatch.setattr(tables, "PAGES", {document: tables.tables})
-    monkeypatch.setattr(results, "COMMITTED", tmp_path)
-    RESULT.write(tmp_path / "2-cores-no-vnni.json")
+    document.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
+    blocks = {"results": tables.table("2-cores-no-vnni", RESULT)}
+    monkeypatch.setattr(tables, "pages", lambda: {document: blocks})
     assert tables.main(["--check"]) == 1
     assert "run: python -m benchmarks.tables" in capsys.readouterr().err
     assert "old" in document.read_text()
@@ -60,4 +59,4 @@ def test_document_that_is_behind_is_renewed_and_the_check_fails_before(
 
 def test_document_without_a_place_for_tables_is_refused() -> None:
     with pytest.raises(ValueError, match="expected <!-- results -->"):
-        tables.updated("no comments", "")
+        tables.filled_in("no comments", {"results": ""})

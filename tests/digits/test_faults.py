@@ -147,7 +147,7 @@ def test_permanent_error_is_not_retried(
 @CLIENTS
 def test_message_over_the_servers_limit_is_sent_once(server: RunningServer, classify: Any) -> None:
     many = np.zeros((20_000, 28, 28), np.uint8)
-    with pytest.raises(DigitError, match="larger than the server takes: lower req") as caught:
+    with pytest.raises(DigitError, match="more than the server takes: lower req") as caught:
         classify(server.address, many, request_images=20_000)
     assert caught.value.code is EXHAUSTED
     assert not caught.value.transient

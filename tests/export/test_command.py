@@ -80,6 +80,7 @@ def test_command_gates_judges_writes_and_lists(
     assert serving(repository) == 0, "the only release, and not published"
 
 
+@pytest.mark.full
 def test_command_exits_with_1_and_writes_nothing_when_the_gate_fails(
     checkpoint: Checkpoint,
     split: Split,
@@ -104,6 +105,7 @@ def test_command_exits_with_1_and_writes_nothing_when_the_gate_fails(
     assert "gate failed, nothing was written: fp32: test images: confusion matrix" in error
 
 
+@pytest.mark.full
 def test_release_that_is_no_worse_is_published_and_says_how_to_serve_it(
     run_command: Callable[..., tuple[Any, Any]],
     repository: Path,

@@ -23,12 +23,13 @@ from service.artifact.golden import GOLDEN_TOLERANCE
 from service.serving.loader import load_model
 from tests.export.conftest import LABELS, Silent, correct, trained
 from training.checkpoint import Checkpoint
-from training.config import make_config
+from training.config import TrainingConfig, make_config
 from training.data import DATASETS, Split
 from training.model import ARCHITECTURES
 from training.sets import Sets
 
 
+@pytest.mark.full
 def test_same_checkpoint_exports_to_the_same_bytes_in_another_process(
     model: Any, checkpoint: Checkpoint
 ) -> None:
@@ -49,7 +50,7 @@ def test_graph_takes_raw_bytes_and_says_so(model: Any) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, TrainingConfig.arch])
 def test_every_architecture_trains_exports_with_parity_and_serves(
     arch: Any, split: Split, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

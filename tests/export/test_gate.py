@@ -134,6 +134,7 @@ def test_gate_catches_a_dropped_softmax(model: Any, gate: Callable[..., Any]) ->
         gate(proto.SerializeToString(), reporter=UntilCaught())
 
 
+@pytest.mark.full
 def test_gate_catches_a_stale_file(
     checkpoint: Checkpoint, split: Split, gate: Callable[..., Any]
 ) -> None:

@@ -117,6 +117,7 @@ def test_gate_catches_a_layer_left_in_float(model: Any, int8_gate: Callable[...,
         int8_gate(model, reporter=UntilCaught())
 
 
+@pytest.mark.full
 def test_validation_images_decide_and_test_images_are_reported(
     int8_gate: Callable[..., Any], model: Any, references: Any, split: Split
 ) -> None:
@@ -145,6 +146,7 @@ def test_golden_digits_hold_the_answers_of_each_variant(made: Any) -> None:
         np.testing.assert_array_equal(expected, outputs.probabilities)
 
 
+@pytest.mark.full
 def test_network_without_convolutions_stays_fp32_and_says_why(
     split: Split, sets: Sets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +163,7 @@ def test_network_without_convolutions_stays_fp32_and_says_why(
     assert not is_quantizable(releases[0].variants[0].model)
 
 
+@pytest.mark.full
 def test_failing_int8_is_left_out_with_its_reason_unless_it_was_asked_for(
     checkpoint: Checkpoint, sets: Sets, references: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

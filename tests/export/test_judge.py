@@ -85,6 +85,7 @@ def test_first_release_needs_only_the_floor(candidate: Candidate, split: Split) 
     assert found.reasons[0].startswith("accuracy: expected at least 101.00%, got ")
 
 
+@pytest.mark.full
 def test_slower_by_more_than_other_work_explains_is_worse(
     candidate: Candidate, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ def test_slower_by_more_than_other_work_explains_is_worse(
         assert verdicts(found)["images/s, batches of 64, one thread"] == verdict
 
 
+@pytest.mark.full
 def test_speed_is_measured_of_every_model(model: Any, int8_model: Any, split: Split) -> None:
     rates = images_per_s([model, int8_model], split.images.numpy()[:64])
     assert len(rates) == 2

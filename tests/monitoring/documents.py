@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness import running_server
+from benchmarks.tables import filled_in
 from tests.monitoring.dashboard import MONITORING, RULES
 
 METRICS_DOC = Path(__file__).parents[2] / "docs/metrics.md"
@@ -42,16 +43,6 @@ def write() -> None:
     PROMETHEUSRULE.write_text(prometheusrule())
 
 
-def filled_in(document: str, tables: dict[str, str]) -> str:
-    """The document with each table between its pair of comments."""
-    for name, table in tables.items():
-        before, begin, rest = document.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->")
-        assert end, f"docs/metrics.md: expected a pair of comments around {name}"
-        document = f"{before}{begin}{table}\n{end}{after}"
-    return document
-
-
 def metrics_table(exported: str) -> str:
     """Every metric in the text of /metrics."""
     rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
@@ -61,7 +52,7 @@ def metrics_table(exported: str) -> str:
         rows.append(
             f"| `{family.name}{suffix}` | {kind} | {_labels(family)} | {family.documentation} |"
         )
-    return "\n".join(rows)
+    return "\n".join(rows) + "\n"
 
 
 def _labels(family: Metric) -> str:
@@ -92,7 +83,7 @@ def alerts_table() -> str:
             f"| [{rule['alert']}]({link}) | {rule['labels']['severity']} "
             f"| {rule['annotations']['summary']} | `{expr}` | {rule.get('for', 'at once')} |"
         )
-    return "\n".join(rows)
+    return "\n".join(rows) + "\n"
 
 
 def prometheusrule() -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks.tables import filled_in
 from tests.conftest import ROOT, RunningServer, wait_until
 from tests.monitoring import documents
 from tests.monitoring.check import problems, promtool
@@ -141,7 +142,7 @@ def test_tables_are_what_the_server_exports(start_server: Callable[..., RunningS
     text, _ = exported(start_server())
     written = {"metrics": documents.metrics_table(text), "alerts": documents.alerts_table()}
     document = (ROOT / "docs/metrics.md").read_text()
-    assert document == documents.filled_in(document, written), REGENERATE
+    assert document == filled_in(document, written), REGENERATE
 
 
 def test_everything_asks_for_metrics_that_exist(

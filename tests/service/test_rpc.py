@@ -114,7 +114,8 @@ def test_oversize_request_is_split_and_rejoined_in_order(
         (pixels(IMAGE * 4097), "pixels", "pixels: expected 1 to 4096 images, got 4097"),
         (encoded(), "encoded.files", "encoded.files: expected 1 to 4096 images, got 0"),
         (encoded(b"GIF89a"), "encoded.files[0]",
-         "encoded.files[0]: expected a PNG, JPEG, WebP or BMP file, got 6 bytes of GIF"),
+         ("encoded.files[0]: expected a PNG, JPEG, WebP or BMP file, got 6 bytes of GIF; convert "
+          "it to PNG")),
     ],
 )  # fmt: skip
 def test_bad_request_is_refused_naming_field_expected_and_got(

@@ -57,6 +57,7 @@ def infer_request(**fields: Any) -> bytes:
     ).SerializeToString()
 
 
+@pytest.mark.full
 @TRANSPORTS
 def test_what_model_infer_would_repeat_is_refused(
     start_server: Callable[..., RunningServer], transport: str

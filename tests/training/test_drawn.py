@@ -70,7 +70,7 @@ def test_drawn_digits_are_seeded_and_labelled() -> None:
 def test_whether_an_image_is_a_digit_is_learned_and_changes_no_answer(train: Split) -> None:
     """Of a network that was never trained: its features tell the two sorts apart all the same."""
     torch.manual_seed(0)
-    plain = Classifier("light").eval()
+    plain = Classifier(TrainingConfig.arch).eval()
     plain.temperature.fill_(0.5)
     scored = fit_is_digit(plain, CONFIG, train)
     logits, is_digit = scored.answer(train.images)

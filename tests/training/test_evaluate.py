@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from training.compare import paired
+from training.config import TrainingConfig
 from training.corruptions import CORRUPTIONS
 from training.data import Split
 from training.evaluate import evaluate, predict_logits, wilson_interval
@@ -15,7 +16,7 @@ from training.model import Classifier
 
 
 def test_evaluation_counts_by_hand(split: Split) -> None:
-    model = Classifier("light")
+    model = Classifier(TrainingConfig.arch)
     metrics = evaluate(predict_logits(model, split.images), split.labels)
     predicted = predict_logits(model, split.images).argmax(dim=1).numpy()
     truth = split.labels.numpy()

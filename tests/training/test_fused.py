@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from training.config import TrainingConfig
 from training.fused import ColumnConvolution, fused, plain_first, plain_kernel
 from training.model import ARCHITECTURES, Classifier
 
@@ -30,7 +31,7 @@ def pixels() -> Any:
     return torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(1), dtype=torch.double)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, TrainingConfig.arch])
 def test_network_without_batch_norms_answers_the_same(arch: Any, pixels: Any) -> None:
     model = trained(arch)
     network = fused(model.network)
@@ -43,7 +44,7 @@ def test_network_without_batch_norms_answers_the_same(arch: Any, pixels: Any) ->
 
 
 def test_convolution_on_four_columns_makes_the_same_features(pixels: Any) -> None:
-    network = fused(trained("light").network)
+    network = fused(trained(TrainingConfig.arch).network)
     first = plain_first(list(network))
     assert first is not None
     expected = torch.relu(first(pixels.unsqueeze(1)))

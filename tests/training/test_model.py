@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from training import __main__ as command
+from training.config import TrainingConfig
 from training.model import ARCHITECTURES, Classifier, Knobs, parameter_count, trace_layers
 
 # Counted by hand: weights and biases of every layer.
@@ -20,7 +21,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, TrainingConfig.arch])
 def test_every_architecture_maps_pixels_to_logits(arch: Any) -> None:
     model = Classifier(arch).eval()
     with torch.inference_mode():
@@ -68,7 +69,10 @@ def test_pixels_are_scaled_and_not_shifted() -> None:
 
 def test_scored_classifier_also_says_whether_an_image_is_a_digit() -> None:
     images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
-    plain, scored = Classifier("light").eval(), Classifier("light", scored=True).eval()
+    plain, scored = (
+        Classifier(TrainingConfig.arch).eval(),
+        Classifier(TrainingConfig.arch, scored=True).eval(),
+    )
     assert [tuple(part.shape) for part in plain.answer(images)] == [(5, 10), (5, 0)]
     scored.temperature.fill_(2)
     logits, is_digit = scored.answer(images)
@@ -87,7 +91,7 @@ def test_layers_are_traced_with_shapes_parameters_and_macs() -> None:
     assert layers[-1].shape == (5, 10)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, TrainingConfig.arch])
 def test_describe_prints_every_layer(arch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["describe", f"--arch={arch}", "--batch=7"]) == 0
     printed = capsys.readouterr().out

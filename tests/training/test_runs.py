@@ -122,11 +122,10 @@ def test_what_a_network_does_not_have_is_told_in_one_line(
     assert command.main(["explain", seven, "--run-dir=mlp"]) == 1
     assert "mlp has no convolution to explain" in capsys.readouterr().err
     assert command.main(["describe", "--kernel-size=5"]) == 1
-    assert "light has no such choice" in capsys.readouterr().err
+    assert f"{TrainingConfig.arch} has no such choice" in capsys.readouterr().err
 
 
 def test_names_are_those_of_what_there_is() -> None:
     assert set(ARCHITECTURE_NAMES) == set(ARCHITECTURES)
     assert set(DATASET_NAMES) == set(DATASETS)
-    assert TrainingConfig.arch in ARCHITECTURES
     assert OWN in DATASETS

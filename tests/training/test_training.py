@@ -30,7 +30,7 @@ from training.model import Classifier
 from training.report import CAPTIONS
 from training.train import Trainer
 
-QUICK = TrainingConfig(epochs=2, batch_size=50, seed=3, validation=0, not_digits=False)
+QUICK = TrainingConfig(epochs=2, batch_size=50, seed=3, validation=0, drawn=0, not_digits=False)
 
 
 def judged(model: Any, split: Any) -> Any:
@@ -144,7 +144,8 @@ def test_interrupted_run_resumes_to_the_same_weights(
     split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     monkeypatch.setattr(sets, "load_split", lambda *_: split)
-    flags = [f"--recipe={recipe}", "--epochs=3", "--batch-size=50", "--validation=50"]
+    flags = [f"--recipe={recipe}", "--epochs=3", "--batch-size=50", "--no-not-digits"]
+    flags += ["--validation=50"]
     flags += ["--arch=conv32-64-128", "--dropout=0.3"]  # dropout draws from the global generator
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert command.main([*flags, f"--run-dir={whole}"]) == 0
@@ -206,7 +207,7 @@ def test_temperature_is_fitted_on_validation_and_applied(split: Split) -> None:
 
 
 def test_predictions_do_not_depend_on_the_batch_size(split: Split) -> None:
-    model = Classifier("light")
+    model = Classifier(TrainingConfig.arch)
     whole = predict(model, split.images, 500)[0]
     torch.testing.assert_close(predict(model, split.images, 7)[0], whole, atol=1e-5, rtol=1e-5)
 
@@ -240,7 +241,7 @@ def test_checkpoint_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
 
 def test_damaged_checkpoint_is_refused(split: Split, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(checkpoint_of(Classifier("light"), split), path)
+    save_checkpoint(checkpoint_of(Classifier(TrainingConfig.arch), split), path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         load_checkpoint(path)
@@ -303,6 +304,7 @@ def test_report_of_a_network_without_convolutions_leaves_the_filters_out(
     assert (tmp_path / "report.html").is_file()
 
 
+@pytest.mark.full
 def test_compare_averages_the_runs_of_an_architecture(
     split: Split,
     tmp_path: Path,
@@ -339,7 +341,9 @@ def test_compare_averages_the_runs_of_an_architecture(
 
 
 def test_explain_draws_the_steps_of_a_real_digit(split: Split, tmp_path: Path) -> None:
-    save_checkpoint(checkpoint_of(Classifier("light"), split), tmp_path / "checkpoint.pt")
+    save_checkpoint(
+        checkpoint_of(Classifier(TrainingConfig.arch), split), tmp_path / "checkpoint.pt"
+    )
     arguments = [f"--run-dir={tmp_path}", f"--out={tmp_path / 'out'}"]
     assert command.main(["explain", str(SAMPLES / "7.png"), *arguments]) == 0
     for name in ("steps", "layers"):
@@ -353,6 +357,7 @@ def test_explain_of_what_is_no_digit_is_an_error(
     assert "expected a PNG, JPEG, WebP or BMP file" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_accuracy_is_told_for_every_corruption(split: Split) -> None:
     model, _ = train(replace(QUICK, epochs=15, ema_decay=0.9), split)
     accuracy = evaluate_corruptions(partial(predict_logits, model), split)

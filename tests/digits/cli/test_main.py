@@ -112,7 +112,7 @@ def test_sigterm_ends_well_while_a_command_is_imported(
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize(
     "command",
-    ["classify {samples}", "classify --json {samples}", "info", "info --json", "health",
+    ["classify {samples}/7.png", "classify --json {samples}/7.png", "info", "info --json", "health",
      "top --once --interval-s 0.1 --metrics {http}/metrics"],
 )  # fmt: skip
 def test_output_that_nobody_reads_ends_a_command_quietly(
