@@ -34,6 +34,8 @@ from digits.parts import Part, parts
 WORK_SIDE, LOCAL_SIDE = 72, 160
 MIN_INK_SIDE = 36
 MAX_LOOKS = 3
+# What fills this share of the picture is a sheet; its border of so many pixels is cut off.
+SHEET_SHARE, SHEET_INSET = 0.5, 2
 # Local contrast is measured for strokes thinner than these shares of the picture's longer side:
 # the thinnest are thinner than a finger's shadow.
 FINE, MEDIUM, BROAD = 0.04, 0.07, 0.15
@@ -189,7 +191,7 @@ def readings(grey: npt.NDArray[Any]) -> Iterator[Normalised]:
 
 def _read(grey: Grey, find: Finder, side: int) -> Iterator[Normalised]:
     """Readings by one way to find ink, which is cut out and looked at closer where it is small."""
-    for _ in range(MAX_LOOKS):
+    for look in range(MAX_LOOKS):
         small = inks.shrunk(grey, side)
         ink = find(small)
         found = parts(ink)
@@ -197,14 +199,24 @@ def _read(grey: Grey, find: Finder, side: int) -> Iterator[Normalised]:
             return
         top, bottom, left, right = found[0].box
         longer, factor = max(bottom - top, right - left), math.ceil(max(grey.shape) / side)
-        if factor == 1 or longer >= MIN_INK_SIDE:
+        if look == 0 and found[0].framed and _is_sheet(found[0].values, ink.contrast):
+            margin = -SHEET_INSET
+        elif factor == 1 or longer >= MIN_INK_SIDE:
             break
-        margin = longer // 2 + 2
+        else:
+            margin = longer // 2 + 2
         rows = slice(max(0, top - margin) * factor, (bottom + margin) * factor)
         columns = slice(max(0, left - margin) * factor, (right + margin) * factor)
+        if not grey[rows, columns].size:
+            break
         grey = grey[rows, columns]
     for part in found:
         yield _in_form(ink, part)
+
+
+def _is_sheet(values: npt.NDArray[Any], contrast: float) -> bool:
+    """True of ink that fills most of the picture: paper in a frame, with the digit on it."""
+    return float((values > contrast / 2).mean()) > SHEET_SHARE
 
 
 def _in_form(ink: Ink, part: Part) -> Normalised:

@@ -51,6 +51,7 @@ class Part:
         box: Their bounding box.
         second: Area of the second largest component over the largest one's.
         encloses: Whether another digit may be inside.
+        framed: Whether it is a frame around the digit, or a sheet.
         whole: Whether there is next to no other ink, and it is away from the picture's border.
         alone: Whether it is whole and one component, and no frame; or whole and several, of which
             none spans the picture or is inside of another.
@@ -61,6 +62,7 @@ class Part:
     box: Box
     second: float = 0.0
     encloses: bool = False
+    framed: bool = False
     whole: bool = False
     alone: bool = False
     thing: bool = False
@@ -97,9 +99,10 @@ def _main_part(
     at_edge: Mask = np.any((low <= near) | (high >= far), axis=0)
     if count == 2:
         thing = not (ink.local or encloses) and _is_thing(mask, stats[1])
+        framed = not thing and _is_frame_or_sheet(mask, stats[1])
         whole = not (rivals or at_edge[0])
-        alone = whole and not (ink.local or thing or _is_frame_or_sheet(mask, stats[1]))
-        return _part(ink, mask, 0.0, encloses, whole, alone, thing)
+        alone = whole and not (framed or ink.local)
+        return _part(ink, mask, 0.0, encloses, framed, whole, alone, thing)
     weights = _weights(ink, labels, high - low, area, at_edge)
     # An underline, as wide as the digit or wider, is no part of it.
     width, height = high - low
@@ -110,11 +113,12 @@ def _main_part(
     chosen, second = _belonging(low, high, np.where(line, 0, weights), main, local=ink.local)
     others = float(weights[~(chosen | line)].sum() / weights[main])
     whole = not (rivals or at_edge[main]) and others < FAR_SPECK_SHARE
+    framed = _is_frame_or_sheet(mask, stats[main + 1])
     spans: Mask = np.any(high - low >= LINE_SHARE * far, axis=0)
     nested = _within(low, high, low[:, [main]], high[:, [main]])
     alone = whole and second > 0 and not ink.local and not (spans | nested)[chosen].any()
     kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
-    return _part(ink, kept, second, encloses, whole, alone)
+    return _part(ink, kept, second, encloses, framed, whole, alone)
 
 
 def _within(low: Values, high: Values, outer_low: Values, outer_high: Values) -> Mask:
