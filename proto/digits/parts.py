@@ -21,6 +21,8 @@ FAR = 0.25
 # has this share of its area; for local contrast, this share of the picture's side.
 INNER_SHARE = 0.20
 INNER_SIDE = 0.12
+# What covers more of the picture's border than this does more than touch it.
+TOUCHING = 0.1
 # Contrast of this share of the strongest is ink, less may be its blur.
 CORE = 0.5
 # A component of at most this aspect ratio that fills this share of its bounding box is a sheet; one
@@ -52,9 +54,9 @@ class Part:
         second: Area of the second largest component over the largest one's.
         encloses: Whether another digit may be inside.
         framed: Whether it is a frame around the digit, or a sheet.
-        whole: Whether there is next to no other ink, and it is away from the picture's border.
-        alone: Whether it is whole and one component, and no frame; or whole and several, of which
-            none spans the picture or is inside of another.
+        whole: Whether there is next to no other ink, and it does no more than touch the border.
+        alone: Whether it is whole, away from the picture's border, and one component, and no frame;
+            or several, of which none spans the picture or is inside of another.
         thing: Whether it is a solid thing across the picture.
     """
 
@@ -97,12 +99,13 @@ def _main_part(
     near = 1 if ink.local else 0
     far = np.array([[mask.shape[1] - near], [mask.shape[0] - near]])
     at_edge: Mask = np.any((low <= near) | (high >= far), axis=0)
+    # A digit that touches the border does so in a few pixels; shadows and desks end there.
+    rivals |= bool(at_edge.any()) and float(border_of(mask).mean()) > TOUCHING
     if count == 2:
         thing = not (ink.local or encloses) and _is_thing(mask, stats[1])
         framed = not thing and _is_frame_or_sheet(mask, stats[1])
-        whole = not (rivals or at_edge[0])
-        alone = whole and not (framed or ink.local)
-        return _part(ink, mask, 0.0, encloses, framed, whole, alone, thing)
+        alone = not (rivals or at_edge[0] or framed or ink.local)
+        return _part(ink, mask, 0.0, encloses, framed, not rivals, alone, thing)
     weights = _weights(ink, labels, high - low, area, at_edge)
     # An underline, as wide as the digit or wider, is no part of it.
     width, height = high - low
@@ -112,11 +115,11 @@ def _main_part(
     line[main] = False
     chosen, second = _belonging(low, high, np.where(line, 0, weights), main, local=ink.local)
     others = float(weights[~(chosen | line)].sum() / weights[main])
-    whole = not (rivals or at_edge[main]) and others < FAR_SPECK_SHARE
+    whole = not rivals and others < FAR_SPECK_SHARE
     framed = _is_frame_or_sheet(mask, stats[main + 1])
     spans: Mask = np.any(high - low >= LINE_SHARE * far, axis=0)
     nested = _within(low, high, low[:, [main]], high[:, [main]])
-    alone = whole and second > 0 and not ink.local and not (spans | nested)[chosen].any()
+    alone = whole and second > 0 and not (ink.local or (spans | nested | at_edge)[chosen].any())
     kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
     return _part(ink, kept, second, encloses, framed, whole, alone)
 
