@@ -45,6 +45,8 @@ def _as_numpy(images: Any) -> npt.NDArray[Any]:
             images = images.detach().cpu()
             images = (images.float() if images.is_floating_point() else images).numpy(force=True)
         array = np.asarray(images)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever the library of the array raises
         raise ValueError(
             f"images: expected numbers in equally long rows, got a {type(images).__name__} that "

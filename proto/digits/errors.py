@@ -54,7 +54,7 @@ HINTS = (
     (
         Code.RESOURCE_EXHAUSTED,
         "larger than max",
-        "more than the server takes: lower request_images, or pip install pillow to shrink files",
+        "more than the server takes: lower request_images; with Pillow, files are shrunk first",
     ),
 )
 # Parts of gRPC's own messages by which no connection was made.

@@ -135,6 +135,8 @@ def as_image(picture: Any) -> Image.Image:
         PictureError: If it is neither.
     """
     if isinstance(picture, Image.Image):
+        with _reading():
+            picture.load()  # one that is not decoded yet would be decoded small, in place
         return picture
     try:
         return Image.fromarray(picture)
@@ -250,8 +252,9 @@ def _on_paper(image: Image.Image) -> Image.Image:
     drawn = tones[weights >= 128]
     flat = np.ptp(drawn) < FLAT if drawn.size else True
     level = light if flat or weights.mean() <= 128 else round(mean)
-    # Around what was trimmed to its ink there would be no paper to tell that from.
-    margin = 1 + max(image.size) // MARGIN
+    # Around what was trimmed to its ink there would be no paper to tell that from. No more of it
+    # than the picture is narrow: a line of 16,384 pixels must not become an area.
+    margin = min(1 + max(image.size) // MARGIN, *image.size)
     paper = Image.new("RGBA", [side + 2 * margin for side in image.size], (level,) * 3 + (255,))
     paper.alpha_composite(image, (margin, margin))
     return paper

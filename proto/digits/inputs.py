@@ -132,7 +132,7 @@ def _contents(pictures: Pictures) -> Iterator[tuple[bool, bytes]]:
     elif _is_pil(pictures):
         from digits import files  # noqa: PLC0415 - who has a PIL image has Pillow
 
-        yield False, files.as_png(pictures)
+        yield False, files.as_png(files.as_image(pictures))
     elif is_array(pictures):
         pixels = memoryview(raw_pixels(pictures).tobytes())
         for start in range(0, len(pixels), IMAGE_BYTES):

@@ -29,8 +29,9 @@ CORE = 0.5
 # that covers the second share of each side, in a band of the third share of the box, is a frame.
 WIDE, SHEET_FILL, FRAME_COVER, FRAME_BAND = 2.5, 0.5, 0.8, 0.12
 # A component as long as this share of the picture's side is a line across it. An underline is so
-# many times as wide as high; if it touches the digit, it is in the lowest share of their box.
-LINE_SHARE, FLAT, LINE_BAND = 0.95, 3, 0.15
+# many times as wide as high; if it touches the digit, it is in the lowest share of their box, which
+# is no narrower than the last share of its height: else it is the base of a 1.
+LINE_SHARE, FLAT, LINE_BAND, BASE = 0.95, 3, 0.15, 0.75
 # By distance from the outline: a ring ends where less than this share of the pixels is ink, if it
 # is narrower than the second share of its radius.
 RING_INK, RING_WIDTH = 0.5, 0.25
@@ -174,7 +175,7 @@ def _above_line(mask: Grey) -> Grey | None:
     left, top, width, height = cv2.boundingRect(mask)
     band, margin = round(LINE_BAND * height) + 1, 1 + width // 32
     inked = mask[top : top + height, left : left + width]
-    if not width or _cover(inked[-band:], 0) <= LINE_SHARE:
+    if width < max(1, BASE * height) or _cover(inked[-band:], 0) <= LINE_SHARE:
         return None
     above = np.any(inked[:-band], axis=0)
     if above[:margin].any() or above[-margin:].any() or not above.any():

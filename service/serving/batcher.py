@@ -320,8 +320,9 @@ class Batcher:
             self.distribute(batch)
         finally:
             if batch.split:
-                with self._condition:  # the thread itself wakes the others as it ends
+                with self._condition:
                     self._splitting -= 1
+                    self._condition.notify_all()
         self._replies.end(batch)
         if batch.error is not None:
             self._log_failure(batch.error)

@@ -208,3 +208,9 @@ def test_damaged_exif_is_no_reason_to_refuse(sample: dict[str, np.ndarray]) -> N
     place = good.index(b"Exif\0\0") + 6
     damaged = good[:place] + b"\xff" * 16 + good[place + 16 :]
     assert normalise(damaged).any()
+
+
+def test_line_of_transparent_pixels_stays_a_line() -> None:
+    """Paper around it, a tenth of its length on all sides, was 64 million pixels."""
+    with opened(p.png(Image.new("RGBA", (16_384, 1)))) as image:
+        assert grey(image).size < 4 * 16_384

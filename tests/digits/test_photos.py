@@ -76,7 +76,7 @@ def test_photo_is_sent_as_what_the_server_would_make_of_it(large: Path) -> None:
     assert (normalise(content) == normalise(large)).all()
     assert sent(large.read_bytes()) == content
     with Image.open(large) as image:
-        assert sent(image) == content
+        assert (normalise(sent(image)) == normalise(image)).all()
 
 
 def test_photo_is_classified(server: RunningServer, large: Path) -> None:
@@ -172,3 +172,13 @@ def test_with_pillow_the_same_file_is_classified(server: RunningServer, scan: Pa
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1].split()[1] == "7"
+
+
+def test_callers_image_keeps_its_size_and_mode() -> None:
+    """A JPEG that is not decoded yet is not decoded small in place."""
+    file = io.BytesIO()
+    Image.new("RGB", (3200, 2400), "white").save(file, "JPEG")
+    image = Image.open(file)
+    normalise(image)
+    list(classify_requests(image, 64))
+    assert (image.size, image.mode) == ((3200, 2400), "RGB")

@@ -14,8 +14,8 @@ from digits.ink import on_paper, shrunk
 from digits.parts import parts
 from tests import scenes
 from tests.judge import judge
+from tests.presentations import bundled_fonts, character, png
 from tests.presentations import on_paper as written_on_paper
-from tests.presentations import png
 from tests.scenes_report import SURE
 
 Sample = dict[str, Any]
@@ -32,6 +32,12 @@ def test_what_is_drawn_around_a_digit_is_taken_away(name: str, pen: str, sample:
         grey = grey_of(scenes.photo(scenes.SCENES[name], ink, rng))
         right += read(examine_grey(grey, read))[0] == label
     assert right >= 18
+
+
+@pytest.mark.parametrize("side", [40, 100, 300])
+def test_base_of_a_1_is_no_underline(side: int) -> None:
+    for font in bundled_fonts():
+        assert read(examine_grey(grey_of(character("1", font, side)), read))[0] == 1, font.name
 
 
 def test_digit_has_nothing_inside_of_it(sample: Sample) -> None:

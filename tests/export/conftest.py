@@ -31,7 +31,7 @@ from training.sets import Sets
 from training.train import Trainer
 
 LABELS = tuple("0123456789")
-CONFIG = TrainingConfig(epochs=12, batch_size=50, ema_decay=0.9, validation=0, drawn=0)
+CONFIG = TrainingConfig(epochs=12, batch_size=50, ema_decay=0.9, validation=0)
 
 
 class Silent:

@@ -33,7 +33,18 @@ class Nginx:
         self.address = f"127.0.0.1:{self._port}"
         self._log = folder / "nginx.log"
         self._write(down=())
-        command = [nginx_program(), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
+        own = f"daemon off; pid {folder}/nginx.pid; error_log stderr notice;"
+        command = [
+            nginx_program(),
+            "-p",
+            str(folder),
+            "-c",
+            "nginx.conf",
+            "-e",
+            "stderr",
+            "-g",
+            own,
+        ]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         try:

@@ -91,7 +91,12 @@ def _culprit(error: DigitError | OSError | PictureError, first: Item) -> tuple[i
 
 def _size(item: Item) -> int:
     picture = item.picture
-    return len(picture) if isinstance(picture, bytes) else picture.stat().st_size
+    if isinstance(picture, bytes):
+        return len(picture)
+    try:
+        return picture.stat().st_size
+    except OSError:  # it was moved meanwhile
+        return 0
 
 
 def _size_reason(error: DigitError) -> str:

@@ -65,6 +65,8 @@ def _items(name: str, passed_over: Counter[str]) -> Iterator[Item]:
 def _pictures_in(folder: Path, passed_over: Counter[str]) -> list[Path]:
     files, others = [], Counter[str]()
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
         suffix = path.suffix.lower()
         if suffix in SUFFIXES and not path.is_dir():
             files.append(path)

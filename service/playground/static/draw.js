@@ -185,8 +185,11 @@ async function show(file) {
   showNoAnswer("reading the picture");
   const bitmap = await createImageBitmap(file).catch(() => null);
   const large = bitmap && file.size > LARGE_BYTES && FORMATS.includes(file.type);
-  const body = large ? await shrunk(bitmap) : file;
-  if (reading !== file) return; // something else was begun meanwhile
+  const body = large ? await shrunk(bitmap).catch(() => file) : file;
+  if (reading !== file) { // something else was begun meanwhile
+    bitmap?.close();
+    return;
+  }
   picture = { name: file.name || "that", body, bitmap };
   update();
 }
@@ -203,7 +206,9 @@ function shrunk(bitmap) {
 }
 
 function asPng(canvas) {
-  return new Promise((done) => canvas.toBlob(done, "image/png"));
+  return new Promise((done, failed) => {
+    canvas.toBlob((blob) => (blob ? done(blob) : failed(new Error("no PNG was made"))), "image/png");
+  });
 }
 
 element("file").addEventListener("change", (event) => {
@@ -272,7 +277,8 @@ function showRefusal(status, error) {
   if (passes) changed = true;
   if (status === 429) return error.retry_after_s * 1000;
   showNoAnswer(passes ? "no answer yet" : "no answer");
-  const named = error.message.replace(/^(encoded\.files\[0\]|body)/, picture?.name ?? "the drawing");
+  const name = picture?.name ?? "the drawing";
+  const named = error.message.replace(/^(encoded\.files\[0\]|body)/, () => name);
   showProblem(passes ? `The server can not answer now: ${error.message}.` : named);
   return passes ? RETRY_MS : MIN_INTERVAL_MS;
 }
