@@ -125,7 +125,7 @@ OLD = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 release: ## Set the version in every file that names it, and date the changelog (VERSION=0.2.0)
 	@echo '$(VERSION)' | grep -qxE '[0-9]+\.[0-9]+\.[0-9]+' \
 		|| { echo 'VERSION: expected a number such as 0.2.0, got "$(VERSION)"' >&2; exit 2; }
-	git grep -lFw -e '$(OLD)' -- . ':!*.lock' ':!*.mod' ':!*.sum' ':!CHANGELOG.md' ':!tests' \
+	git grep -lFw -e '$(OLD)' -- . ':!*.lock' ':!*.mod' ':!*.sum' ':!CHANGELOG.md' ':!tests' ':!models' ':!*/results/*' \
 		| xargs sed -i 's/\b$(subst .,\.,$(OLD))\b/$(VERSION)/g'
 	sed -i "s/^## .*, unreleased$$/## $(VERSION), $$(date +%F)/" CHANGELOG.md
 

@@ -63,8 +63,11 @@ def compare(runs: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
         except CheckpointError as error:
             skipped.append(str(error))
             continue
-        if "validation" not in checkpoint.metrics:
+        validation = checkpoint.metrics.get("validation")
+        if validation is None:
             skipped.append(f"{run}: it has no validation images")
+        elif not set(HELD_OUT) <= validation["corruptions"].keys():
+            skipped.append(f"{run}: its corruptions are those of another version")
         else:
             groups.setdefault(_group(checkpoint), []).append(checkpoint)
     rows = []

@@ -15,7 +15,7 @@ Code = grpc.StatusCode
 # Source: gRFC A6. Whole milliseconds; whatever else is in it forbids a retry.
 PUSHBACK = "grpc-retry-pushback-ms"
 PUSHBACK_MS = re.compile("[0-9]{1,12}")
-# The call itself is wrong: no retry helps, whatever is said of when.
+# The call itself is wrong: not retried, even if the server sends a delay.
 PERMANENT = {
     Code.INVALID_ARGUMENT,
     Code.NOT_FOUND,

@@ -48,7 +48,7 @@ LINE = 0.6
 # The first reading is taken at this score, if it is of all the ink. Others are looked for until two
 # of the same digit have the second one; one with which no other agrees keeps this share of its own.
 SURE, AGREED, DOUBT = 0.5, 0.8, 0.3
-# Who has no network to ask takes a reading of this plausibility.
+# Without a network, the first reading at least this plausible is taken.
 PLAUSIBLE = 0.5
 MOST_HOLES = 2
 # What ends at the picture's border is cut off, unless its box fills this share of the picture.
@@ -146,7 +146,7 @@ def examine_grey(grey: npt.NDArray[Any], judge: Judge = by_shape) -> Normalised:
 
     Args:
         grey: The picture.
-        judge: Reads a reading; the network's, where there is one.
+        judge: Predicts digit and score of a reading; the server passes the network.
     """
     seen: list[tuple[float, int, Normalised]] = []
     for reading in readings(grey):
@@ -156,9 +156,9 @@ def examine_grey(grey: npt.NDArray[Any], judge: Judge = by_shape) -> Normalised:
         if not seen and reading.whole and score >= SURE:
             return reading
         seen.append((score, digit, reading))
-        agreeing = sorted((one for one in seen if one[1] == digit), key=itemgetter(0))
-        if len(agreeing) > 1 and agreeing[-2][0] >= AGREED:
-            return max(agreeing, key=itemgetter(0))[2]
+        agreeing = sorted((one for one in seen if one[1] == digit), key=itemgetter(0), reverse=True)
+        if len(agreeing) > 1 and agreeing[1][0] >= AGREED:
+            return agreeing[0][2]
     if not seen:
         return BLANK
     total = {

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from digits.form import Box, box_of
 from digits.ink import MIN_CONTRAST, Grey, Ink, Values, border_of
 
-# A component with less than this share of the main one's area is a speck, and so is one with less
-# than the second share that is farther from it than the third share of its longer side.
+# Specks: area over that of the main component, near to it and farther away than this share of its
+# longer side.
 SPECK_SHARE = 0.04
 FAR_SPECK_SHARE = 0.10
 FAR = 0.25
@@ -25,22 +25,32 @@ INNER_SIDE = 0.12
 TOUCHING = 0.1
 # Contrast of this share of the strongest is ink, less may be its blur.
 CORE = 0.5
-# A component of at most this aspect ratio that fills this share of its bounding box is a sheet; one
-# that covers the second share of each side, in a band of the third share of the box, is a frame.
-WIDE, SHEET_FILL, FRAME_COVER, FRAME_BAND = 2.5, 0.5, 0.8, 0.12
-# A component as long as this share of the picture's side is a line across it. An underline is so
-# many times as wide as high; if it touches the digit, it is in the lowest share of their box, which
-# is no narrower than the last share of its height: else it is the base of a 1.
-LINE_SHARE, FLAT, LINE_BAND, BASE = 0.95, 3, 0.15, 0.75
-# By distance from the outline: a ring ends where less than this share of the pixels is ink, if it
-# is narrower than the second share of its radius.
-RING_INK, RING_WIDTH = 0.5, 0.25
-# What it encloses has this share of its side, and is this share of its radius inside.
-ENCLOSED_SIDE, ENCLOSED_DEPTH = 0.35, 0.3
-# A component of this share of the picture's height or width is across it; one as deep as the second
-# share of its side is solid; one that fills the third share of its smallest rectangle is one; what
-# covers less than the last share of the picture's border has paper beside it.
-ACROSS, SOLID, RECTANGLE, BESIDE = 0.95, 0.1, 0.88, 0.3
+# Sheets and frames: greatest aspect ratio; area of a sheet over its bounding box; share of each
+# side that a frame covers, within a band of this share of the box.
+WIDE = 2.5
+SHEET_FILL = 0.5
+FRAME_COVER = 0.8
+FRAME_BAND = 0.12
+# Lines: length over the picture's side; width over height of an underline.
+LINE_SHARE = 0.95
+FLAT = 3
+# An underline that touches the digit: its band, as a share of the height of both; width of both
+# over that height. A narrower one is the base of a 1.
+LINE_BAND = 0.15
+BASE = 0.75
+# Rings, by distance from the outline: share of ink at which the ring ends; its greatest width over
+# its radius. What it encloses: side over the ring's; mean depth over the radius.
+RING_INK = 0.5
+RING_WIDTH = 0.25
+ENCLOSED_SIDE = 0.35
+ENCLOSED_DEPTH = 0.3
+# Solid things: height or width over the picture's; depth over side; area over that of the
+# minimum-area rectangle, beyond which it is a sheet; share of the picture's border that is covered,
+# beyond which no paper is beside it.
+ACROSS = 0.95
+SOLID = 0.1
+RECTANGLE = 0.88
+BESIDE = 0.3
 
 Mask = npt.NDArray[np.bool_]
 
@@ -58,7 +68,7 @@ class Part:
         whole: Whether there is next to no other ink, and it does no more than touch the border.
         alone: Whether it is whole, away from the picture's border, and one component, and no frame;
             or several, of which none spans the picture or is inside of another.
-        thing: Whether it is a solid thing across the picture.
+        thing: Whether it is a solid object that spans the picture.
     """
 
     values: npt.NDArray[Any]

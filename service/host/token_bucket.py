@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-# Keys that are remembered; of more, the least recently used are forgotten.
+# Keys that are remembered; beyond that, the least recently used is evicted, and its debt with it.
 MAX_KEYS = 4096
 
 
