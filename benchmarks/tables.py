@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,19 @@ def tables(committed: dict[str, Result]) -> str:
 def headlines(committed: dict[str, Result]) -> str:
     """Some figures, a column for each run."""
     columns = [{figure.key: figure for figure in result.figures} for result in committed.values()]
-    rows = [f"| figure | {' | '.join(committed)} |", "|---|" + "---|" * len(committed)]
+    rows = []
     for key in HEADLINES:
         found = [column[key] for column in columns if key in column]
         if found:
             values = [_value(column[key]) if key in column else "" for column in columns]
-            rows.append(f"| {found[0].name} | {' | '.join(values)} |")
-    return "\n".join(rows) + "\n"
+            rows.append([found[0].name, *values])
+    return _table(["figure", *committed], rows)
 
 
 def table(name: str, result: Result) -> str:
     """One run."""
-    rows = [
-        f"### {name}",
-        "",
-        caption(result),
-        "",
-        "| figure | to reach | measured | made of |",
-        "|---|---|---|---|",
-        *(_row(figure) for figure in result.figures),
-    ]
-    return "\n".join(rows) + "\n\n"
+    rows = _table(["figure", "to reach", "measured", "made of"], map(_row, result.figures))
+    return f"### {name}\n\n{caption(result)}\n\n{rows}\n"
 
 
 def caption(result: Result) -> str:
@@ -92,7 +85,12 @@ def caption(result: Result) -> str:
     )
 
 
-def _row(figure: Figure) -> str:
+def _table(columns: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [" | ".join(cells) for cells in (columns, *rows)]
+    return f"| {lines[0]} |\n|{'---|' * len(columns)}\n" + "".join(f"| {r} |\n" for r in lines[1:])
+
+
+def _row(figure: Figure) -> list[str]:
     sign = "≥" if figure.at_least else "≤"
     target = "" if figure.target is None else f"{sign} {figure.target:g}"
     value = _value(figure)
@@ -100,7 +98,7 @@ def _row(figure: Figure) -> str:
         value += f" ({_number(min(figure.rounds))} to {_number(max(figure.rounds))})"
     missed = "" if figure.met else ", missed"
     details = ", ".join(f"{key} {_number(each)}" for key, each in figure.details.items())
-    return f"| {figure.name} | {target} | {value}{missed} | {details.replace('_', ' ')} |"
+    return [figure.name, target, value + missed, details.replace("_", " ")]
 
 
 def _value(figure: Figure) -> str:
@@ -113,58 +111,48 @@ def _number(value: float) -> str:
 
 
 def presentations_table(result: dict[str, Any]) -> str:
-    """Digits as files of all kinds."""
-    raw = f"{result['raw']:.2%}"
-    rows = [
-        f"The first {result['limit']:,} test digits; of the raw pixels {raw} are right.",
-        "",
-        "| presentation | right | points to raw pixels |",
-        "|---|---|---|",
-    ]
-    for name, share in result["right"].items():
-        rows.append(f"| {name} | {share:.2%} | {100 * (share - result['raw']):+.2f} |")
-    rows += ["", "| digits from elsewhere | number | right |", "|---|---|---|"]
-    for name, (number, share) in result["other_digits"].items():
-        rows.append(f"| {name} | {number:,} | {share:.2%} |")
-    return "\n".join(rows) + "\n"
+    """Accuracy of digits as files of all kinds."""
+    raw = result["raw"]
+    rows = [[n, f"{r:.2%}", f"{100 * (r - raw):+.2f}"] for n, r in result["right"].items()]
+    others = [[n, f"{count:,}", f"{r:.2%}"] for n, (count, r) in result["other_digits"].items()]
+    return (
+        f"The first {result['limit']:,} test digits; of the raw pixels {raw:.2%} are right.\n\n"
+        + _table(["presentation", "right", "points to raw pixels"], rows)
+        + "\n"
+        + _table(["digits from elsewhere", "number", "right"], others)
+    )
 
 
 def others_table(result: dict[str, Any]) -> str:
-    """What is no digit, by thresholds that keep most digits."""
+    """Pictures without a digit, by thresholds of the score that keep most digits."""
     pairs = zip(result["kept"], result["thresholds"], strict=True)
     limits = [f"{share:.1%} of digits kept, from {limit:.3f}" for share, limit in pairs]
-    rows = [f"| pictures | AUROC | {' | '.join(limits)} |", "|---|---|" + "---|" * len(limits)]
+    rows = []
     for name, shares in result["passing"].items():
         auroc = f"{result['auroc'][name]:.3f}" if name in result["auroc"] else ""
-        rows.append(f"| {name} | {auroc} | {' | '.join(f'{share:.1%}' for share in shares)} |")
-    return "\n".join(rows) + "\n"
+        rows.append([name, auroc, *(f"{share:.1%}" for share in shares)])
+    return _table(["pictures", "AUROC", *limits], rows)
 
 
 def scenes_table(result: dict[str, Any]) -> str:
-    """Pictures as people take them."""
-    empty = f"{result['empty']} scenes without a digit {result['passed']:.1%}"
-    rows = [
-        f"{result['count']} pictures of each. Of {empty} have a score of {result['sure']} or more.",
-        "",
-        "| scene | thick | thin |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {thick:.0%} | {thin:.0%} |"
-            for name, (thick, thin) in result["right"].items()
-        ),
-    ]
-    return "\n".join(rows) + "\n"
+    """Accuracy of pictures as people take them."""
+    passed = ", ".join(f"{r:.1%} have a score of {t} or more" for t, r in result["passed"].items())
+    rows = [[n, f"{thick:.0%}", f"{thin:.0%}"] for n, (thick, thin) in result["right"].items()]
+    return (
+        f"{result['count']} pictures of each. Of {result['empty']} scenes without a digit "
+        f"{passed}.\n\n{_table(['scene', 'thick', 'thin'], rows)}"
+    )
 
 
 def networks_table(result: dict[str, Any]) -> str:
-    """Networks that were compared."""
+    """Accuracy and cost of networks."""
     from training.compare import markdown  # noqa: PLC0415 - PyTorch is slow to load
 
     return markdown(result["rows"]) + "\n"
 
 
 def pages() -> dict[Path, dict[str, str]]:
-    """What stands between which comments of which document."""
+    """Each document's generated text, by the name of the comments around it."""
     presentations, scenes, networks = (
         json.loads(path.read_text()) for path in (PRESENTATIONS, SCENES, NETWORKS)
     )

@@ -25,8 +25,6 @@ MAX_FLIPS = 0.001
 # Corruptions put many images near a border between digits, where any noise flips a decision; and
 # many digits are near the border to what is none, where callers choose a threshold of their own.
 MAX_FLIPS_CORRUPTED = MAX_DIGIT_FLIPS = 0.005
-# Of a small set, so many may be by chance.
-FEW_FLIPS = 3
 # Test images decide nothing: int8 would be chosen by what its accuracy is reported on.
 JUDGED = {"training images": MAX_FLIPS, "corrupted images": MAX_FLIPS_CORRUPTED}
 REPORTED = "reported"
@@ -118,15 +116,13 @@ def _digit_flips(probe: Reference, outputs: Outputs, expected: Outputs) -> Check
     figure = f"{flipped} of {len(probe.images):,}"
     name = "digit or not changed against fp32"
     share = MAX_DIGIT_FLIPS if probe.name in JUDGED else None
-    return _bounded(probe, name, figure, flipped, share, least=FEW_FLIPS)
+    return _bounded(probe, name, figure, flipped, share)
 
 
-def _bounded(
-    probe: Reference, name: str, figure: str, flipped: int, share: float | None, *, least: int = 0
-) -> Check:
+def _bounded(probe: Reference, name: str, figure: str, flipped: int, share: float | None) -> Check:
     if share is None:
         return Check(probe.name, name, figure, REPORTED, passed=True)
-    bound = max(least, math.ceil(share * len(probe.images)))
+    bound = math.ceil(share * len(probe.images))
     return Check(probe.name, name, figure, f"<= {bound}", flipped <= bound)
 
 

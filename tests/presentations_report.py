@@ -70,7 +70,7 @@ def present(name: str, digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Report:
-    """What the tables are made of.
+    """Accuracies and scores for the tables.
 
     Args:
         limit: Pictures of each kind.

@@ -25,8 +25,8 @@ from digits import ink as inks
 from digits.form import SIDE, Box, Pixels, formed, holes, is_formed
 from digits.formats import PictureError as PictureError  # noqa: PLC0414 - it is public here
 from digits.formats import levels
-from digits.ink import Grey, Ink
-from digits.parts import Part, parts
+from digits.ink import Grey, Ink, border_of
+from digits.parts import CORE, Part, parts
 
 # Pictures are thresholded at so many pixels a side, by local contrast at more; where ink has fewer
 # than the third number, it is cut out and looked at closer, so that each pixel of the box is made
@@ -53,9 +53,10 @@ PLAUSIBLE = 0.5
 MOST_HOLES = 2
 # What ends at the picture's border is cut off, unless its box fills this share of the picture.
 FILLED = 0.6
-# What encloses another digit, or has more holes than an 8, keeps the first share of its
-# plausibility; what is cut off the second, with which it can still be the digit, but not surely.
-ENCLOSING, CUT_OFF = 0.3, 0.8
+# Shares of the plausibility that are kept by what encloses another digit or has more holes than an
+# 8; by what ends at the border; and by what covers less than the last share of it, as digits do now
+# and then.
+ENCLOSING, CUT_OFF, TOUCHED, TOUCH = 0.3, 0.35, 0.8, 0.05
 
 # Where a shape stops being a digit's, and where it surely is none: area of the second largest
 # component over the largest one's; width over height; stroke width in pixels of the box; contrast
@@ -232,7 +233,8 @@ def _in_form(ink: Ink, part: Part) -> Normalised:
     elif part.encloses or holes(pixels) > MOST_HOLES:
         plausibility *= ENCLOSING
     elif _is_cut_off(part.box, part.values.shape):
-        plausibility *= CUT_OFF
+        ends = border_of(part.values) > CORE * part.values.max()
+        plausibility *= CUT_OFF if ends.mean() > TOUCH else TOUCHED
     # Several digits, and nothing else: another reading would find one of them.
     several = part.alone and part.second > SECOND_PART[0]
     single = part.alone and part.second == 0

@@ -116,7 +116,9 @@ def _main_part(
         thing = not (ink.local or encloses) and _is_thing(mask, stats[1])
         framed = not thing and _is_frame_or_sheet(mask, stats[1])
         alone = not (rivals or at_edge[0] or framed or ink.local)
-        return _part(ink, mask, 0.0, encloses, framed, not rivals, alone, thing)
+        return _part(
+            ink, mask, encloses=encloses, framed=framed, whole=not rivals, alone=alone, thing=thing
+        )
     weights = _weights(ink, labels, high - low, area, at_edge)
     # An underline, as wide as the digit or wider, is no part of it.
     width, height = high - low
@@ -132,7 +134,9 @@ def _main_part(
     nested = _within(low, high, low[:, [main]], high[:, [main]])
     alone = whole and second > 0 and not (ink.local or (spans | nested | at_edge)[chosen].any())
     kept = np.concatenate([[0], chosen]).astype(np.uint8)[labels]
-    return _part(ink, kept, second, encloses, framed, whole, alone)
+    return _part(
+        ink, kept, second=second, encloses=encloses, framed=framed, whole=whole, alone=alone
+    )
 
 
 def _within(low: Values, high: Values, outer_low: Values, outer_high: Values) -> Mask:
@@ -243,11 +247,11 @@ def _belonging(
     return chosen, float(min(shares[-2], 1 / shares[-2])) if len(shares) > 1 else 0.0
 
 
-def _part(ink: Ink, mask: Grey, *measures: Any) -> Part | None:
-    """The ink in a mask; None if that only holds the blur of noise."""
+def _part(ink: Ink, mask: Grey, **measures: Any) -> Part | None:
+    """The ink in a mask, with other attributes of ``Part``; None if it only holds noise's blur."""
     if ink.local:  # the threshold is high, and edges below it are strokes', too
         values = cv2.copyTo(ink.residual, cv2.dilate(mask, np.ones((3, 3), np.uint8)))
     else:
         values = np.maximum(ink.residual * mask, 0)
     box = box_of(values)
-    return Part(values, box, *measures) if box[1] > box[0] else None
+    return Part(values, box, **measures) if box[1] > box[0] else None

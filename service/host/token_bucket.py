@@ -49,7 +49,8 @@ class TokenBuckets:
     """A bucket for each key, with a burst of one second's worth. Thread-safe.
 
     A key that is not in debt may take anything, even more than it has, and then waits until the
-    debt is paid. So a request of any size can be served, and over time nobody exceeds the rate.
+    debt is paid. So a request of any size can be served, and over time no key that is remembered
+    exceeds the rate.
 
     Args:
         per_s: Units a second, of each key.

@@ -322,7 +322,8 @@ class Batcher:
             if batch.split:
                 with self._condition:
                     self._splitting -= 1
-                    self._condition.notify_all()
+                    if self._stopping:
+                        self._condition.notify_all()
         self._replies.end(batch)
         if batch.error is not None:
             self._log_failure(batch.error)

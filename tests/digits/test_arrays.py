@@ -161,3 +161,13 @@ def test_rows_of_a_table() -> None:
     assert (pixels(Table(rows[0])) == SEVEN).all()
     with pytest.raises(ValueError, match=r"got \[2, 785\]; drop a label column"):
         pixels(Table(np.c_[[7, 7], rows]))
+
+
+def test_lack_of_memory_is_not_the_fault_of_the_array() -> None:
+    class Huge:
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            raise MemoryError
+
+    huge: Any = Huge()
+    with pytest.raises(MemoryError):
+        list(classify_requests(huge, 9))

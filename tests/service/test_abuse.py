@@ -34,7 +34,8 @@ CONNECTIONS = 400
 FRAMES_PER_S = 5_000
 ATTACK_S = 1.0
 
-ATTACKS = {
+Attack = Callable[[str], Any]
+ATTACKS: dict[str, Attack] = {
     "idle": lambda address: attacks.idle(address, CONNECTIONS),
     "half open": lambda address: attacks.half_open(address, CONNECTIONS),
     "half sent": lambda address: attacks.half_sent(address, 10, 99),
@@ -50,17 +51,13 @@ def stub_for(channel: Any) -> Any:
     return digits_pb2_grpc.DigitClassifierServiceStub(channel)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_golden_digits_are_answered_during_an_attack_and_nothing_of_it_stays(
-    server: RunningServer, attack: str
-) -> None:
-    """That the server ends with 0 when it is drained is asserted where it is started."""
+def check_under(attack: Attack, server: RunningServer) -> None:
+    """Answers during and after an attack, of which no descriptor, thread or memory may stay."""
     process = psutil.Process(server.process.pid)
     check_answers(server)
     descriptors, threads = process.num_fds(), process.num_threads()
     memory = process.memory_info().rss
-    with ATTACKS[attack](server.address):
+    with attack(server.address):
         until = time.monotonic() + ATTACK_S
         while time.monotonic() < until:
             check_answers(server)
@@ -68,6 +65,24 @@ def test_golden_digits_are_answered_during_an_attack_and_nothing_of_it_stays(
     wait_until(lambda: process.num_fds() <= descriptors + 5)
     assert process.num_threads() <= threads + 4
     assert process.memory_info().rss < memory + 64 * MIB
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_golden_digits_are_answered_during_an_attack_and_nothing_of_it_stays(
+    server: RunningServer, attack: str
+) -> None:
+    """That the server ends with 0 when it is drained is asserted where it is started."""
+    check_under(ATTACKS[attack], server)
+
+
+@pytest.mark.full
+def test_golden_digits_are_answered_during_resets(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    """Not by grpcio, which resets calls of others at random while many wait to be accepted."""
+    server = start_server("--transport=http2")
+    check_under(lambda address: attacks.reset_flood(address, FRAMES_PER_S), server)
 
 
 @pytest.mark.full
@@ -87,12 +102,9 @@ def test_calls_behind_a_burst_of_somebody_elses_are_all_answered(
 
 @pytest.mark.full
 def test_resets_without_end_are_sent_away(start_server: Callable[..., RunningServer]) -> None:
-    """Not by grpcio, which then resets calls of others at random."""
     server = start_server("--transport=http2")
     with attacks.reset_flood(server.address, FRAMES_PER_S) as sent:
-        check_answers(server)
         wait_until(lambda: len(sent) > 2)
-        check_answers(server)
 
 
 @pytest.mark.full

@@ -309,7 +309,7 @@ def test_a_photo_of_dark_ink_on_paper_is_sent_as_it_is(
 @pytest.mark.parametrize(
     ("name", "content", "got"),
     [
-        ("notes.txt", b"no picture", "10 bytes of something else"),
+        ("notes$&.txt", b"no picture", "10 bytes of something else"),
         ("photo.heic", b"\0\0\0\x18ftypheic", "12 bytes of HEIC; convert it to JPEG"),
         ("draft.svg", b"<svg/>", "6 bytes of SVG; convert it to PNG"),
         ("moving.gif", None, "bytes of GIF; convert it to PNG"),  # which a browser can show

@@ -91,12 +91,7 @@ def _culprit(error: DigitError | OSError | PictureError, first: Item) -> tuple[i
 
 def _size(item: Item) -> int:
     picture = item.picture
-    if isinstance(picture, bytes):
-        return len(picture)
-    try:
-        return picture.stat().st_size
-    except OSError:  # it was moved meanwhile
-        return 0
+    return len(picture) if isinstance(picture, bytes) else picture.stat().st_size
 
 
 def _size_reason(error: DigitError) -> str:

@@ -17,6 +17,7 @@ from tests.conftest import SAMPLES, RunningServer
 def folder(tmp_path: Path) -> Path:
     for name in ("a.txt", "b.TXT", "c.heic", "README", "d.gif"):
         (tmp_path / name).write_bytes(b"none")
+    (tmp_path / ".hidden").write_bytes(b"none")  # of which nothing is told
     (tmp_path / "inner.png").mkdir()
     return tmp_path
 
